@@ -1,0 +1,51 @@
+// vm.builtin.inplace_update_tuple: what R.inplace_update_tuple becomes in a compiled program.
+#include <tvm/ffi/tvm_ffi.h>
+
+#include <cstdint>
+#include <utility>
+
+#include "registry.h"
+
+namespace relax_inplace {
+
+namespace ffi = tvm::ffi;
+
+/*!
+ * \brief Replaces one field of a tuple and returns the tuple, the same object.
+ *
+ * The old field is freed if nothing else refers to it. Constant time; every check precedes the
+ * change, so a call that throws has changed nothing.
+ *
+ * \param tuple An ffi.Array, which is what the Relax VM makes of a tuple.
+ * \param index The field, 0 <= index < size.
+ * \param value The new field.
+ * \throws TypeError if tuple is no ffi.Array, index no integer, or value an unowned DLTensor.
+ * \throws IndexError if index is out of range.
+ */
+static ffi::Any InplaceUpdateTuple(ffi::AnyView tuple, ffi::AnyView index, ffi::AnyView value) {
+  // Not a typed parameter ffi::Array<Any>: that conversion accepts an ffi.List too, and copies it.
+  const ffi::ArrayObj* array = tuple.as<ffi::ArrayObj>();
+  TVM_FFI_CHECK(array != nullptr, TypeError)
+      << "vm.builtin.inplace_update_tuple: expected a tuple (ffi.Array) as argument 0, but got `"
+      << tuple.GetTypeKey() << "`";
+  TVM_FFI_CHECK(index.type_index() == ffi::TypeIndex::kTVMFFIInt, TypeError)
+      << "vm.builtin.inplace_update_tuple: expected an integer as argument 1, but got `"
+      << index.GetTypeKey() << "`";
+  // A DLTensor* is borrowed for the length of the call; a field outlives it.
+  TVM_FFI_CHECK(value.type_index() != ffi::TypeIndex::kTVMFFIDLTensorPtr, TypeError)
+      << "vm.builtin.inplace_update_tuple: argument 2 is an unowned DLTensor*, which the tuple "
+      << "cannot keep; pass a Tensor";
+  const int64_t i = index.cast<int64_t>();
+  const int64_t size = static_cast<int64_t>(array->size());
+  TVM_FFI_CHECK(0 <= i && i < size, IndexError)
+      << "vm.builtin.inplace_update_tuple: index " << i << " is out of range for a tuple of "
+      << size << " fields";
+  // An ffi.Array is immutable by convention: the ownership analysis of the compiler is what
+  // entitles us to write to it.
+  const_cast<ffi::ArrayObj*>(array)->SetItem(i, ffi::Any(value));
+  return ffi::Any(tuple);
+}
+
+TVM_FFI_STATIC_INIT_BLOCK() { Register("vm.builtin.inplace_update_tuple", InplaceUpdateTuple); }
+
+}  // namespace relax_inplace

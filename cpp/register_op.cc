@@ -1,0 +1,68 @@
+// Registers relax.inplace_update_tuple with the compiler, where there is one.
+//
+// TVM's wheel ships no IR headers, so the compiler is reached through its global functions; they
+// are looked up when called, never when this library is loaded.
+#include <tvm/ffi/tvm_ffi.h>
+
+#include <cstdint>
+
+#include "registry.h"
+
+namespace relax_inplace {
+
+namespace ffi = tvm::ffi;
+
+static ffi::Function Compiler(const char* name) {
+  ffi::Optional<ffi::Function> function = ffi::Function::GetGlobal(name);
+  TVM_FFI_CHECK(function.has_value(), RuntimeError)
+      << "relax_inplace: this process has no `" << name
+      << "`: the TVM compiler is not loaded; import tvm first";
+  return function.value();
+}
+
+static bool IsRegistered(const ffi::String& name) {
+  for (const ffi::String& known : Compiler("ir.ListOpNames")().cast<ffi::Array<ffi::String>>()) {
+    if (known == name) return true;
+  }
+  return false;
+}
+
+/*!
+ * \brief Registers the op relax.inplace_update_tuple. Calling it again changes nothing.
+ * \param attrs FInferType, FNormalize, FLowerBuiltin and what else the op carries, by name.
+ */
+static void RegisterOp(const ffi::Map<ffi::String, ffi::Any>& attrs) {
+  const ffi::String name = "relax.inplace_update_tuple";
+  if (IsRegistered(name)) return;
+  Compiler("ir.RegisterOp")
+  (name,
+   "Replaces a field of a tuple in place and returns the tuple. The name the tuple was given by "
+   "may not be used again.");
+  const ffi::Any op = Compiler("ir.GetOp")(name);
+  const ffi::Function add_argument = Compiler("ir.OpAddArgument");
+  add_argument(op, "tuple", "Expr", "The tuple, consumed.");
+  add_argument(op, "index", "int", "The field, a constant.");
+  add_argument(op, "value", "Expr", "The new field.");
+  Compiler("ir.OpSetNumInputs")(op, 3);
+  const ffi::Function register_attr = Compiler("ir.RegisterOpAttr");
+  for (const auto& [key, value] : attrs) register_attr(name, key, value, 10);
+}
+
+/*!
+ * \brief A copy of an array with one item replaced.
+ *
+ * Type inference of an update is this on the fields of a tuple type. In Python it would turn n
+ * fields into Python objects and back, for each of n updates.
+ */
+static ffi::Array<ffi::Any> ArrayWithItem(ffi::Array<ffi::Any> array, int64_t index,
+                                          ffi::Any item) {
+  array.Set(index, std::move(item));  // copies on write: the caller holds a reference
+  return array;
+}
+
+TVM_FFI_STATIC_INIT_BLOCK() {
+  Register("relax_inplace.RegisterOp", RegisterOp);
+  Register("relax_inplace.ArrayWithItem", ArrayWithItem);
+}
+
+}  // namespace relax_inplace

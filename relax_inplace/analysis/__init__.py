@@ -1,0 +1,13 @@
+"""What is known of a function before it is changed. Reads IR, changes none."""
+
+from .ownership import OwnershipError, check_ownership
+from .transform_graph import TransformGraph, UnsupportedTransformError
+from .updates import functions_that_update
+
+__all__ = [
+    "OwnershipError",
+    "TransformGraph",
+    "UnsupportedTransformError",
+    "check_ownership",
+    "functions_that_update",
+]

@@ -1,0 +1,103 @@
+"""How updates ride TVM's stock compilation: the one place where functions of TVM are wrapped.
+
+``tvm.compile`` and every pipeline, TVM's own and others (MLC-LLM's), end in ``tvm.relax.build``.
+Around the pipeline that it runs, a module that holds updates needs two things which no hook of
+TVM's offers:
+
+- before the first pass: the ownership check, on names and source places as the user wrote them,
+  and :mod:`~relax_inplace.transform.lower_update_chain`;
+- after the last one: :mod:`~relax_inplace.transform.kill_checked_fields`, as ``VMShapeLower`` has
+  run only then.
+
+So ``build`` is wrapped for the one, and ``_vmcodegen``, which ``build`` calls next after the
+pipeline, for the other. A module without updates goes through untouched.
+
+What would make this unnecessary: ``KillAfterLastUse`` after ``VMShapeLower`` in TVM's pipelines
+(or a ``VMShapeLower`` that kills what it reads), and a hook for an op to prepare a function before
+a pipeline, as ``FLowerBuiltin`` is one for a call.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import tvm
+from tvm import ir, relax
+from tvm.relax import vm_build
+
+from .analysis import check_ownership, functions_that_update
+from .op import is_update
+from .transform.kill_checked_fields import kill_checked_fields
+from .transform.lower_update_chain import lower_update_chain
+
+__all__ = ["install"]
+
+_NUM_INPUT = "num_input"
+
+
+def install() -> None:
+    """Wrap ``tvm.relax.build`` and its step to bytecode; again is harmless."""
+    if hasattr(vm_build.build, "_relax_inplace"):
+        return
+    vm_build.build = relax.build = _with_updates_prepared(vm_build.build)
+    vm_build._vmcodegen = _with_fields_killed(vm_build._vmcodegen)
+
+
+def _with_updates_prepared(stock: Any) -> Any:
+    @functools.wraps(stock)
+    def build(mod: ir.IRModule, *args: Any, **kwargs: Any) -> tvm.runtime.Executable:
+        return stock(_prepare(mod), *args, **kwargs)
+
+    build._relax_inplace = True  # type: ignore[attr-defined]
+    return build
+
+
+def _with_fields_killed(stock: Any) -> Any:
+    @functools.wraps(stock)
+    def _vmcodegen(builder: Any, mod: ir.IRModule, *args: Any, **kwargs: Any) -> ir.IRModule:
+        updating = functions_that_update(mod)
+        for gvar in updating:
+            if _skips_checks(mod[gvar]):
+                raise ValueError(
+                    f"function `{gvar.name_hint}` updates a tuple in place, but has the attribute "
+                    f"`{_NUM_INPUT}`, for which VMShapeLower left out the checks of its weights. "
+                    "Compile it by tvm.compile or tvm.relax.build, which see to that, or remove "
+                    "the attribute before running a pipeline by hand"
+                )
+        return stock(builder, kill_checked_fields(mod) if updating else mod, *args, **kwargs)
+
+    return _vmcodegen
+
+
+def _prepare(mod: Any) -> Any:
+    if not isinstance(mod, ir.IRModule):
+        return mod  # what it is not, TVM says
+    updating = functions_that_update(mod)
+    if not updating:
+        return mod
+    for gvar in updating:
+        if _is_misplaced(mod[gvar]):
+            relax.analysis.well_formed(mod[gvar])  # TVM's own error; tvm.compile does not look
+    check_ownership(mod)
+    mod = lower_update_chain(mod).clone()
+    for gvar in updating:
+        if _skips_checks(mod[gvar]):
+            # With it VMShapeLower checks the symbolic shapes of weights only. Every argument is
+            # to be checked before the first field changes.
+            mod[gvar] = mod[gvar].without_attr(_NUM_INPUT)
+    return mod
+
+
+def _is_misplaced(function: relax.Function) -> bool:
+    """Whether an update may stand in a pure function or in a dataflow block."""
+    return function.is_pure or any(
+        is_update(binding.value)
+        for block in function.body.blocks
+        if isinstance(block, relax.DataflowBlock)
+        for binding in block.bindings
+    )
+
+
+def _skips_checks(function: relax.Function) -> bool:
+    return bool(function.attrs) and _NUM_INPUT in function.attrs

@@ -1,0 +1,175 @@
+"""The op ``relax.inplace_update_tuple``: constructor, type inference, normalisation, lowering.
+
+``R.inplace_update_tuple(tuple, index, value)`` replaces a field of the tuple *object* that it is
+given and returns that object. It consumes the name it is given: see
+:mod:`relax_inplace.analysis.ownership`.
+
+Its type is the tuple's type with that field's type replaced by the value's. A call may carry the
+type of its result instead, as ``ty_args=(T,)``; :mod:`relax_inplace.transform.lower_update_chain`
+makes such calls, of which those with a void type are statements: they leave the name valid.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import tvm_ffi
+from tvm import ir, relax, tirx
+from tvm.relax.utils import convert_to_expr
+
+from .libinfo import load_library
+
+__all__ = ["BUILTIN", "OP_NAME", "VOID", "inplace_update_tuple", "is_statement", "is_update", "register"]
+
+OP_NAME = "relax.inplace_update_tuple"
+BUILTIN = "vm.builtin.inplace_update_tuple"
+VOID = relax.TupleType([])  # what TVM's code generators take for "no result" (HasVoidType)
+
+
+def inplace_update_tuple(tuple: relax.Expr, index: int, value: relax.Expr) -> relax.Call:
+    """Replace a field of a tuple, in place.
+
+    The field of the tuple object is replaced and the same object is returned; the old field is
+    freed if nothing else refers to it. The name that the tuple was given by may not be used
+    afterwards, only the result may: using it is a compile-time error. Variables that fields were
+    read into before stay valid.
+
+    The call is impure. It is refused in a pure function and in a dataflow block.
+
+    Parameters
+    ----------
+    tuple : relax.Expr
+        An expression of tuple type.
+    index : int
+        The field, a constant, ``-n <= index < n`` for a tuple of ``n`` fields.
+    value : relax.Expr
+        The new field: a tensor, shape, prim value, tuple, or ``R.null_value()``, which empties
+        the slot. Need not have the type of the old one.
+
+    Returns
+    -------
+    relax.Call
+        Of the tuple's type, with the field's type replaced by the value's.
+
+    Raises
+    ------
+    TypeError
+        ``tuple`` is no tuple, or ``index`` is not a constant integer.
+    IndexError
+        ``index`` is out of range.
+    """
+    return _make_call(tuple, index, value)
+
+
+def is_update(expr: Any) -> bool:
+    """Whether an expression is an update: the op, or the builtin that it is lowered to."""
+    if not isinstance(expr, ir.Call):
+        return False
+    callee = expr.op
+    if isinstance(callee, ir.Op):
+        return callee.name == OP_NAME
+    return isinstance(callee, relax.ExternFunc) and callee.global_symbol == BUILTIN
+
+
+def is_statement(var: relax.Var) -> bool:
+    """Whether the variable of a binding is void: the binding is there for its effect."""
+    return isinstance(var.ty, relax.TupleType) and len(var.ty.fields) == 0
+
+
+def _make_call(
+    tuple: Any, index: Any, value: Any, ty_args: Sequence[ir.Type] = (), span: Any = None
+) -> relax.Call:
+    tuple, value = convert_to_expr(tuple), convert_to_expr(value)
+    position = _constant_index(index, span)
+    if not tuple.ty.is_missing():  # else FNormalize does this, once it is known
+        position = _normalized_index(tuple, position, span)
+    operands = [tuple, relax.prim_value(position), value]
+    return relax.Call(ir.Op.get(OP_NAME), operands, None, list(ty_args), span)
+
+
+def _at(span: Any) -> str:
+    """', at file:line:column' where the source is known."""
+    if not isinstance(span, ir.Span):
+        return ""
+    return f", at {span.source_name.name}:{span.line}:{span.column}"
+
+
+def _constant_index(index: Any, span: Any) -> int:
+    if isinstance(index, tirx.IntImm):
+        if "bool" not in str(index.ty):
+            return int(index.value)
+    elif not isinstance(index, (bool, ir.Expr)):
+        try:
+            return operator.index(index)
+        except TypeError:
+            pass
+    raise TypeError(
+        f"R.inplace_update_tuple: expected a constant integer as index, but got `{index}` "
+        f"({type(index).__name__}){_at(span)}"
+    )
+
+
+def _normalized_index(tuple: relax.Expr, index: int, span: Any) -> int:
+    if not isinstance(tuple.ty, relax.TupleType):
+        raise TypeError(
+            f"R.inplace_update_tuple: expected a tuple as first operand, but `{tuple}` has type "
+            f"{tuple.ty}{_at(span)}"
+        )
+    n = len(tuple.ty.fields)
+    if not -n <= index < n:
+        raise IndexError(
+            f"R.inplace_update_tuple: index {index} is out of range: `{tuple}` is a tuple of {n} "
+            f"fields, so expected {-n} <= index < {n}{_at(span)}"
+        )
+    return index % n
+
+
+def _infer_type(call: relax.Call, _builder: relax.BlockBuilder) -> ir.Type:
+    if len(call.args) != 3 or len(call.ty_args) > 1:
+        raise TypeError(
+            "R.inplace_update_tuple: expected 3 operands (tuple, index, value) and at most one "
+            f"type argument, but got {len(call.args)} and {len(call.ty_args)}{_at(call.span)}"
+        )
+    source, index, value = call.args
+    position = _normalized_index(source, _constant_index(index, call.span), call.span)
+    if call.ty_args:
+        return call.ty_args[0]
+    return relax.TupleType(_array_with_item()(source.ty.fields, position, value.ty))
+
+
+def _normalize(_builder: relax.BlockBuilder, call: relax.Call) -> relax.Call:
+    index = _constant_index(call.args[1], call.span)
+    if index >= 0:
+        return call
+    return _make_call(call.args[0], index, call.args[2], call.ty_args, call.span)
+
+
+def _lower(_builder: relax.BlockBuilder, call: relax.Call) -> relax.Call:
+    return relax.Call(relax.ExternFunc(BUILTIN), call.args, None, [call.ty], call.span)
+
+
+@functools.cache
+def _array_with_item() -> tvm_ffi.Function:
+    return tvm_ffi.get_global_func("relax_inplace.ArrayWithItem")
+
+
+def register() -> None:
+    """Register the op with the compiler, by the library's packed function; again is harmless.
+
+    ``FLowerBuiltin`` keeps the update an op until ``LowerRuntimeBuiltin``, which runs after
+    ``StaticPlanBlockMemory``: that pass takes a call to an ``ExternFunc`` for one that keeps none
+    of its arguments, and would hand the new field's storage to the next allocation
+    (src/relax/transform/static_plan_block_memory.cc, StorageAllocatorInit).
+    """
+    load_library()
+    tvm_ffi.get_global_func("relax_inplace.RegisterOp")(
+        {
+            "FPurity": False,
+            "FInferType": _infer_type,
+            "FNormalize": _normalize,
+            "FLowerBuiltin": _lower,
+        }
+    )

@@ -1,0 +1,65 @@
+"""Registers the op, its TVMScript and its part in compilation: once, and not before TVM is there."""
+
+from __future__ import annotations
+
+import importlib.abc
+import importlib.util
+import sys
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+__all__ = ["register", "register_when_tvm_is_imported"]
+
+
+def register() -> None:
+    """Make ``R.inplace_update_tuple`` known to the TVM of this process; again is harmless.
+
+    A TVM that runs without its compiler (``TVM_USE_RUNTIME_LIB=1``, or no ``libtvm_compiler``)
+    is left as it is: there the builtin is all there is to know.
+    """
+    import tvm
+
+    from .libinfo import load_library
+
+    load_library()
+    if tvm.base._RUNTIME_ONLY:
+        return
+    from . import build, op, script
+
+    op.register()
+    script.register()
+    build.install()
+
+
+def register_when_tvm_is_imported() -> None:
+    """Call :func:`register`: now if ``tvm`` is imported, else as soon as it has been."""
+    if "tvm" in sys.modules:
+        register()
+    elif not any(isinstance(finder, _AfterImportOfTVM) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _AfterImportOfTVM())
+
+
+class _AfterImportOfTVM(importlib.abc.MetaPathFinder):
+    """Finds ``tvm`` where it would have been found, and registers once it has been executed."""
+
+    def find_spec(self, fullname: str, path: Any, target: Any = None) -> ModuleSpec | None:
+        if fullname != "tvm":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(fullname)
+        if spec is None or spec.loader is None:
+            sys.meta_path.insert(0, self)
+            return spec
+        execute = spec.loader.exec_module
+
+        def execute_and_register(module: ModuleType) -> None:
+            try:
+                execute(module)
+            except BaseException:
+                sys.meta_path.insert(0, self)  # it may be imported again, with success
+                raise
+            register()
+
+        spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
+        return spec

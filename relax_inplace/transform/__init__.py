@@ -1,0 +1,7 @@
+"""The passes. Each is a ``tvm.transform.Pass``, as TVM's own are."""
+
+from .inplace_transform_params import InplaceTransformParams
+from .kill_checked_fields import KillCheckedFields
+from .lower_update_chain import LowerUpdateChain
+
+__all__ = ["InplaceTransformParams", "KillCheckedFields", "LowerUpdateChain"]

@@ -1,0 +1,116 @@
+"""KillCheckedFields: a register that a tuple's field was checked in must not keep the field alive.
+
+``VMShapeLower`` (src/relax/backend/vm/vm_shape_lower.cc, VisitType_ for TupleType) reads every
+field of a tuple parameter into a register, to check its dtype, rank and shape at entry. It runs
+after ``KillAfterLastUse``, so nothing empties those registers: each holds its weight until the
+function returns, and an in-place transform needs two copies of the weights after all.
+
+Definition: every variable that a tuple's field is read into, and that nothing kills, is killed
+after its last use. All checks stay, and stay where they are: before the first update.
+"""
+
+from __future__ import annotations
+
+import tvm
+from tvm import ir, relax
+
+from ..analysis.updates import functions_that_update
+from ..op import VOID
+
+__all__ = ["KillCheckedFields"]
+
+_KILL = "relax.vm.kill_object"
+
+
+def KillCheckedFields() -> tvm.transform.Pass:  # noqa: N802  named as TVM names passes
+    """Create the pass that frees what ``VMShapeLower`` read fields into, once they are checked.
+
+    For a lowered module; touches only functions that update a tuple, and their callers. It runs
+    by itself when a module that holds updates is compiled. A nested tuple's register outlives the
+    reads of its fields.
+
+    Returns
+    -------
+    tvm.transform.Pass
+    """
+
+    @tvm.transform.module_pass(opt_level=0, name="KillCheckedFields")
+    def run(mod: ir.IRModule, _context: tvm.transform.PassContext) -> ir.IRModule:
+        return kill_checked_fields(mod)
+
+    return run
+
+
+def kill_checked_fields(mod: ir.IRModule) -> ir.IRModule:
+    """What the pass does."""
+    updating = functions_that_update(mod)
+    if not updating:
+        return mod
+    mod = mod.clone()
+    for gvar in updating:
+        mod[gvar] = _in_function(mod[gvar])
+    return mod
+
+
+def _in_function(function: relax.Function) -> relax.Function:
+    builder = relax.BlockBuilder()
+    body = _in_sequence(function.body, builder)
+    changed = relax.Function(
+        function.params, body, function.ret_ty, function.is_pure, function.attrs, function.span
+    )
+    return builder.normalize(changed)
+
+
+def _in_sequence(sequence: relax.SeqExpr, builder: relax.BlockBuilder) -> relax.SeqExpr:
+    last_use = _last_use_of_unkilled_reads(sequence)
+    killed_after: dict[relax.Var, list[relax.Var]] = {}
+    for var, user in last_use.items():
+        killed_after.setdefault(user, []).append(var)
+
+    blocks = []
+    for block in sequence.blocks:
+        bindings = []
+        for binding in block.bindings:
+            value = binding.value
+            if isinstance(value, relax.If):
+                branches = [
+                    _in_sequence(branch, builder)
+                    for branch in (value.true_branch, value.false_branch)
+                ]
+                value = builder.normalize(relax.If(value.cond, *branches))
+                binding = relax.VarBinding(binding.var, value)
+            bindings.append(binding)
+            for var in killed_after.get(binding.var, ()):
+                kill = relax.Call(ir.Op.get(_KILL), [var], ret_ty=VOID)
+                bindings.append(relax.VarBinding(relax.Var("_", VOID), kill))
+        blocks.append(relax.BindingBlock(bindings, block.span))
+    return builder.normalize(relax.SeqExpr(blocks, sequence.body, sequence.span))
+
+
+def _last_use_of_unkilled_reads(sequence: relax.SeqExpr) -> dict[relax.Var, relax.Var]:
+    """For each such read, the variable of the binding that uses it last."""
+    last_use: dict[relax.Var, relax.Var] = {}
+    for block in sequence.blocks:
+        for binding in block.bindings:
+            value = binding.value
+            if isinstance(value, ir.Call) and value.op == ir.Op.get(_KILL):
+                last_use.pop(value.args[0], None)
+                continue
+            for var in relax.analysis.free_vars(value):
+                if var in last_use:
+                    last_use[var] = binding.var
+            if _is_read(value):
+                last_use[binding.var] = binding.var
+    for var in relax.analysis.free_vars(sequence.body):
+        last_use.pop(var, None)
+    return last_use
+
+
+def _is_read(value: relax.Expr) -> bool:
+    if isinstance(value, relax.TupleGetItem):
+        return True
+    return (
+        isinstance(value, ir.Call)
+        and isinstance(value.op, relax.ExternFunc)
+        and value.op.global_symbol == "vm.builtin.tuple_getitem"  # of a value of unknown type
+    )
