@@ -49,6 +49,27 @@ static void RegisterOp(const ffi::Map<ffi::String, ffi::Any>& attrs) {
 }
 
 /*!
+ * \brief Whether an update's index needs no normalisation: a constant that is not negative.
+ *
+ * FNormalize asks this at every visit by every pass; answered in Python, it is a tenth of the time
+ * to compile.
+ */
+static bool HasNormalIndex(const ffi::ObjectRef& call) {
+  static const ffi::reflection::FieldGetter args("ir.Call", "args");
+  static const ffi::reflection::FieldGetter value("ir.IntImm", "value");
+  const auto operands = args(call).cast<ffi::Array<ffi::ObjectRef>>();
+  return operands.size() == 3 && operands[1]->GetTypeKey() == "ir.IntImm" &&
+         value(operands[1]).cast<int64_t>() >= 0;
+}
+
+/*! \brief FNormalize that calls `normalize` only for a call that needs it. */
+static ffi::Function NormalizeIfNeeded(const ffi::Function& normalize) {
+  return ffi::Function::FromTyped([normalize](ffi::Any builder, ffi::ObjectRef call) -> ffi::Any {
+    return HasNormalIndex(call) ? ffi::Any(call) : normalize(builder, call);
+  });
+}
+
+/*!
  * \brief A copy of an array with one item replaced.
  *
  * Type inference of an update is this on the fields of a tuple type. In Python it would turn n
@@ -62,6 +83,7 @@ static ffi::Array<ffi::Any> ArrayWithItem(ffi::Array<ffi::Any> array, int64_t in
 
 TVM_FFI_STATIC_INIT_BLOCK() {
   Register("relax_inplace.RegisterOp", RegisterOp);
+  Register("relax_inplace.NormalizeIfNeeded", NormalizeIfNeeded);
   Register("relax_inplace.ArrayWithItem", ArrayWithItem);
 }
 

@@ -27,6 +27,7 @@ from tvm import ir, relax
 from tvm.relax import vm_build
 
 from .analysis import check_ownership, functions_that_update
+from .analysis.updates import expanded_parameter
 from .op import is_update
 from .transform.kill_checked_fields import kill_checked_fields
 from .transform.lower_update_chain import lower_update_chain
@@ -34,6 +35,7 @@ from .transform.lower_update_chain import lower_update_chain
 __all__ = ["install"]
 
 _NUM_INPUT = "num_input"
+_GLOBAL_SYMBOL = "global_symbol"
 
 
 def install() -> None:
@@ -61,11 +63,10 @@ def _with_fields_killed(stock: Any) -> Any:
             if _skips_checks(mod[gvar]):
                 raise ValueError(
                     f"function `{gvar.name_hint}` updates a tuple in place, but has the attribute "
-                    f"`{_NUM_INPUT}`, for which VMShapeLower left out the checks of its weights. "
-                    "Compile it by tvm.compile or tvm.relax.build, which see to that, or remove "
-                    "the attribute before running a pipeline by hand"
+                    f"`{_NUM_INPUT}`, for which VMShapeLower left out the checks of its weights: "
+                    "leave the pipeline to tvm.compile, or remove the attribute before running it"
                 )
-        return stock(builder, kill_checked_fields(mod) if updating else mod, *args, **kwargs)
+        return stock(builder, kill_checked_fields(mod, updating), *args, **kwargs)
 
     return _vmcodegen
 
@@ -77,15 +78,21 @@ def _prepare(mod: Any) -> Any:
     if not updating:
         return mod
     for gvar in updating:
-        if _is_misplaced(mod[gvar]):
-            relax.analysis.well_formed(mod[gvar])  # TVM's own error; tvm.compile does not look
+        function = mod[gvar]
+        if _is_misplaced(function):
+            relax.analysis.well_formed(function)  # TVM's own error; tvm.compile does not look
+        expanded = expanded_parameter(function)
+        if expanded is not None:
+            raise ValueError(
+                f"function `{gvar.name_hint}` updates its tuple parameter `{expanded}` in place, "
+                "but a pass (FuseTIR or ExpandTupleArguments) has replaced the parameter by one "
+                "for each field, so that the caller's tuple is out of reach: leave that pass to "
+                "tvm.compile, or make the function public (no private=True) before it"
+            )
     check_ownership(mod)
     mod = lower_update_chain(mod).clone()
     for gvar in updating:
-        if _skips_checks(mod[gvar]):
-            # With it VMShapeLower checks the symbolic shapes of weights only. Every argument is
-            # to be checked before the first field changes.
-            mod[gvar] = mod[gvar].without_attr(_NUM_INPUT)
+        mod[gvar] = _with_full_checks(_made_public(mod[gvar], gvar.name_hint))
     return mod
 
 
@@ -93,10 +100,25 @@ def _is_misplaced(function: relax.Function) -> bool:
     """Whether an update may stand in a pure function or in a dataflow block."""
     return function.is_pure or any(
         is_update(binding.value)
-        for block in function.body.blocks
+        for block in function.body.blocks[:]
         if isinstance(block, relax.DataflowBlock)
-        for binding in block.bindings
+        for binding in block.bindings[:]
     )
+
+
+def _made_public(function: relax.Function, name: str) -> relax.Function:
+    """A function that no pass gives other parameters: see ``expanded_parameter``."""
+    if function.attrs and _GLOBAL_SYMBOL in function.attrs:
+        return function
+    return function.with_attr(_GLOBAL_SYMBOL, name)
+
+
+def _with_full_checks(function: relax.Function) -> relax.Function:
+    """A function that checks every field before it changes the first.
+
+    With ``num_input``, VMShapeLower checks the symbolic shapes of weights only.
+    """
+    return function.without_attr(_NUM_INPUT) if _skips_checks(function) else function
 
 
 def _skips_checks(function: relax.Function) -> bool:

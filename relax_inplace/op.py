@@ -22,7 +22,7 @@ from tvm.relax.utils import convert_to_expr
 
 from .libinfo import load_library
 
-__all__ = ["BUILTIN", "OP_NAME", "VOID", "inplace_update_tuple", "is_statement", "is_update", "register"]
+__all__ = ["BUILTIN", "OP_NAME", "VOID", "inplace_update_tuple", "is_statement", "is_update", "register", "the_op"]
 
 OP_NAME = "relax.inplace_update_tuple"
 BUILTIN = "vm.builtin.inplace_update_tuple"
@@ -70,8 +70,14 @@ def is_update(expr: Any) -> bool:
         return False
     callee = expr.op
     if isinstance(callee, ir.Op):
-        return callee.name == OP_NAME
+        return callee == the_op()
     return isinstance(callee, relax.ExternFunc) and callee.global_symbol == BUILTIN
+
+
+@functools.cache
+def the_op() -> ir.Op:
+    """The registered op; compare by identity, reading an Op's name is slow."""
+    return ir.Op.get(OP_NAME)
 
 
 def is_statement(var: relax.Var) -> bool:
@@ -87,7 +93,7 @@ def _make_call(
     if not tuple.ty.is_missing():  # else FNormalize does this, once it is known
         position = _normalized_index(tuple, position, span)
     operands = [tuple, relax.prim_value(position), value]
-    return relax.Call(ir.Op.get(OP_NAME), operands, None, list(ty_args), span)
+    return relax.Call(the_op(), operands, None, list(ty_args), span)
 
 
 def _at(span: Any) -> str:
@@ -99,7 +105,7 @@ def _at(span: Any) -> str:
 
 def _constant_index(index: Any, span: Any) -> int:
     if isinstance(index, tirx.IntImm):
-        if "bool" not in str(index.ty):
+        if index.ty.dtype != "bool":
             return int(index.value)
     elif not isinstance(index, (bool, ir.Expr)):
         try:
@@ -128,23 +134,21 @@ def _normalized_index(tuple: relax.Expr, index: int, span: Any) -> int:
 
 
 def _infer_type(call: relax.Call, _builder: relax.BlockBuilder) -> ir.Type:
-    if len(call.args) != 3 or len(call.ty_args) > 1:
+    args, ty_args, span = call.args[:], call.ty_args[:], call.span
+    if len(args) != 3 or len(ty_args) > 1:
         raise TypeError(
             "R.inplace_update_tuple: expected 3 operands (tuple, index, value) and at most one "
-            f"type argument, but got {len(call.args)} and {len(call.ty_args)}{_at(call.span)}"
+            f"type argument, but got {len(args)} and {len(ty_args)}{_at(span)}"
         )
-    source, index, value = call.args
-    position = _normalized_index(source, _constant_index(index, call.span), call.span)
-    if call.ty_args:
-        return call.ty_args[0]
+    source, index, value = args
+    position = _normalized_index(source, _constant_index(index, span), span)
+    if ty_args:
+        return ty_args[0]
     return relax.TupleType(_array_with_item()(source.ty.fields, position, value.ty))
 
 
 def _normalize(_builder: relax.BlockBuilder, call: relax.Call) -> relax.Call:
-    index = _constant_index(call.args[1], call.span)
-    if index >= 0:
-        return call
-    return _make_call(call.args[0], index, call.args[2], call.ty_args, call.span)
+    return _make_call(*call.args, call.ty_args, call.span)
 
 
 def _lower(_builder: relax.BlockBuilder, call: relax.Call) -> relax.Call:
@@ -169,7 +173,7 @@ def register() -> None:
         {
             "FPurity": False,
             "FInferType": _infer_type,
-            "FNormalize": _normalize,
+            "FNormalize": tvm_ffi.get_global_func("relax_inplace.NormalizeIfNeeded")(_normalize),
             "FLowerBuiltin": _lower,
         }
     )

@@ -34,6 +34,7 @@ the name valid but for the field that it replaces.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterable
 from typing import Any
 
@@ -100,12 +101,24 @@ class _Object:
         self.fields_at_entry: dict[int, _Object] = {}
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class _Consumption:
-    """An update, or a call that leads to one; ``result`` is the name to use instead."""
+    """An update, or a call that leads to one.
 
-    text: str
-    result: str | None
+    Attributes
+    ----------
+    site : relax.Binding
+        Where it stands. Text is made of it for an error only: printing IR is slow.
+    has_result : bool
+        Whether its variable is the name to use from there on.
+    """
+
+    site: relax.Binding
+    has_result: bool
+
+    @property
+    def text(self) -> str:
+        return _text(self.site)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -280,8 +293,8 @@ class _FunctionAnalysis:
     def _sequence(self, expr: relax.Expr) -> _References:
         if not isinstance(expr, relax.SeqExpr):
             return self._use(expr)
-        for block in expr.blocks:
-            for binding in block.bindings:
+        for block in expr.blocks[:]:
+            for binding in block.bindings[:]:
                 self.site = binding
                 references = self._value(binding.var, binding.value)
                 if references:
@@ -318,7 +331,7 @@ class _FunctionAnalysis:
             return self._read(expr)
         references = self._references(expr)
         for reference in references:
-            self._require_current(reference, str(expr), set())
+            self._require_current(reference, (expr,), set())
         return references
 
     def _references(self, expr: Any) -> _References:
@@ -326,30 +339,30 @@ class _FunctionAnalysis:
             return self.names.get(expr, _NOTHING)
         return self._use(expr) if isinstance(expr, (relax.Tuple, relax.TupleGetItem)) else _NOTHING
 
-    def _require_current(self, reference: _Reference, path: str, seen: set[_Object]) -> None:
+    def _require_current(self, reference: _Reference, path: tuple, seen: set[_Object]) -> None:
         self._require_name(reference, path)
         object = reference.object
         if object in seen:
             return
         seen.add(object)
         for index, by in self.state.replaced.get(object, {}).items():
-            self._fail(f"{path}[{index}]", by)
+            self._fail((*path, index), by)
         for index, field in self.state.known_fields(object).items():
             for nested in field:
-                self._require_current(nested, f"{path}[{index}]", seen)
+                self._require_current(nested, (*path, index), seen)
 
-    def _require_name(self, reference: _Reference, path: str) -> None:
+    def _require_name(self, reference: _Reference, path: tuple) -> None:
         if self.state.is_stale(reference):
             self._fail(path, self.state.consumption[reference.object])
 
-    def _fail(self, path: str, consumption: _Consumption) -> None:
+    def _fail(self, path: tuple, consumption: _Consumption) -> None:
         advice = "Read the field before the update"
-        if consumption.result is not None:
-            advice += f", or use `{consumption.result}`"
+        if consumption.has_result:
+            advice += f", or use `{consumption.site.var.name}`"
         used_by = "the returned value" if self.site is None else _text(self.site)
         raise OwnershipError.of(
             function=self.name,
-            variable=path,
+            variable="".join([str(path[0]), *(f"[{index}]" for index in path[1:])]),
             used_by=used_by,
             consumed_by=consumption.text,
             advice=advice + ".",
@@ -359,8 +372,8 @@ class _FunctionAnalysis:
         source = value.tuple_value
         result: set[_Reference] = set()
         for reference in self._references(source):
-            self._require_name(reference, str(source))
-            path = f"{source}[{value.index}]"
+            self._require_name(reference, (source,))
+            path = (source, value.index)
             by = self.state.replaced.get(reference.object, {}).get(value.index)
             if by is not None:
                 self._fail(path, by)
@@ -374,14 +387,14 @@ class _FunctionAnalysis:
     # -- what changes a tuple ---------------------------------------------------------------
 
     def _update(self, var: relax.Var, call: ir.Call) -> _References:
-        source, index, value = call.args
+        source, index, value = call.args[:]
         stored = self._use(value)
         references = self._references(source)
         for reference in references:
-            self._require_name(reference, str(source))
+            self._require_name(reference, (source,))
         inside = self.state.reachable(stored)
         statement = is_statement(var)
-        consumption = _Consumption(_text(self.site), None if statement else var.name)
+        consumption = _Consumption(self.site, not statement)
         for reference in references:
             object = reference.object
             if object in inside:
@@ -442,16 +455,17 @@ class _FunctionAnalysis:
 
     def _call(self, var: relax.Var, call: ir.Call) -> _References:
         callee = call.op
-        if isinstance(callee, ir.Op) and callee.name in _KILLS:
+        if callee in _kills():
             return _NOTHING
-        arguments = [self._use(argument) for argument in call.args]
+        operands = call.args[:]
+        arguments = [self._use(operand) for operand in operands]
         if isinstance(callee, ir.GlobalVar):
             summary = self.summaries.of(callee)
             if summary is not None:
                 return self._replay(var, summary, arguments)
         # Neither known nor analysed: the result may be, or hold, any of the tuples passed.
         involved = set().union(self._use(callee), *arguments)
-        is_closure = [callee] if isinstance(callee, relax.Var) else list(call.args[:1])
+        is_closure = [callee] if isinstance(callee, relax.Var) else operands[:1]
         recursion = isinstance(callee, ir.GlobalVar) and self.summaries.is_relax_function(callee)
         if recursion or any(
             closure in self.consuming_closures
@@ -459,7 +473,7 @@ class _FunctionAnalysis:
             if isinstance(closure, relax.Var)
         ):
             self._consume(self.state.reachable(frozenset(involved)), var)
-        if any(self.summaries.consumes(argument) for argument in call.args):
+        if any(self.summaries.consumes(operand) for operand in operands):
             self.consuming_closures.add(var)  # R.make_closure of a function that updates
         if not _may_be_tuple(var.ty):
             return _NOTHING
@@ -467,9 +481,7 @@ class _FunctionAnalysis:
         return frozenset(result | {self.state.name(_Object())})
 
     def _consume(self, objects: Iterable[_Object], var: relax.Var) -> None:
-        consumption = _Consumption(
-            _text(self.site), var.name if _may_be_tuple(var.ty) else None
-        )
+        consumption = _Consumption(self.site, _may_be_tuple(var.ty))
         for object in objects:
             self.state.consumption[object] = consumption
 
@@ -525,7 +537,12 @@ class _FunctionAnalysis:
         return translated(summary.result)
 
 
-_KILLS = {"relax.vm.kill_object", "relax.memory.kill_tensor", "relax.memory.kill_storage"}
+
+@functools.cache
+def _kills() -> frozenset[ir.Op]:
+    """The ops that end a name and use nothing."""
+    names = ("relax.vm.kill_object", "relax.memory.kill_tensor", "relax.memory.kill_storage")
+    return frozenset(ir.Op.get(name) for name in names)
 
 
 def _may_be_tuple(ty: ir.Type) -> bool:

@@ -1,4 +1,4 @@
-"""Which functions of a module update a tuple in place, themselves or through what they call."""
+"""Which functions of a module update a tuple in place, and whether the tuple is still theirs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tvm import ir, relax
 
 from ..op import is_update
 
-__all__ = ["bindings_of", "functions_that_update"]
+__all__ = ["bindings_of", "expanded_parameter", "functions_that_update"]
 
 
 def bindings_of(expr: relax.Expr) -> Iterator[relax.Binding]:
@@ -21,8 +21,8 @@ def bindings_of(expr: relax.Expr) -> Iterator[relax.Binding]:
         elif isinstance(expr, relax.If):
             pending += [expr.true_branch, expr.false_branch]
         elif isinstance(expr, relax.SeqExpr):
-            for block in expr.blocks:
-                for binding in block.bindings:
+            for block in expr.blocks[:]:  # a slice: iterating an ffi.Array takes 10 times as long
+                for binding in block.bindings[:]:
                     yield binding
                     value = binding.value
                     if isinstance(value, (relax.Function, relax.If, relax.SeqExpr)):
@@ -44,22 +44,22 @@ def functions_that_update(mod: ir.IRModule) -> set[ir.GlobalVar]:
     set of tvm.ir.GlobalVar
         Empty for a module that has nothing to do with this package.
     """
-    updating: list[ir.GlobalVar] = []
-    callers: dict[ir.GlobalVar, set[ir.GlobalVar]] = {}
-    for gvar, function in mod.functions_items():
-        if not isinstance(function, relax.Function):
-            continue
-        holds_update = False
-        for binding in bindings_of(function):
-            value = binding.value
-            if not isinstance(value, ir.Call):
-                continue
-            holds_update = holds_update or is_update(value)
-            for operand in (value.op, *value.args):
-                if isinstance(operand, ir.GlobalVar):
-                    callers.setdefault(operand, set()).add(gvar)
-        if holds_update:
-            updating.append(gvar)
+    functions = {
+        gvar: function
+        for gvar, function in mod.functions_items()
+        if isinstance(function, relax.Function)
+    }
+    updating = [
+        gvar
+        for gvar, function in functions.items()
+        if any(is_update(binding.value) for binding in bindings_of(function))
+    ]
+    if not updating:
+        return set()
+    callers: dict[ir.GlobalVar, list[ir.GlobalVar]] = {}
+    for gvar, function in functions.items():
+        for callee in relax.analysis.all_global_vars(function):
+            callers.setdefault(callee, []).append(gvar)
     found: set[ir.GlobalVar] = set()
     while updating:
         gvar = updating.pop()
@@ -67,3 +67,32 @@ def functions_that_update(mod: ir.IRModule) -> set[ir.GlobalVar]:
             found.add(gvar)
             updating.extend(callers.get(gvar, ()))
     return found
+
+
+def expanded_parameter(function: relax.Function) -> str | None:
+    """The tuple parameter that a pass has replaced by one parameter for each field, if any.
+
+    ``ExpandTupleArguments`` (src/relax/transform/expand_tuple_arguments.cc), which ``FuseTIR``
+    runs, does that to a private function: ``params`` becomes ``params_0, params_1``, and its first
+    binding is ``params = (params_0, params_1)``. What is updated then is a tuple of its own.
+
+    Returns
+    -------
+    str or None
+        Name of the parameter that was.
+    """
+    tuples = {
+        binding.var: binding.value
+        for binding in bindings_of(function)
+        if isinstance(binding.value, relax.Tuple)
+    }
+    for binding in bindings_of(function):
+        if is_update(binding.value):
+            source = binding.value.args[0]
+            fields = tuples[source].fields[:] if source in tuples else []
+            if fields and all(
+                isinstance(field, relax.Var) and field.name == f"{source.name}_{index}"
+                for index, field in enumerate(fields)
+            ):
+                return str(source.name)
+    return None

@@ -64,7 +64,9 @@ def InplaceTransformParams(  # noqa: N802  named as TVM names passes
     The weights are the parameters after the first ``num_input`` (an attribute of the function, as
     ``LiftTransformParams`` leaves it): one tuple, or tensors, which are bundled into one. The
     result has neither that attribute, since every field is to be checked before the first one is
-    replaced, nor ``relax.force_pure``, since it is impure.
+    replaced, nor ``relax.force_pure``, since it is impure. It is public, also where the function
+    was private: no function of the module calls it, so ``DeadCodeElimination`` would remove it,
+    and ``FuseTIR`` would give it a parameter for each field, whose memory nobody could free.
     """
     names = [functions] if isinstance(functions, str) else functions
 
@@ -148,14 +150,13 @@ def _rewrite_function(name: str, function: relax.Function, new_name: str) -> rel
         for key, value in (function.attrs.items() if function.attrs else ())
         if key not in ("num_input", "relax.force_pure")
     }
-    if "global_symbol" in attrs:
-        attrs["global_symbol"] = new_name
+    attrs["global_symbol"] = new_name
     builder = relax.BlockBuilder()
     result = relax.Function(
         [*graph.leading, graph.weights],
         builder.normalize(body),
         is_pure=False,
-        attrs=tvm.ir.make_node("ir.DictAttrs", **attrs) if attrs else None,
+        attrs=tvm.ir.make_node("ir.DictAttrs", **attrs),
         span=function.span,
     )
     return builder.normalize(result)

@@ -36,14 +36,13 @@ def KillCheckedFields() -> tvm.transform.Pass:  # noqa: N802  named as TVM names
 
     @tvm.transform.module_pass(opt_level=0, name="KillCheckedFields")
     def run(mod: ir.IRModule, _context: tvm.transform.PassContext) -> ir.IRModule:
-        return kill_checked_fields(mod)
+        return kill_checked_fields(mod, functions_that_update(mod))
 
     return run
 
 
-def kill_checked_fields(mod: ir.IRModule) -> ir.IRModule:
+def kill_checked_fields(mod: ir.IRModule, updating: set[ir.GlobalVar]) -> ir.IRModule:
     """What the pass does."""
-    updating = functions_that_update(mod)
     if not updating:
         return mod
     mod = mod.clone()
@@ -68,9 +67,9 @@ def _in_sequence(sequence: relax.SeqExpr, builder: relax.BlockBuilder) -> relax.
         killed_after.setdefault(user, []).append(var)
 
     blocks = []
-    for block in sequence.blocks:
+    for block in sequence.blocks[:]:
         bindings = []
-        for binding in block.bindings:
+        for binding in block.bindings[:]:
             value = binding.value
             if isinstance(value, relax.If):
                 branches = [
@@ -90,13 +89,15 @@ def _in_sequence(sequence: relax.SeqExpr, builder: relax.BlockBuilder) -> relax.
 def _last_use_of_unkilled_reads(sequence: relax.SeqExpr) -> dict[relax.Var, relax.Var]:
     """For each such read, the variable of the binding that uses it last."""
     last_use: dict[relax.Var, relax.Var] = {}
-    for block in sequence.blocks:
-        for binding in block.bindings:
+    kill = ir.Op.get(_KILL)
+    for block in sequence.blocks[:]:
+        for binding in block.bindings[:]:
             value = binding.value
-            if isinstance(value, ir.Call) and value.op == ir.Op.get(_KILL):
-                last_use.pop(value.args[0], None)
+            used = relax.analysis.free_vars(value)[:]
+            if isinstance(value, ir.Call) and value.op == kill:
+                last_use.pop(used[0], None)
                 continue
-            for var in relax.analysis.free_vars(value):
+            for var in used:
                 if var in last_use:
                     last_use[var] = binding.var
             if _is_read(value):

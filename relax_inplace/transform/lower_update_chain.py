@@ -31,7 +31,7 @@ from tvm import ir, relax
 
 from ..analysis.ownership import check_ownership
 from ..analysis.updates import bindings_of
-from ..op import OP_NAME, VOID
+from ..op import VOID, the_op
 
 __all__ = ["LowerUpdateChain"]
 
@@ -72,12 +72,7 @@ def lower_update_chain(mod: ir.IRModule) -> ir.IRModule:
 
 
 def _is_chained(value: relax.Expr) -> bool:
-    return (
-        isinstance(value, ir.Call)
-        and isinstance(value.op, ir.Op)
-        and value.op.name == OP_NAME
-        and len(value.ty_args) == 0
-    )
+    return isinstance(value, ir.Call) and value.op.same_as(the_op()) and len(value.ty_args) == 0
 
 
 def _lower_function(function: relax.Function) -> relax.Function:
@@ -101,7 +96,7 @@ def _lower_sequence(sequence: relax.SeqExpr, builder: relax.BlockBuilder) -> rel
     def lowered(binding: relax.Binding) -> relax.Binding:
         var, value = binding.var, binding.value
         if _is_chained(value):
-            source, index, new = value.args
+            source, index, new = value.args[:]
             root, replaced = nameless.get(source, (source, {}))
             if var in used_whole or not isinstance(root, relax.Var):
                 if source not in nameless:
@@ -134,8 +129,8 @@ def _lower_sequence(sequence: relax.SeqExpr, builder: relax.BlockBuilder) -> rel
         )
 
     blocks = []
-    for block in sequence.blocks:
-        bindings = [lowered(binding) for binding in block.bindings]
+    for block in sequence.blocks[:]:
+        bindings = [lowered(binding) for binding in block.bindings[:]]
         kind = relax.DataflowBlock if isinstance(block, relax.DataflowBlock) else relax.BindingBlock
         blocks.append(kind(bindings, block.span))
     return builder.normalize(relax.SeqExpr(blocks, sequence.body, sequence.span))
@@ -144,12 +139,12 @@ def _lower_sequence(sequence: relax.SeqExpr, builder: relax.BlockBuilder) -> rel
 def _used_whole(sequence: relax.SeqExpr) -> set[relax.Var]:
     """The variables used otherwise than to read a field of them or to update them."""
     used: set[relax.Var] = set(relax.analysis.free_vars(sequence.body))
-    for block in sequence.blocks:
-        for binding in block.bindings:
+    for block in sequence.blocks[:]:
+        for binding in block.bindings[:]:
             value = binding.value
             if isinstance(value, relax.TupleGetItem) and isinstance(value.tuple_value, relax.Var):
                 continue
             if _is_chained(value):
                 value = value.args[2]
-            used.update(relax.analysis.free_vars(value))
+            used.update(relax.analysis.free_vars(value)[:])
     return used
