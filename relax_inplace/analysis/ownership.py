@@ -546,15 +546,17 @@ def _kills() -> frozenset[ir.Op]:
 
 
 def _may_be_tuple(ty: ir.Type) -> bool:
-    return isinstance(ty, (relax.TupleType, relax.AnyType, relax.FuncType))
+    if isinstance(ty, relax.TupleType):
+        return len(ty.fields) > 0
+    return isinstance(ty, (relax.AnyType, relax.FuncType))
 
 
 def _text(binding: Any) -> str:
     """A binding for an error message: its code in one line, and its place in the source."""
     value = binding.value
     if is_update(value):
-        operands = ", ".join(str(argument) for argument in value.args)
-        code = f"R.inplace_update_tuple({operands})"
+        source, index, new = value.args[:]
+        code = f"R.inplace_update_tuple({source}, {int(index.value)}, {new})"
     else:
         code = " ".join(
             line.strip() for line in str(value).splitlines() if not line.startswith("#")

@@ -206,6 +206,8 @@ class _Builder:
         graph._step_of[var] = step
 
     def _require_fields_only(self, graph: TransformGraph, expr: relax.Expr, where: str) -> None:
+        if graph.weight_of(expr) is not None:
+            return
         for var in relax.analysis.free_vars(expr):
             if graph.resolve(var).same_as(graph.weights):
                 raise self._unsupported(
