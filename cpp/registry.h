@@ -20,6 +20,14 @@ inline void Register(const char* name, F function) {
   }
 }
 
+/*! \brief The same for a function of any number of arguments: (ffi::PackedArgs, ffi::Any*). */
+template <typename F>
+inline void RegisterPacked(const char* name, F function) {
+  if (!tvm::ffi::Function::GetGlobal(name).has_value()) {
+    tvm::ffi::reflection::GlobalDef().def_packed(name, function);
+  }
+}
+
 }  // namespace relax_inplace
 
 #endif  // RELAX_INPLACE_REGISTRY_H_

@@ -6,15 +6,15 @@ TVM's offers:
 
 - before the first pass: the ownership check, on names and source places as the user wrote them,
   and :mod:`~relax_inplace.transform.lower_update_chain`;
-- after the last one: :mod:`~relax_inplace.transform.kill_checked_fields`, as ``VMShapeLower`` has
-  run only then.
+- after the last one: :mod:`~relax_inplace.transform.kill_checked_fields` and
+  :mod:`~relax_inplace.transform.check_contiguous`, as ``VMShapeLower`` has run only then.
 
 So ``build`` is wrapped for the one, and ``_vmcodegen``, which ``build`` calls next after the
 pipeline, for the other. A module without updates goes through untouched.
 
 What would make this unnecessary: ``KillAfterLastUse`` after ``VMShapeLower`` in TVM's pipelines
-(or a ``VMShapeLower`` that kills what it reads), and a hook for an op to prepare a function before
-a pipeline, as ``FLowerBuiltin`` is one for a call.
+(or a ``VMShapeLower`` that kills what it reads, and checks strides), and a hook for an op to
+prepare a function before a pipeline, as ``FLowerBuiltin`` is one for a call.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ from tvm import ir, relax
 from tvm.relax import vm_build
 
 from .analysis import check_ownership, functions_that_update
-from .analysis.updates import expanded_parameter
-from .op import is_update
+from .analysis.updates import bindings_of, expanded_parameter
+from .op import is_update, the_op
+from .transform.check_contiguous import check_contiguous
 from .transform.kill_checked_fields import kill_checked_fields
 from .transform.lower_update_chain import lower_update_chain
 
@@ -60,18 +61,24 @@ def _with_fields_killed(stock: Any) -> Any:
     def _vmcodegen(builder: Any, mod: ir.IRModule, *args: Any, **kwargs: Any) -> ir.IRModule:
         updating = functions_that_update(mod)
         for gvar in updating:
-            if _skips_checks(mod[gvar]):
+            if _skips_checks(mod[gvar]):  # a pipeline run by hand: _prepare had not removed it
                 raise ValueError(
                     f"function `{gvar.name_hint}` updates a tuple in place, but has the attribute "
                     f"`{_NUM_INPUT}`, for which VMShapeLower left out the checks of its weights: "
                     "leave the pipeline to tvm.compile, or remove the attribute before running it"
                 )
-        return stock(builder, kill_checked_fields(mod, updating), *args, **kwargs)
+        return stock(builder, _finish(mod, updating), *args, **kwargs)
 
     return _vmcodegen
 
 
+def _finish(mod: ir.IRModule, updating: set[ir.GlobalVar]) -> ir.IRModule:
+    """What is to be done to a lowered module."""
+    return check_contiguous(kill_checked_fields(mod, updating), updating)
+
+
 def _prepare(mod: Any) -> Any:
+    """What is to be done to a module before a pipeline, lowered by hand already or not."""
     if not isinstance(mod, ir.IRModule):
         return mod  # what it is not, TVM says
     updating = functions_that_update(mod)
@@ -90,10 +97,20 @@ def _prepare(mod: Any) -> Any:
                 "tvm.compile, or make the function public (no private=True) before it"
             )
     check_ownership(mod)
+    if not any(_holds_op(mod[gvar]) for gvar in updating):
+        return mod
     mod = lower_update_chain(mod).clone()
     for gvar in updating:
         mod[gvar] = _with_full_checks(_made_public(mod[gvar], gvar.name_hint))
     return mod
+
+
+def _holds_op(function: relax.Function) -> bool:
+    """Whether updates are still ops: the pipeline is to come."""
+    return any(
+        isinstance(binding.value, ir.Call) and binding.value.op.same_as(the_op())
+        for binding in bindings_of(function)
+    )
 
 
 def _is_misplaced(function: relax.Function) -> bool:
