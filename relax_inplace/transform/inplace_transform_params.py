@@ -10,7 +10,8 @@ tuple is bitwise what ``f`` returns:
 - a field that ``f`` returns in its own place is not touched;
 - a step that several outputs need runs for the first of them, once;
 - a field that is needed after its replacement (two weights that swap places) is read just before
-  it, and lives as long as the variable.
+  it, and lives as long as the variable;
+- a field that is not needed any more, but whose turn to be replaced is still to come, is emptied.
 
 A step runs no earlier than the first output that needs it, so that a transform of one weight to
 one holds one temporary at a time, whatever the order in which ``f`` computes. Steps that stood in
@@ -19,6 +20,7 @@ a dataflow block stand in one again: TVM fuses there. Updates stand between the 
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from collections.abc import Sequence
 
@@ -207,6 +209,7 @@ class _Emitter:
         self.renamed: dict[relax.Var, relax.Var] = {}
         self.escaping = self._escaping()
         self.last_turn = self._last_turn_of_weights()
+        self.spent = self._spent_before_replaced()
 
     def _escaping(self) -> set[relax.Var]:
         """Variables of dataflow blocks that another block of the new function will read."""
@@ -238,6 +241,19 @@ class _Emitter:
                 if own is not None:
                     last[own] = turn
         return last
+
+    def _spent_before_replaced(self) -> dict[int, list[int]]:
+        """For each turn the weights that nothing reads after it, but that are replaced later.
+
+        Not those that an output is: they stay.
+        """
+        kept = {weight for output in self.graph.outputs for weight in self.graph.needs(output)[1]}
+        kept |= {self.graph.weight_of(output) for output in self.graph.outputs}
+        spent: dict[int, list[int]] = collections.defaultdict(list)
+        for weight, turn in self.last_turn.items():
+            if turn <= weight and weight not in kept:
+                spent[turn].append(weight)
+        return spent
 
     def emit(self) -> relax.SeqExpr:
         for turn, steps in enumerate(self.schedule):
@@ -283,8 +299,15 @@ class _Emitter:
             value = var
         if self.last_turn.get(index, 0) > index + 1:
             self.saved[index] = self._read(index, in_dataflow=False)
-        call = self.builder.normalize(inplace_update_tuple(self.current, index, value))
-        replaced = relax.Var(f"p{index}", call.ty)
+        self._replace(index, value)
+        for spent in self.spent[index + 1]:
+            nothing = relax.Var("gv", relax.AnyType())
+            self._bind(nothing, relax.op.null_value(), in_dataflow=False)
+            self._replace(spent, nothing)
+
+    def _replace(self, field: int, value: relax.Expr) -> None:
+        call = self.builder.normalize(inplace_update_tuple(self.current, field, value))
+        replaced = relax.Var(f"p{field}", call.ty)
         self._bind(replaced, call, in_dataflow=False)
         self.current = replaced
 
