@@ -19,9 +19,9 @@ static void CheckContiguousAt(ffi::AnyView value, const std::string& path,
     const uint64_t offset = tensor.GetDLTensorPtr()->byte_offset;
     TVM_FFI_CHECK(is_contiguous && offset == 0, ValueError)
         << "function `" << function << "` updates its argument in place: " << path
-        << " is not contiguous from the first byte of its data (shape " << ffi::Shape(tensor.shape())
-        << ", strides " << ffi::Shape(tensor.strides()) << ", byte_offset " << offset
-        << "); copy it before the call. No field has changed";
+        << " is not contiguous from the first byte of its data (shape "
+        << ffi::Shape(tensor.shape()) << ", strides " << ffi::Shape(tensor.strides())
+        << ", byte_offset " << offset << "); copy it before the call. No field has changed";
   } else if (const auto* fields = value.as<ffi::ArrayObj>()) {
     int64_t index = 0;
     for (const ffi::Any& field : *fields) {
@@ -47,8 +47,6 @@ static void CheckContiguous(ffi::PackedArgs args, ffi::Any*) {
   }
 }
 
-TVM_FFI_STATIC_INIT_BLOCK() {
-  RegisterPacked("vm.builtin.check_contiguous", CheckContiguous);
-}
+TVM_FFI_STATIC_INIT_BLOCK() { RegisterPacked("vm.builtin.check_contiguous", CheckContiguous); }
 
 }  // namespace relax_inplace

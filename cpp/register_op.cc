@@ -34,10 +34,10 @@ static bool IsRegistered(const ffi::String& name) {
 static void RegisterOp(const ffi::Map<ffi::String, ffi::Any>& attrs) {
   const ffi::String name = "relax.inplace_update_tuple";
   if (IsRegistered(name)) return;
-  Compiler("ir.RegisterOp")
-  (name,
-   "Replaces a field of a tuple in place and returns the tuple. The name the tuple was given by "
-   "may not be used again.");
+  Compiler("ir.RegisterOp")(
+      name,
+      "Replaces a field of a tuple in place and returns the tuple. The name the tuple was given by "
+      "may not be used again.");
   const ffi::Any op = Compiler("ir.GetOp")(name);
   const ffi::Function add_argument = Compiler("ir.OpAddArgument");
   add_argument(op, "tuple", "Expr", "The tuple, consumed.");

@@ -71,12 +71,13 @@ def decoder(config: Config):
 
         def forward(self, x: nn.Tensor) -> nn.Tensor:
             def matmul(x, codes, scales):
-                scale = te.compute(scales.shape, lambda g, n: scales[g, n].astype("float32"), "scale")
+                scale = te.compute(scales.shape, lambda *at: scales(*at).astype("float32"), "scale")
                 k = te.reduce_axis((0, self.k), "k")
                 return te.compute(
                     (*x.shape[:-1], self.n),
                     lambda b, s, n: te.sum(
-                        x[b, s, k] * _dequantize(codes[k // PER_WORD, n], k, scale[k // GROUP, n]), k
+                        x[b, s, k] * _dequantize(codes[k // PER_WORD, n], k, scale[k // GROUP, n]),
+                        k,
                     ),
                     "matmul",
                 )
@@ -329,7 +330,11 @@ def main() -> int:
         f"{config.layers} layers, {len(out['fields'])} weights, {out['weights']:.0f} MB, "
         f"the largest {largest:.1f} MB"
     )
-    print(f"{'':14}{'resident before':>17}{'peak':>10}{'extra':>10}{'in largest':>12}{'seconds':>9}")
+    heads = ("resident before", "peak", "extra", "in largest", "seconds")
+    print(
+        " " * 14
+        + "".join(f"{head:>{w}}" for head, w in zip(heads, (17, 10, 10, 12, 9), strict=True))
+    )
     for name, result in (("out of place", out), ("in place", ours)):
         extra = result["peak"] - result["before"]
         print(

@@ -22,7 +22,16 @@ from tvm.relax.utils import convert_to_expr
 
 from .libinfo import load_library
 
-__all__ = ["BUILTIN", "OP_NAME", "VOID", "inplace_update_tuple", "is_statement", "is_update", "register", "the_op"]
+__all__ = [
+    "BUILTIN",
+    "OP_NAME",
+    "VOID",
+    "inplace_update_tuple",
+    "is_statement",
+    "is_update",
+    "register",
+    "the_op",
+]
 
 OP_NAME = "relax.inplace_update_tuple"
 BUILTIN = "vm.builtin.inplace_update_tuple"
@@ -148,7 +157,8 @@ def _infer_type(call: relax.Call, _builder: relax.BlockBuilder) -> ir.Type:
 
 
 def _normalize(_builder: relax.BlockBuilder, call: relax.Call) -> relax.Call:
-    return _make_call(*call.args, call.ty_args, call.span)
+    source, index, value = call.args
+    return _make_call(source, index, value, call.ty_args, call.span)
 
 
 def _lower(_builder: relax.BlockBuilder, call: relax.Call) -> relax.Call:

@@ -1,4 +1,4 @@
-"""Registers the op, its TVMScript and its part in compilation: once, and not before TVM is there."""
+"""Registers the op, its TVMScript and its part in compilation, as soon as TVM is there."""
 
 from __future__ import annotations
 

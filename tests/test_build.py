@@ -227,7 +227,9 @@ def wrong_arguments():
         "shape": np.zeros((3, 6), "float32"),
         "None": None,
         "not contiguous": strided,
-        "not from the first byte": tensors(1, (6, 5))[0]._create_view([3, 5], relative_byte_offset=20),
+        "not from the first byte": tensors(1, (6, 5))[0]._create_view(
+            [3, 5], relative_byte_offset=20
+        ),
         "no tensor": 3,
         "a tuple": tvm_ffi.Array([good]),
     }
@@ -354,7 +356,9 @@ def test_compiles_for_cuda(cuda_graph, dims):
     kills = [words[-1] for words in main if words[1] == "vm.builtin.null_value"]
     assert set(reads) <= set(kills)
     first = calls.index("vm.builtin.inplace_update_tuple")
-    assert not any(name.startswith(("vm.builtin.check", "vm.builtin.match")) for name in calls[first:])
+    assert not any(
+        name.startswith(("vm.builtin.check", "vm.builtin.match")) for name in calls[first:]
+    )
     # No storage is handed on between an update's value and the next allocation, nor to a graph.
     assert calls.count("vm.builtin.alloc_storage") == 2
     assert not any("cuda_graph" in name for name in calls)

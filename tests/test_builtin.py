@@ -40,7 +40,7 @@ def test_behaves_as_a_list(fields, updates):
             assert update(array, index, value).same_as(array)
             model[index] = value
         else:
-            with pytest.raises(IndexError, match=f"index {index} .* {len(model)} fields"):
+            with pytest.raises(IndexError, match=rf"index {index} .* {len(model)} fields"):
                 update(array, index, value)
         assert as_python(array) == tuple(model)
 
@@ -60,7 +60,7 @@ def test_refuses_an_index_that_is_no_integer(index):
 
 
 def test_an_empty_tuple_has_no_index():
-    with pytest.raises(IndexError, match="index 0 .* 0 fields"):
+    with pytest.raises(IndexError, match=r"index 0 .* 0 fields"):
         update(tvm_ffi.Array([]), 0, 1)
 
 

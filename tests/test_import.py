@@ -15,7 +15,12 @@ def run(program, **environment):
     import os
 
     return subprocess.run(
-        [sys.executable, "-P" if sys.version_info >= (3, 11) else "-s", "-c", textwrap.dedent(program)],
+        [
+            sys.executable,
+            "-P" if sys.version_info >= (3, 11) else "-s",
+            "-c",
+            textwrap.dedent(program),
+        ],
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
@@ -97,9 +102,21 @@ def test_tvm_is_as_before_but_for_what_it_gains():
 
     stock = json.loads(run(snapshot).stdout)
     ours = json.loads(run("import relax_inplace\n" + textwrap.dedent(snapshot)).stdout)
-    gained = [set(b) - set(a) if isinstance(a, list) else set() for a, b in zip(stock, ours, strict=True)]
+    gained = [
+        set(b) - set(a) if isinstance(a, list) else set() for a, b in zip(stock, ours, strict=True)
+    ]
     name = {"inplace_update_tuple"}
-    assert gained == [{"relax.inplace_update_tuple"}, set(), set(), set(), set(), name, name, set(), set()]
+    assert gained == [
+        {"relax.inplace_update_tuple"},
+        set(),
+        set(),
+        set(),
+        set(),
+        name,
+        name,
+        set(),
+        set(),
+    ]
     assert stock[-1] == ours[-1]  # no finder is left behind
 
 
@@ -143,7 +160,9 @@ def test_a_version_outside_the_bounds(distribution, found, tmp_path):
     """A distribution of that version comes first on the path."""
     info = tmp_path / f"{distribution.replace('-', '_')}-{found}.dist-info"
     info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: {found}\n")
+    (info / "METADATA").write_text(
+        f"Metadata-Version: 2.1\nName: {distribution}\nVersion: {found}\n"
+    )
     done = run("import relax_inplace", PYTHONPATH=str(tmp_path))
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]

@@ -16,7 +16,9 @@ DTYPES = st.sampled_from(["float32", "float16", "uint32", "int8", "bool", "bfloa
 DIMS = st.one_of(st.integers(0, 9), st.just(N))
 TENSORS = st.one_of(
     st.builds(relax.TensorType, st.lists(DIMS, max_size=3), DTYPES),
-    st.builds(lambda dtype, ndim: relax.TensorType(dtype=dtype, ndim=ndim), DTYPES, st.integers(-1, 3)),
+    st.builds(
+        lambda dtype, ndim: relax.TensorType(dtype=dtype, ndim=ndim), DTYPES, st.integers(-1, 3)
+    ),
     st.builds(
         lambda dims: relax.TensorType(dims, "float32", relax.VDevice("llvm", 0, "global")),
         st.lists(st.integers(1, 4), max_size=2),
@@ -92,13 +94,24 @@ def test_value_is_any_expression(value):
 
 @pytest.mark.parametrize("index", [-3, 2, 100, 2**40])
 def test_index_out_of_range(index):
-    with pytest.raises(IndexError, match=rf"index {index} .*`params` is a tuple of 2 fields.*-2 <="):
+    with pytest.raises(
+        IndexError, match=rf"index {index} .*`params` is a tuple of 2 fields.*-2 <="
+    ):
         inplace_update_tuple(params(*TWO), index, relax.const(1.0))
 
 
 @pytest.mark.parametrize(
     "index",
-    [1.0, "0", None, True, N, relax.Var("i", tvm.ir.PrimType("int64")), relax.const(1), relax.prim_value(1.0)],
+    [
+        1.0,
+        "0",
+        None,
+        True,
+        N,
+        relax.Var("i", tvm.ir.PrimType("int64")),
+        relax.const(1),
+        relax.prim_value(1.0),
+    ],
     ids=str,
 )
 def test_index_is_a_constant_integer(index):

@@ -119,14 +119,13 @@ def test_spans_survive_json():
 
 def test_ir_builder():
     tensor = relax.TensorType((4, 8), "float32")
-    with IRBuilder() as builder, I_builder.ir_module():
-        with R_builder.function(is_pure=False):
-            R_builder.func_name("inplace_transform_params")
-            p = R_builder.arg("params", relax.TupleType([tensor, tensor]))
-            for index in range(2):
-                w = R_builder.emit(R_builder.permute_dims(R_builder.emit(relax.TupleGetItem(p, index))))
-                p = R_builder.emit(R_builder.inplace_update_tuple(p, index, w))
-            R_builder.func_ret_value(p)
+    with IRBuilder() as builder, I_builder.ir_module(), R_builder.function(is_pure=False):
+        R_builder.func_name("inplace_transform_params")
+        p = R_builder.arg("params", relax.TupleType([tensor, tensor]))
+        for index in range(2):
+            w = R_builder.emit(R_builder.permute_dims(R_builder.emit(relax.TupleGetItem(p, index))))
+            p = R_builder.emit(R_builder.inplace_update_tuple(p, index, w))
+        R_builder.func_ret_value(p)
     tvm.ir.assert_structural_equal(builder.get(), Chain)
 
 

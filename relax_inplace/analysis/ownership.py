@@ -223,9 +223,7 @@ class _Summary:
     def consumed(self) -> dict[_Object, _Consumption]:
         """The caller's objects that the call consumes."""
         consumed = {
-            object: by
-            for object, fields in self.state.replaced.items()
-            for by in fields.values()
+            object: by for object, fields in self.state.replaced.items() for by in fields.values()
         }
         consumed.update(self.state.consumption)
         return {object: by for object, by in consumed.items() if not object.fresh}
@@ -527,15 +525,12 @@ class _FunctionAnalysis:
                         consumed_by=by.text,
                         advice="Pass it once.",
                     )
-        self._consume(
-            (ours for object in consumed for ours in objects_here(object)), var
-        )
-        for object, fields in callee.fields.items():
-            for ours in objects_here(object):
-                for index, references in fields.items():
-                    self.state.fields.setdefault(ours, {})[index] = translated(references)
+        self._consume((ours for object in consumed for ours in objects_here(object)), var)
+        for object, by_index in callee.fields.items():
+            for mine in objects_here(object):
+                for index, references in by_index.items():
+                    self.state.fields.setdefault(mine, {})[index] = translated(references)
         return translated(summary.result)
-
 
 
 @functools.cache

@@ -171,7 +171,7 @@ class _Builder:
         leading, trailing = params[:count], params[count:]
         if not trailing:
             raise self._unsupported(
-                f"it takes no weights: of its {len(params)} parameters, num_input={count} are inputs"
+                f"it takes no weights: num_input={count} of its {len(params)} parameters are inputs"
             )
         weight_of: dict[relax.Var, int] = {}
         if len(trailing) == 1 and isinstance(trailing[0].ty, relax.TupleType):
@@ -180,8 +180,8 @@ class _Builder:
             for param in trailing:
                 if not isinstance(param.ty, relax.TensorType):
                     raise self._unsupported(
-                        f"weight `{param.name}` has type {param.ty}; expected one tuple of weights, "
-                        f"or tensors only, after the num_input={count} leading parameters"
+                        f"weight `{param.name}` has type {param.ty}; expected one tuple of "
+                        f"weights, or tensors only, after the num_input={count} leading parameters"
                     )
             weights = relax.Var("params", relax.TupleType([param.ty for param in trailing]))
             weight_of = {param: index for index, param in enumerate(trailing)}

@@ -248,7 +248,10 @@ class _Emitter:
         Not those that an output is: they stay.
         """
         kept = {weight for output in self.graph.outputs for weight in self.graph.needs(output)[1]}
-        kept |= {self.graph.weight_of(output) for output in self.graph.outputs}
+        for output in self.graph.outputs:
+            own = self.graph.weight_of(output)
+            if own is not None:
+                kept.add(own)
         spent: dict[int, list[int]] = collections.defaultdict(list)
         for weight, turn in self.last_turn.items():
             if turn <= weight and weight not in kept:

@@ -174,7 +174,9 @@ def test_other_functions_stay_as_they_are():
         def main(x: R.Tensor((2,), "float32")) -> R.Tensor((2,), "float32"):
             return x
 
-    both = tvm.IRModule({"chain": Chain["main"].with_attr("global_symbol", "chain"), **Pure.functions})
+    both = tvm.IRModule(
+        {"chain": Chain["main"].with_attr("global_symbol", "chain"), **Pure.functions}
+    )
     lowered = LowerUpdateChain()(both)
     assert lowered["main"].same_as(Pure["main"])
     assert not lowered["chain"].same_as(both["chain"])

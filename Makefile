@@ -1,0 +1,41 @@
+# make demo    install into .venv and convert a decoder's weights in place
+# make test    install with the test extra, run the tests
+# make lint    ruff, mypy, clang-format
+# make format  let ruff and clang-format rewrite
+# make bench   time to compile, in place against out of place
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint format bench clean
+
+demo: .venv/pyvenv.cfg
+	$(BIN)/pip install --quiet .
+	$(BIN)/python examples/decoder.py
+
+test: .venv/pyvenv.cfg
+	$(BIN)/pip install --quiet '.[test]'
+	$(BIN)/pytest $(PYTEST_ARGS)
+
+lint: .venv/pyvenv.cfg
+	$(BIN)/pip install --quiet '.[lint]'
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror cpp/*.cc cpp/*.h
+
+format: .venv/pyvenv.cfg
+	$(BIN)/pip install --quiet '.[lint]'
+	$(BIN)/ruff check --fix --exit-zero .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i cpp/*.cc cpp/*.h
+
+bench: .venv/pyvenv.cfg
+	$(BIN)/pip install --quiet .
+	$(BIN)/python benchmarks/compile_time.py
+
+.venv/pyvenv.cfg:
+	$(PYTHON) -m venv .venv
+
+clean:
+	rm -rf .venv build dist
