@@ -32,6 +32,7 @@ format: .venv/pyvenv.cfg
 
 bench: .venv/pyvenv.cfg
 	$(BIN)/pip install --quiet .
+	$(BIN)/python benchmarks/tvm_ways.py
 	$(BIN)/python benchmarks/compile_time.py
 
 .venv/pyvenv.cfg:

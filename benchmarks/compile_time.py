@@ -28,10 +28,11 @@ def compile_seconds(way: str, count: int) -> tuple[float, float]:
     ty = relax.TensorType((64, 32), "float32")
     params = relax.Var("params", relax.TupleType([ty] * count))
     builder = relax.BlockBuilder()
-    with builder.function("transform_params", [params]), builder.dataflow():
-        fields = [builder.emit(relax.TupleGetItem(params, i)) for i in range(count)]
-        new = [builder.emit(relax.op.permute_dims(field)) for field in fields]
-        out = builder.emit_output(relax.Tuple(new))
+    with builder.function("transform_params", [params]):
+        with builder.dataflow():
+            fields = [builder.emit(relax.TupleGetItem(params, i)) for i in range(count)]
+            new = [builder.emit(relax.op.permute_dims(field)) for field in fields]
+            out = builder.emit_output(relax.Tuple(new))
         builder.emit_func_output(out)
     mod = builder.get()
 

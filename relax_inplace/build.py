@@ -5,7 +5,8 @@ Around the pipeline that it runs, a module that holds updates needs two things w
 TVM's offers:
 
 - before the first pass: the ownership check, on names and source places as the user wrote them,
-  and :mod:`~relax_inplace.transform.lower_update_chain`;
+  :mod:`~relax_inplace.transform.lower_update_chain` and
+  :mod:`~relax_inplace.transform.keep_tuple_copies`;
 - after the last one: :mod:`~relax_inplace.transform.kill_checked_fields` and
   :mod:`~relax_inplace.transform.check_contiguous`, as ``VMShapeLower`` has run only then.
 
@@ -30,6 +31,7 @@ from .analysis import check_ownership, functions_that_update
 from .analysis.updates import bindings_of, expanded_parameter
 from .op import is_update, the_op
 from .transform.check_contiguous import check_contiguous
+from .transform.keep_tuple_copies import keep_tuple_copies
 from .transform.kill_checked_fields import kill_checked_fields
 from .transform.lower_update_chain import lower_update_chain
 
@@ -99,7 +101,7 @@ def _prepare(mod: Any) -> Any:
     check_ownership(mod)
     if not any(_holds_op(mod[gvar]) for gvar in updating):
         return mod
-    mod = lower_update_chain(mod).clone()
+    mod = keep_tuple_copies(lower_update_chain(mod), updating).clone()
     for gvar in updating:
         mod[gvar] = _with_full_checks(_made_public(mod[gvar], gvar.name_hint))
     return mod

@@ -30,7 +30,14 @@ def check_versions() -> None:
     ImportError
         Says which version was found and which is needed.
     """
-    for text in metadata.requires("relax-inplace") or []:
+    try:
+        requirements = metadata.requires("relax-inplace") or []
+    except metadata.PackageNotFoundError:
+        raise ImportError(
+            "relax_inplace is not installed, this is its source tree: run `pip install .` in it, "
+            "and import it from another folder"
+        ) from None
+    for text in requirements:
         requirement = Requirement(text)
         if requirement.name in _CHECKED:
             try:

@@ -11,6 +11,7 @@ order in which operands come first, and a step that no output needs need not run
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 from tvm import ir, relax
@@ -135,6 +136,13 @@ class TransformGraph:
         return steps, weights
 
 
+@functools.cache
+def _overwriting_ops() -> frozenset[ir.Op]:
+    """Ops that count as pure, but write to an operand that nothing later reads."""
+    names = ("relax.call_tir_inplace", "relax.call_inplace_packed")
+    return frozenset(ir.Op.get(name) for name in names)
+
+
 class _Builder:
     def __init__(self, name: str, function: relax.Function):
         self.name = name
@@ -199,6 +207,11 @@ class _Builder:
                 graph._weight_of[var] = weight
                 return
         self._require_fields_only(graph, value, f"the binding of `{var.name}`")
+        if isinstance(value, ir.Call) and value.op in _overwriting_ops():
+            raise self._unsupported(
+                f"the binding of `{var.name}` overwrites its operand (R.{value.op.name[6:]}), so "
+                "that steps cannot change their order"
+            )
         operands, reads = graph.needs(value)
         runs_first = is_match_cast or isinstance(var.ty, (ir.PrimType, relax.ShapeType))
         step = Step(binding, in_dataflow, operands, reads, runs_first)

@@ -57,9 +57,9 @@ def InplaceTransformParams(  # noqa: N802  named as TVM names passes
     -------
     tvm.transform.Pass
         Raises :class:`~relax_inplace.analysis.UnsupportedTransformError`, and then has changed
-        nothing, for a function that is impure, takes no tuple and no tensors, returns no tuple or
-        one of another length, uses the tuple of weights as a whole, or is called by another
-        function of the module.
+        nothing, for a function that is impure or overwrites an operand, takes no tuple and no
+        tensors, returns no tuple or one of another length, uses the tuple of weights as a whole,
+        or is called by another function of the module.
 
     Notes
     -----
@@ -322,7 +322,7 @@ class _Emitter:
         if weight not in run.weights:
             value = self.builder.normalize(relax.TupleGetItem(self.current, weight))
             kind = relax.DataflowVar if in_dataflow else relax.Var
-            run.weights[weight] = kind(f"w{weight}", value.ty)
+            run.weights[weight] = kind(f"{self.graph.weights.name}_{weight}", value.ty)
             self._bind(run.weights[weight], value, in_dataflow)
         return run.weights[weight]
 

@@ -660,6 +660,16 @@ REFUSED = {
         "return ((params,),)",
         "uses the tuple of weights `params` as a whole",
     ),
+    "overwriting an operand": (
+        "params: R.Tuple(R.Tensor((4,), 'float32'))",
+        """
+        a = R.call_inplace_packed(
+            "f", params[0], inplace_indices=[0], ty_args=R.Tensor((4,), "float32")
+        )
+        return (a,)
+        """,
+        "the binding of `a` overwrites its operand",
+    ),
     "tensors and a tuple": (
         "a: R.Tensor((4,), 'float32'), params: R.Tuple(R.Tensor((4,), 'float32'))",
         "return (a, params[0])",
