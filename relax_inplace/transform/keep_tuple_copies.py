@@ -73,7 +73,7 @@ def _is_copy(expr: relax.Tuple, values: dict[relax.Var, relax.Expr]) -> bool:
 
 
 def _known(expr: relax.Expr, values: dict[relax.Var, relax.Expr]) -> relax.Expr:
-    """What TVM can find out that a value is: through names, and reads of tuples that are made here."""
+    """What TVM can see that a value is, through names and through tuples that are made here."""
     while True:
         if isinstance(expr, relax.Var) and expr in values:
             expr = values[expr]
