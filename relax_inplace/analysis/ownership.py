@@ -123,11 +123,24 @@ class _Consumption:
 
 @dataclasses.dataclass(frozen=True)
 class _Reference:
+    """What a value may name.
+
+    Attributes
+    ----------
+    object : _Object
+        The tuple.
+    consumption : _Consumption or None
+        What had last consumed it when the reference was made.
+    is_updated_by_call : bool
+        Whether the value is a closure, or holds one, that updates the tuple when it is called.
+    """
+
     object: _Object
     consumption: _Consumption | None
+    is_updated_by_call: bool = False
 
 
-_References = frozenset  # of _Reference: what a value may name; empty for a tensor
+_References = frozenset  # of _Reference; empty for a tensor
 _NOTHING: _References = frozenset()
 
 
@@ -193,7 +206,7 @@ class _State:
             return frozenset(
                 reference
                 if branch.is_stale(reference)
-                else _Reference(reference.object, joined.get(reference.object))
+                else dataclasses.replace(reference, consumption=joined.get(reference.object))
                 for reference in references
             )
 
@@ -243,7 +256,7 @@ class _Summaries:
         if gvar not in self._summaries:
             self._summaries[gvar] = None
             function = self._functions[gvar]
-            analysis = _FunctionAnalysis(gvar.name_hint, self, _State(), {}, set())
+            analysis = _FunctionAnalysis(gvar.name_hint, self, _State(), {})
             self._summaries[gvar] = analysis.run(function)
         return self._summaries[gvar]
 
@@ -268,14 +281,15 @@ class _FunctionAnalysis:
         summaries: _Summaries,
         state: _State,
         names: dict[relax.Var, _References],
-        consuming_closures: set[relax.Var],
     ):
         self.name = name
         self.summaries = summaries
         self.state = state
         self.names = names
-        self.consuming_closures = consuming_closures
         self.site: Any = None  # the binding that is being interpreted
+
+    def _fork(self) -> _FunctionAnalysis:
+        return _FunctionAnalysis(self.name, self.summaries, self.state.fork(), dict(self.names))
 
     def run(self, function: relax.Function) -> _Summary:
         parameters = []
@@ -311,7 +325,7 @@ class _FunctionAnalysis:
         if isinstance(value, relax.If):
             return self._branch(var, value)
         if isinstance(value, relax.Function):
-            return self._closure(var, value)
+            return self._closure(value)
         if isinstance(value, relax.SeqExpr):
             return self._sequence(value)
         return self._use(value)
@@ -422,34 +436,25 @@ class _FunctionAnalysis:
         site = self.site
         states, results = [], []
         for branch in (value.true_branch, value.false_branch):
-            inner = _FunctionAnalysis(
-                self.name,
-                self.summaries,
-                self.state.fork(),
-                dict(self.names),
-                self.consuming_closures,
-            )
+            inner = self._fork()
             results.append(inner._sequence(branch))
             states.append(inner.state)
         self.site = site
         return self.state.join((states[0], states[1]), (results[0], results[1]))
 
-    def _closure(self, var: relax.Var, function: relax.Function) -> _References:
+    def _closure(self, function: relax.Function) -> _References:
         """A local function: its value names every tuple that it captures."""
         captured: set[_Reference] = set()
         for free in relax.analysis.free_vars(function):
             captured |= self.names.get(free, _NOTHING)
-        inner = _FunctionAnalysis(
-            self.name,
-            self.summaries,
-            self.state.fork(),
-            dict(self.names),
-            self.consuming_closures,
-        )
+        inner = self._fork()
         inner.run(function)
-        if any(inner.state.is_stale(reference) for reference in captured):
-            self.consuming_closures.add(var)
-        return frozenset(captured)
+        return frozenset(
+            dataclasses.replace(reference, is_updated_by_call=True)
+            if inner.state.is_stale(reference)
+            else reference
+            for reference in captured
+        )
 
     def _call(self, var: relax.Var, call: ir.Call) -> _References:
         callee = call.op
@@ -457,26 +462,25 @@ class _FunctionAnalysis:
             return _NOTHING
         operands = call.args[:]
         arguments = [self._use(operand) for operand in operands]
-        if isinstance(callee, ir.GlobalVar):
-            summary = self.summaries.of(callee)
-            if summary is not None:
-                return self._replay(var, summary, arguments)
+        involved: _References = frozenset().union(self._use(callee), *arguments)
+        called = frozenset(reference for reference in involved if reference.is_updated_by_call)
+        summary = self.summaries.of(callee) if isinstance(callee, ir.GlobalVar) else None
+        if summary is not None:
+            result = self._replay(var, summary, arguments)
+            self._consume(self.state.reachable(called), var)
+            return result
         # Neither known nor analysed: the result may be, or hold, any of the tuples passed.
-        involved = set().union(self._use(callee), *arguments)
-        is_closure = [callee] if isinstance(callee, relax.Var) else operands[:1]
         recursion = isinstance(callee, ir.GlobalVar) and self.summaries.is_relax_function(callee)
-        if recursion or any(
-            closure in self.consuming_closures
-            for closure in is_closure
-            if isinstance(closure, relax.Var)
-        ):
-            self._consume(self.state.reachable(frozenset(involved)), var)
-        if any(self.summaries.consumes(operand) for operand in operands):
-            self.consuming_closures.add(var)  # R.make_closure of a function that updates
+        self._consume(self.state.reachable(involved if recursion else called), var)
         if not _may_be_tuple(var.ty):
             return _NOTHING
-        result = {self.state.name(reference.object) for reference in involved}
-        return frozenset(result | {self.state.name(_Object())})
+        # R.make_closure of a function that updates, say.
+        updates = any(self.summaries.consumes(operand) for operand in operands)
+        results = {
+            dataclasses.replace(self.state.name(reference.object), is_updated_by_call=updates)
+            for reference in involved
+        }
+        return frozenset(results | {self.state.name(_Object())})
 
     def _consume(self, objects: Iterable[_Object], var: relax.Var) -> None:
         consumption = _Consumption(self.site, _may_be_tuple(var.ty))
@@ -506,7 +510,8 @@ class _FunctionAnalysis:
                 stale = callee.is_stale(reference)
                 for object in objects_here(reference.object):
                     current = self.state.consumption.get(object)
-                    result.add(_Reference(object, reference.consumption if stale else current))
+                    consumption = reference.consumption if stale else current
+                    result.add(_Reference(object, consumption, reference.is_updated_by_call))
             return frozenset(result)
 
         def objects_here(object: _Object) -> frozenset[_Object]:
@@ -527,9 +532,12 @@ class _FunctionAnalysis:
                     )
         self._consume((ours for object in consumed for ours in objects_here(object)), var)
         for object, by_index in callee.fields.items():
-            for mine in objects_here(object):
+            objects = objects_here(object)
+            for mine in objects:
                 for index, references in by_index.items():
-                    self.state.fields.setdefault(mine, {})[index] = translated(references)
+                    # As in an update: the old field is gone if it is known which object it is in.
+                    old = _NOTHING if len(objects) == 1 else self.state.field(mine, index)
+                    self.state.fields.setdefault(mine, {})[index] = translated(references) | old
         return translated(summary.result)
 
 

@@ -345,6 +345,44 @@ WRONG = {
         """,
         ("params", "z = write(x)", "a = params[0]"),
     ),
+    "after another name of a local function has updated it": (
+        """
+        @R.function(pure=False)
+        def write(y: R.Tensor((4, 4), "float32")) -> R.Tensor((4, 4), "float32"):
+            q = R.inplace_update_tuple(params, 0, y)
+            return y
+        f = write
+        z = f(x)
+        a = params[0]
+        return (a, z)
+        """,
+        ("params", "z = f(x)", "a = params[0]"),
+    ),
+    "a local function that updates, twice": (
+        """
+        @R.function(pure=False)
+        def write(y: R.Tensor((4, 4), "float32")) -> R.Tensor((4, 4), "float32"):
+            q = R.inplace_update_tuple(params, 0, y)
+            return y
+        z = write(x)
+        u = write(z)
+        return u
+        """,
+        ("write", "z = write(x)", "u = write(z)"),
+    ),
+    "one of two, after an update of either": (
+        """
+        inner = nested[0]
+        if c:
+            q = params
+        else:
+            q = inner
+        q0 = R.inplace_update_tuple(q, 0, x)
+        y = inner[1]
+        return (q0, y)
+        """,
+        ("inner", "q0 = R.inplace_update", "y = inner[1]"),
+    ),
     "passed to a packed function": (
         """
         p0 = R.inplace_update_tuple(params, 0, x)
@@ -436,3 +474,15 @@ def test_the_error_crosses_the_pass_infrastructure_whole():
         tvm.transform.Sequential([relax.transform.Normalize(), check])(module(WRONG["read"][0]))
     assert error.value.variable == "params"
     assert error.value.used_by.startswith("`y = params[1]`")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["in a local function that captured it", "after a local function has updated it"],
+)
+def test_lifted_local_functions(name):
+    """LambdaLift leaves closures, or functions with the captured tuple for an argument."""
+    lifted = relax.transform.LambdaLift()(module(WRONG[name][0]))
+    with pytest.raises(OwnershipError) as error:
+        check_ownership(lifted)
+    assert error.value.function == "main"
