@@ -182,7 +182,7 @@ def test_called_again(pipeline):
 # -- memory ---------------------------------------------------------------------------------
 
 
-def extra_weights(pipeline, dims, count=6, side=1024, **options):
+def extra_weights(pipeline, dims, count=6, side=2048, **options):
     mod = chain(count, symbolic() if dims == "symbolic" else (side, side), **options)
     main = load(mod, pipeline)["main"]
     params = tensors(count, (side, side))
@@ -196,7 +196,7 @@ def test_a_chain_holds_one_temporary(pipeline, dims):
     assert in_fresh_process(extra_weights, pipeline, dims) <= 1.06
 
 
-def extra_weights_of_caller(count=6, side=1024):
+def extra_weights_of_caller(count=6, side=2048):
     """The caller checks its argument too, and must not keep what it checked."""
     ty = relax.TupleType([relax.TensorType((side, side), "float32")] * count)
     callee = chain(count, (side, side))["main"].with_attr("global_symbol", "convert")

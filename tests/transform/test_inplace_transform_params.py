@@ -596,7 +596,7 @@ def one_to_one(count, side, order, breadth_first):
     return builder.get()
 
 
-def extra_weights(pipeline, order, breadth_first, inplace, count=6, side=1024):
+def extra_weights(pipeline, order, breadth_first, inplace, count=6, side=2048):
     mod = one_to_one(count, side, order, breadth_first)
     if inplace:
         mod = InplaceTransformParams()(mod)
