@@ -315,7 +315,7 @@ def run_in_own_process(small: bool, way: str) -> dict:
 def main() -> int:
     """Run both ways, print the table; 1 if they differ or the in-place one takes too much."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--small", action="store_true", help="about 40 MB of weights instead of 500")
+    parser.add_argument("--small", action="store_true", help="about 40 MB of weights, not 500")
     parser.add_argument("--run", choices=["out-of-place", "in-place"], help=argparse.SUPPRESS)
     args = parser.parse_args()
     config = SMALL if args.small else DEFAULT

@@ -15,6 +15,7 @@ from tvm import ir, relax
 
 from ..analysis.updates import functions_that_update
 from ..op import VOID
+from .binding_rewriter import with_body
 
 __all__ = ["CheckContiguous"]
 
@@ -56,8 +57,4 @@ def _with_check(function: relax.Function, name: str) -> relax.Function:
     call = relax.Call(relax.ExternFunc(_BUILTIN), operands, None, [VOID], ret_ty=VOID)
     check = relax.BindingBlock([relax.VarBinding(relax.Var("_", VOID), call)])
     body = relax.SeqExpr([check, *function.body.blocks], function.body.body, function.body.span)
-    return relax.BlockBuilder().normalize(
-        relax.Function(
-            function.params, body, function.ret_ty, function.is_pure, function.attrs, function.span
-        )
-    )
+    return with_body(function, body)

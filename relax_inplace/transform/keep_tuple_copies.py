@@ -23,6 +23,7 @@ from tvm import ir, relax
 
 from ..analysis.updates import bindings_of
 from ..op import the_op
+from .binding_rewriter import rewrite_bindings
 
 __all__ = ["keep_tuple_copies"]
 
@@ -36,22 +37,19 @@ def keep_tuple_copies(mod: ir.IRModule, updating: set[ir.GlobalVar]) -> ir.IRMod
     # An update may not stand in a dataflow block. Rare enough to give up fusion for.
     without_dataflow = relax.transform.ToNonDataflow()(mod)
     for gvar in copying:
-        mod[gvar] = _in_function(without_dataflow[gvar])
+        mod[gvar] = _without_copies(without_dataflow[gvar])
     return mod
 
 
-def _in_function(function: relax.Function) -> relax.Function:
-    builder = relax.BlockBuilder()
-    return builder.normalize(
-        relax.Function(
-            function.params,
-            _in_sequence(function.body, _copies(function), builder),
-            function.ret_ty,
-            function.is_pure,
-            function.attrs,
-            function.span,
-        )
-    )
+def _without_copies(function: relax.Function) -> relax.Function:
+    copies = _copies(function)
+
+    def rewrite(binding: relax.Binding) -> list[relax.Binding]:
+        if binding.var in copies:
+            return _filled_in_place(binding.var, binding.value)
+        return [binding]
+
+    return rewrite_bindings(function, lambda _sequence: rewrite)
 
 
 def _copies(function: relax.Function) -> set[relax.Var]:
@@ -86,39 +84,15 @@ def _known(expr: relax.Expr, values: dict[relax.Var, relax.Expr]) -> relax.Expr:
             return expr
 
 
-def _in_sequence(
-    sequence: relax.SeqExpr, copies: set[relax.Var], builder: relax.BlockBuilder
-) -> relax.SeqExpr:
-    blocks = []
-    for block in sequence.blocks[:]:
-        bindings: list[relax.Binding] = []
-        for binding in block.bindings[:]:
-            var, value = binding.var, binding.value
-            if var in copies:
-                bindings += _filled_in_place(var, value, builder)
-            elif isinstance(value, relax.If):
-                branches = [
-                    _in_sequence(branch, copies, builder)
-                    for branch in (value.true_branch, value.false_branch)
-                ]
-                value = builder.normalize(relax.If(value.cond, *branches))
-                bindings.append(relax.VarBinding(var, value))
-            else:
-                bindings.append(binding)
-        blocks.append(relax.BindingBlock(bindings, block.span))
-    return builder.normalize(relax.SeqExpr(blocks, sequence.body, sequence.span))
-
-
-def _filled_in_place(
-    var: relax.Var, value: relax.Tuple, builder: relax.BlockBuilder
-) -> list[relax.Binding]:
+def _filled_in_place(var: relax.Var, value: relax.Tuple) -> list[relax.Binding]:
+    normalize = relax.BlockBuilder().normalize
     nothing = relax.Var("nothing", relax.AnyType())
     first, *others = value.fields[:]
-    unfilled_value = builder.normalize(relax.Tuple([nothing, *others]))
+    unfilled_value = normalize(relax.Tuple([nothing, *others]))
     unfilled = relax.Var("unfilled", unfilled_value.ty)
     fill = relax.Call(the_op(), [unfilled, relax.prim_value(0), first], None, [var.ty], value.span)
     return [
-        relax.VarBinding(nothing, builder.normalize(relax.op.null_value())),
+        relax.VarBinding(nothing, normalize(relax.op.null_value())),
         relax.VarBinding(unfilled, unfilled_value),
-        relax.VarBinding(var, builder.normalize(fill)),
+        relax.VarBinding(var, normalize(fill)),
     ]

@@ -16,6 +16,7 @@ from tvm import ir, relax
 
 from ..analysis.updates import functions_that_update
 from ..op import VOID
+from .binding_rewriter import Rewrite, rewrite_bindings
 
 __all__ = ["KillCheckedFields"]
 
@@ -47,43 +48,24 @@ def kill_checked_fields(mod: ir.IRModule, updating: set[ir.GlobalVar]) -> ir.IRM
         return mod
     mod = mod.clone()
     for gvar in updating:
-        mod[gvar] = _in_function(mod[gvar])
+        mod[gvar] = rewrite_bindings(mod[gvar], _killing)
     return mod
 
 
-def _in_function(function: relax.Function) -> relax.Function:
-    builder = relax.BlockBuilder()
-    body = _in_sequence(function.body, builder)
-    changed = relax.Function(
-        function.params, body, function.ret_ty, function.is_pure, function.attrs, function.span
-    )
-    return builder.normalize(changed)
-
-
-def _in_sequence(sequence: relax.SeqExpr, builder: relax.BlockBuilder) -> relax.SeqExpr:
-    last_use = _last_use_of_unkilled_reads(sequence)
+def _killing(sequence: relax.SeqExpr) -> Rewrite:
+    kill = ir.Op.get(_KILL)
     killed_after: dict[relax.Var, list[relax.Var]] = {}
-    for var, user in last_use.items():
+    for var, user in _last_use_of_unkilled_reads(sequence).items():
         killed_after.setdefault(user, []).append(var)
 
-    blocks = []
-    for block in sequence.blocks[:]:
-        bindings = []
-        for binding in block.bindings[:]:
-            value = binding.value
-            if isinstance(value, relax.If):
-                branches = [
-                    _in_sequence(branch, builder)
-                    for branch in (value.true_branch, value.false_branch)
-                ]
-                value = builder.normalize(relax.If(value.cond, *branches))
-                binding = relax.VarBinding(binding.var, value)
-            bindings.append(binding)
-            for var in killed_after.get(binding.var, ()):
-                kill = relax.Call(ir.Op.get(_KILL), [var], ret_ty=VOID)
-                bindings.append(relax.VarBinding(relax.Var("_", VOID), kill))
-        blocks.append(relax.BindingBlock(bindings, block.span))
-    return builder.normalize(relax.SeqExpr(blocks, sequence.body, sequence.span))
+    def rewrite(binding: relax.Binding) -> list[relax.Binding]:
+        kills = [
+            relax.VarBinding(relax.Var("_", VOID), relax.Call(kill, [var], ret_ty=VOID))
+            for var in killed_after.get(binding.var, ())
+        ]
+        return [binding, *kills]
+
+    return rewrite
 
 
 def _last_use_of_unkilled_reads(sequence: relax.SeqExpr) -> dict[relax.Var, relax.Var]:

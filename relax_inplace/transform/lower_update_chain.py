@@ -32,6 +32,7 @@ from tvm import ir, relax
 from ..analysis.ownership import check_ownership
 from ..analysis.updates import bindings_of
 from ..op import VOID, the_op
+from .binding_rewriter import Rewrite, rewrite_bindings
 
 __all__ = ["LowerUpdateChain"]
 
@@ -67,7 +68,7 @@ def lower_update_chain(mod: ir.IRModule) -> ir.IRModule:
         return mod
     mod = mod.clone()
     for gvar, function in with_updates.items():
-        mod[gvar] = _lower_function(function)
+        mod[gvar] = rewrite_bindings(function, _lowering)
     return mod
 
 
@@ -75,65 +76,40 @@ def _is_chained(value: relax.Expr) -> bool:
     return isinstance(value, ir.Call) and value.op.same_as(the_op()) and len(value.ty_args) == 0
 
 
-def _lower_function(function: relax.Function) -> relax.Function:
+def _lowering(sequence: relax.SeqExpr) -> Rewrite:
     builder = relax.BlockBuilder()
-    lowered = relax.Function(
-        function.params,
-        _lower_sequence(function.body, builder),
-        function.ret_ty,
-        function.is_pure,
-        function.attrs,
-        function.span,
-    )
-    return builder.normalize(lowered)
-
-
-def _lower_sequence(sequence: relax.SeqExpr, builder: relax.BlockBuilder) -> relax.SeqExpr:
     used_whole = _used_whole(sequence)
     # For the nameless result of an update: the name its chain began with, and what was replaced.
     nameless: dict[relax.Var, tuple[relax.Expr, dict[int, relax.Expr]]] = {}
 
-    def lowered(binding: relax.Binding) -> relax.Binding:
+    def lowered(binding: relax.Binding) -> list[relax.Binding]:
         var, value = binding.var, binding.value
         if _is_chained(value):
             source, index, new = value.args[:]
             root, replaced = nameless.get(source, (source, {}))
             if var in used_whole or not isinstance(root, relax.Var):
                 if source not in nameless:
-                    return binding
-                return relax.VarBinding(var, update(value, root, var.ty))
+                    return [binding]
+                return [relax.VarBinding(var, update(value, root, var.ty))]
             replaced[int(index.value)] = new
             nameless[var] = (root, replaced)
-            return relax.VarBinding(relax.Var("_", VOID), update(value, root, VOID))
+            return [relax.VarBinding(relax.Var("_", VOID), update(value, root, VOID))]
         if isinstance(value, relax.TupleGetItem) and value.tuple_value in nameless:
             root, replaced = nameless[value.tuple_value]
             read = replaced.get(value.index)
             if read is None:
                 read = builder.normalize(relax.TupleGetItem(root, value.index, value.span))
             if isinstance(binding, relax.MatchCast):
-                return relax.MatchCast(var, read, binding.ty)
-            return relax.VarBinding(var, read)
-        if isinstance(value, relax.If):
-            branches = [
-                _lower_sequence(branch, builder)
-                for branch in (value.true_branch, value.false_branch)
-            ]
-            return relax.VarBinding(var, builder.normalize(relax.If(value.cond, *branches)))
-        if isinstance(value, relax.Function):
-            return relax.VarBinding(var, _lower_function(value))
-        return binding
+                return [relax.MatchCast(var, read, binding.ty)]
+            return [relax.VarBinding(var, read)]
+        return [binding]
 
     def update(call: ir.Call, root: relax.Var, ty: ir.Type) -> relax.Expr:
         return builder.normalize(
             relax.Call(call.op, [root, *call.args[1:]], call.attrs, [ty], call.span)
         )
 
-    blocks = []
-    for block in sequence.blocks[:]:
-        bindings = [lowered(binding) for binding in block.bindings[:]]
-        kind = relax.DataflowBlock if isinstance(block, relax.DataflowBlock) else relax.BindingBlock
-        blocks.append(kind(bindings, block.span))
-    return builder.normalize(relax.SeqExpr(blocks, sequence.body, sequence.span))
+    return lowered
 
 
 def _used_whole(sequence: relax.SeqExpr) -> set[relax.Var]:
