@@ -2,12 +2,13 @@
 # make test    install with the test extra, run the tests
 # make lint    ruff, mypy, clang-format
 # make format  let ruff and clang-format rewrite
+# make fuzz    the tests' random properties, 5,000 examples each
 # make bench   time to compile, in place against out of place
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint format bench clean
+.PHONY: demo test lint format fuzz bench clean
 
 demo: .venv/pyvenv.cfg
 	$(BIN)/pip install --quiet .
@@ -29,6 +30,10 @@ format: .venv/pyvenv.cfg
 	$(BIN)/ruff check --fix --exit-zero .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i cpp/*.cc cpp/*.h
+
+fuzz: .venv/pyvenv.cfg
+	$(BIN)/pip install --quiet '.[test]'
+	$(BIN)/pytest --hypothesis-profile=fuzz -k 'any_transform or program_is'
 
 bench: .venv/pyvenv.cfg
 	$(BIN)/pip install --quiet .

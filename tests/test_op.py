@@ -2,7 +2,7 @@
 
 import pytest
 import tvm
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tvm import relax
 from tvm.script import ir as I
@@ -41,7 +41,6 @@ def params(*fields):
 TWO = (relax.TensorType((4, 8), "float32"), relax.TensorType((6,), "int8"))
 
 
-@settings(deadline=None)
 @given(TUPLES, FIELDS, st.data())
 def test_type_is_the_tuples_with_one_field_replaced(tuple_type, value_type, data):
     n = len(tuple_type.fields)
@@ -54,7 +53,6 @@ def test_type_is_the_tuples_with_one_field_replaced(tuple_type, value_type, data
     tvm.ir.assert_structural_equal(call.ty, relax.TupleType(fields))
 
 
-@settings(deadline=None)
 @given(TUPLES, FIELDS, st.data())
 def test_json_round_trip(tuple_type, value_type, data):
     index = data.draw(st.integers(0, len(tuple_type.fields) - 1))

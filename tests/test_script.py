@@ -2,7 +2,7 @@
 
 import pytest
 import tvm
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tvm import relax
 from tvm.script import from_source
@@ -94,7 +94,6 @@ FIELDS = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=50)
 @given(st.lists(FIELDS, min_size=1, max_size=4), FIELDS, st.data())
 def test_text_round_trip_of_any_type(fields, value_type, data):
     index = data.draw(st.integers(-len(fields), len(fields) - 1))

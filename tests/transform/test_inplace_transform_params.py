@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tvm
 import tvm_ffi
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from memory import extra_mb, in_fresh_process, needs_clear_refs
 from pipelines import PIPELINES, load
@@ -564,7 +564,6 @@ def transforms(draw):
     return builder.get()
 
 
-@settings(deadline=None, max_examples=60)
 @given(transforms(), st.sampled_from(sorted(PIPELINES)))
 def test_any_transform(before, pipeline):
     run_both(before, rewritten(before), pipeline)
