@@ -1,8 +1,8 @@
 """In-place conversion of a model's weights: an extension of Apache TVM's Relax.
 
 ``import relax_inplace`` makes ``R.inplace_update_tuple`` known to TVM. It does not import TVM
-itself: :mod:`relax_inplace.libinfo` and the runtime serve processes that have no compiler. Where
-``tvm`` is not imported yet, the registration waits until it is.
+itself: :mod:`relax_inplace.libinfo` serves processes that have no compiler, too. Where ``tvm`` is
+not imported yet, the registration waits until it is.
 
 >>> import relax_inplace
 >>> from tvm.script import relax as R
