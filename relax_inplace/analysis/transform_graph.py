@@ -76,12 +76,15 @@ class TransformGraph:
         In the function's order.
     outputs : list of relax.Expr
         The fields of the tuple it returns.
+    output_needs : list of (list of Step, list of int)
+        For each output the steps and the weights that it reads by itself.
     """
 
     leading: list[relax.Var]
     weights: relax.Var
     steps: list[Step]
     outputs: list[relax.Expr]
+    output_needs: list[tuple[list[Step], list[int]]]
     _step_of: dict[relax.Var, Step]
     _weight_of: dict[relax.Var, int]
     _alias_of: dict[relax.Var, relax.Expr]
@@ -121,7 +124,7 @@ class TransformGraph:
         """The steps and the weights that an expression reads by itself."""
         steps: list[Step] = []
         weights: list[int] = []
-        for var in relax.analysis.free_vars(expr):
+        for var in relax.analysis.free_vars(expr)[:]:
             resolved = self.resolve(var)
             weight = self.weight_of(resolved)
             if weight is not None:
@@ -151,13 +154,14 @@ class _Builder:
     def build(self) -> TransformGraph:
         self._require_pure()
         graph = self._signature()
-        for block in self.function.body.blocks:
+        for block in self.function.body.blocks[:]:
             in_dataflow = isinstance(block, relax.DataflowBlock)
-            for binding in block.bindings:
+            for binding in block.bindings[:]:
                 self._add(graph, binding, in_dataflow)
         graph.outputs = self._outputs(graph)
         for output in graph.outputs:
             self._require_fields_only(graph, output, "the tuple it returns")
+        graph.output_needs = [graph.needs(output) for output in graph.outputs]
         return graph
 
     def _unsupported(self, reason: str) -> StructuredError:
@@ -193,7 +197,7 @@ class _Builder:
                     )
             weights = relax.Var("params", relax.TupleType([param.ty for param in trailing]))
             weight_of = {param: index for index, param in enumerate(trailing)}
-        return TransformGraph(leading, weights, [], [], {}, weight_of, {})
+        return TransformGraph(leading, weights, [], [], [], {}, weight_of, {})
 
     def _add(self, graph: TransformGraph, binding: relax.Binding, in_dataflow: bool) -> None:
         var, value = binding.var, binding.value
@@ -221,7 +225,7 @@ class _Builder:
     def _require_fields_only(self, graph: TransformGraph, expr: relax.Expr, where: str) -> None:
         if graph.weight_of(expr) is not None:
             return
-        for var in relax.analysis.free_vars(expr):
+        for var in relax.analysis.free_vars(expr)[:]:
             if graph.resolve(var).same_as(graph.weights):
                 raise self._unsupported(
                     f"{where} uses the tuple of weights `{graph.weights.name}` as a whole; "

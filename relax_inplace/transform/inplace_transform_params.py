@@ -184,7 +184,7 @@ def _schedule(graph: TransformGraph) -> list[list[Step]]:
         return sorted(found, key=position.__getitem__)
 
     schedule = [not_yet_done([step for step in graph.steps if step.runs_first])]
-    return schedule + [not_yet_done(graph.needs(output)[0]) for output in graph.outputs]
+    return schedule + [not_yet_done(steps) for steps, _ in graph.output_needs]
 
 
 @dataclasses.dataclass
@@ -225,8 +225,8 @@ class _Emitter:
             for operand in step.operands
             if block_of[operand] != block
         }
-        for output in self.graph.outputs:
-            escaping |= {step.binding.var for step in self.graph.needs(output)[0]}
+        for steps, _ in self.graph.output_needs:
+            escaping |= {step.binding.var for step in steps}
         return escaping
 
     def _last_turn_of_weights(self) -> dict[int, int]:
@@ -236,7 +236,7 @@ class _Emitter:
             for step in steps:
                 last.update(dict.fromkeys(step.reads, turn))
             if turn > 0:
-                last.update(dict.fromkeys(self.graph.needs(self.graph.outputs[turn - 1])[1], turn))
+                last.update(dict.fromkeys(self.graph.output_needs[turn - 1][1], turn))
                 own = self.graph.weight_of(self.graph.outputs[turn - 1])
                 if own is not None:
                     last[own] = turn
@@ -247,7 +247,7 @@ class _Emitter:
 
         Not those that an output is: they stay.
         """
-        kept = {weight for output in self.graph.outputs for weight in self.graph.needs(output)[1]}
+        kept = {weight for _, weights in self.graph.output_needs for weight in weights}
         for output in self.graph.outputs:
             own = self.graph.weight_of(output)
             if own is not None:

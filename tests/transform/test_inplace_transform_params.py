@@ -393,8 +393,6 @@ def form(name):
 @pytest.mark.parametrize("name", FORMS)
 def test_form(name, pipeline):
     before = form(name)
-    if name == "a local function" and pipeline == "passes first":
-        pytest.skip("TVM's FuseOps does not take local functions")
     lifted = relax.transform.LambdaLift() if name == "a local function" else (lambda mod: mod)
     run_both(lifted(before), lifted(rewritten(before)), pipeline)
 
