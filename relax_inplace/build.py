@@ -45,11 +45,11 @@ def install() -> None:
     """Wrap ``tvm.relax.build`` and its step to bytecode; again is harmless."""
     if hasattr(vm_build.build, "_relax_inplace"):
         return
-    vm_build.build = relax.build = _with_updates_prepared(vm_build.build)
-    vm_build._vmcodegen = _with_fields_killed(vm_build._vmcodegen)
+    vm_build.build = relax.build = _with_module_prepared(vm_build.build)
+    vm_build._vmcodegen = _with_lowered_module_finished(vm_build._vmcodegen)
 
 
-def _with_updates_prepared(stock: Any) -> Any:
+def _with_module_prepared(stock: Any) -> Any:
     @functools.wraps(stock)
     def build(mod: ir.IRModule, *args: Any, **kwargs: Any) -> tvm.runtime.Executable:
         return stock(_prepare(mod), *args, **kwargs)
@@ -58,7 +58,7 @@ def _with_updates_prepared(stock: Any) -> Any:
     return build
 
 
-def _with_fields_killed(stock: Any) -> Any:
+def _with_lowered_module_finished(stock: Any) -> Any:
     @functools.wraps(stock)
     def _vmcodegen(builder: Any, mod: ir.IRModule, *args: Any, **kwargs: Any) -> ir.IRModule:
         updating = functions_that_update(mod)

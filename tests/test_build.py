@@ -277,7 +277,7 @@ def test_symbolic_shapes_that_disagree_change_nothing(pipeline):
 # -- the rest of TVM ------------------------------------------------------------------------
 
 
-def test_a_module_without_updates_goes_through_untouched(monkeypatch):
+def test_a_module_without_updates_goes_through_untouched():
     @I.ir_module
     class Plain:
         @R.function

@@ -194,6 +194,7 @@ class _Run:
     in_dataflow: bool
     bindings: list[relax.Binding]
     weights: dict[int, relax.Var]  # read here
+    bound: set[relax.Var]  # old names that are bound again, here only
 
 
 class _Emitter:
@@ -207,6 +208,7 @@ class _Emitter:
         self.runs: list[_Run] = []
         self.saved: dict[int, relax.Var] = {}  # weights that were read before they were replaced
         self.renamed: dict[relax.Var, relax.Var] = {}
+        self.bound: set[relax.Var] = set()  # old names that are bound again, for branches
         self.escaping = self._escaping()
         self.last_turn = self._last_turn_of_weights()
         self.spent = self._spent_before_replaced()
@@ -264,6 +266,8 @@ class _Emitter:
                 self._step(step)
             if turn > 0:
                 self._output(turn - 1)
+            for weight in self.spent[turn]:
+                self._empty(weight)
         blocks = [
             (relax.DataflowBlock if run.in_dataflow else relax.BindingBlock)(run.bindings)
             for run in self.runs
@@ -272,7 +276,7 @@ class _Emitter:
 
     def _run(self, in_dataflow: bool) -> _Run:
         if not self.runs or self.runs[-1].in_dataflow != in_dataflow:
-            self.runs.append(_Run(in_dataflow, [], {}))
+            self.runs.append(_Run(in_dataflow, [], {}, set()))
         return self.runs[-1]
 
     def _bind(self, var: relax.Var, value: relax.Expr, in_dataflow: bool) -> None:
@@ -303,10 +307,11 @@ class _Emitter:
         if self.last_turn.get(index, 0) > index + 1:
             self.saved[index] = self._read(index, in_dataflow=False)
         self._replace(index, value)
-        for spent in self.spent[index + 1]:
-            nothing = relax.Var("gv", relax.AnyType())
-            self._bind(nothing, relax.op.null_value(), in_dataflow=False)
-            self._replace(spent, nothing)
+
+    def _empty(self, weight: int) -> None:
+        nothing = relax.Var("gv", relax.AnyType())
+        self._bind(nothing, relax.op.null_value(), in_dataflow=False)
+        self._replace(weight, nothing)
 
     def _replace(self, field: int, value: relax.Expr) -> None:
         call = self.builder.normalize(inplace_update_tuple(self.current, field, value))
@@ -346,12 +351,17 @@ class _Emitter:
                 return expr
             return relax.Call(op, args, expr.attrs, expr.ty_args, expr.span)
         if isinstance(expr, (relax.If, relax.Function)):
-            # Bind what changed its name to the old one, instead of looking for it inside.
-            for var in relax.analysis.free_vars(expr):
+            # Bind what changed its name to the old one, instead of looking for it inside: once, or
+            # once in each block for a variable that ends with it.
+            for var in relax.analysis.free_vars(expr)[:]:
+                is_local = isinstance(var, relax.DataflowVar)
+                bound = self._run(in_dataflow).bound if is_local else self.bound
+                if var in bound:
+                    continue
                 new = self._substituted(var, in_dataflow)
                 if not new.same_as(var):
                     self._bind(var, new, in_dataflow)
-                    self.renamed[var] = var
+                    bound.add(var)
         return expr
 
 

@@ -359,6 +359,20 @@ FORMS = {
             r = b
         return (r, s, w)
     """,
+    "two branches on one weight": """
+        c = R.const(False, "bool")
+        w = params[0]
+        s = R.exp(params[1])
+        if c:
+            r = w
+        else:
+            r = s
+        if c:
+            q = s
+        else:
+            q = w
+        return (r, params[2], q)
+    """,
     "a local function": """
         w = params[0]
         @R.function
