@@ -1,13 +1,18 @@
 """What is known of a function before it is changed. Reads IR, changes none."""
 
+from .memory_limit import MemoryLimitError
+from .memory_plan import MemoryPlan, plan_memory
 from .ownership import OwnershipError, check_ownership
 from .transform_graph import TransformGraph, UnsupportedTransformError
 from .updates import functions_that_update
 
 __all__ = [
+    "MemoryLimitError",
+    "MemoryPlan",
     "OwnershipError",
     "TransformGraph",
     "UnsupportedTransformError",
     "check_ownership",
     "functions_that_update",
+    "plan_memory",
 ]

@@ -2,23 +2,46 @@
 
 Definition
 ----------
-The *weights* are the fields of the function's tuple parameter, or its separate parameters, after
-the ``num_input`` leading ones. A *step* is a binding that computes something: a read of a weight
-and a second name for a value are none. The function is pure, so that its steps may run in any
-order in which operands come first, and a step that no output needs need not run.
+The *weights* are the tensors in what follows the ``num_input`` leading parameters: the fields of a
+tuple, at any depth, or parameters of their own, of which the in-place function gets one tuple.
+
+A *step* is what runs as one kernel after fusion: a binding that computes something, or several in
+a dataflow block that TVM's ``FuseOps`` makes one (:mod:`.fusion`). Reads of fields, tuples and
+second names are none. A call to another Relax function is the steps of that function.
+
+Steps may run in any order in which
+
+- operands come first;
+- impure calls keep their order among each other, and towards every step that touches a tensor
+  they are given; the same goes for a call that overwrites an operand;
+- what types may depend on (``match_cast``, prim values) runs first of all.
+
+A pure step that no output needs does not run. A *buffer* is memory that is allocated and freed as
+one: a weight's, or one that a step allocates. A value may be a view of another one's buffer.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tvm import ir, relax
 
 from ..errors import StructuredError
+from .byte_size import Size, size_of, tensors_in
+from .fusion import Fusion, find_fusion
 
-__all__ = ["Step", "TransformGraph", "UnsupportedTransformError"]
+__all__ = [
+    "Buffer",
+    "Container",
+    "Kernel",
+    "Step",
+    "TransformGraph",
+    "UnsupportedTransformError",
+    "Weight",
+]
 
 
 class UnsupportedTransformError(StructuredError):
@@ -36,29 +59,146 @@ class UnsupportedTransformError(StructuredError):
 
 
 @dataclasses.dataclass(eq=False)
-class Step:
-    """One binding that computes something.
+class Buffer:
+    """Memory that is allocated and freed as one.
+
+    Attributes
+    ----------
+    name : str
+        Of the weight, or of the variable it is allocated for.
+    size : int or ByteSize
+        Bytes.
+    weight : Weight or None
+        The weight whose original it is.
+    """
+
+    name: str
+    size: Size
+    weight: Weight | None = None
+
+
+@dataclasses.dataclass(eq=False)
+class Weight:
+    """A tensor (or a shape or a number) in the tuple of weights.
+
+    Attributes
+    ----------
+    container : Container
+        The tuple it is a field of.
+    index : int
+        The field.
+    name : str
+        As the function calls it, or ``params[0]``.
+    ty : ir.Type
+    buffer : Buffer
+    is_modifiable : bool
+        Whether its slot may be emptied and replaced.
+    """
+
+    container: Container
+    index: int
+    name: str
+    ty: ir.Type
+    is_modifiable: bool
+    buffer: Buffer = dataclasses.field(init=False)
+
+    def __post_init__(self) -> None:
+        self.buffer = Buffer(self.name, size_of(self.ty, self.name), self)
+
+
+@dataclasses.dataclass(eq=False)
+class Container:
+    """The tuple of weights, or a tuple nested in it.
+
+    Attributes
+    ----------
+    parent : Container or None
+        The tuple it is a field of, with the index ``index``.
+    fields : list of Container or Weight
+    """
+
+    parent: Container | None
+    index: int
+    ty: relax.TupleType
+    fields: list[Container | Weight] = dataclasses.field(default_factory=list)
+
+    def weights(self) -> Iterator[Weight]:
+        """Of this tuple and of those nested in it, in order."""
+        for field in self.fields:
+            if isinstance(field, Weight):
+                yield field
+            else:
+                yield from field.weights()
+
+
+@dataclasses.dataclass(eq=False)
+class Kernel:
+    """One binding of a step: what runs as one kernel where TVM does not fuse.
 
     Attributes
     ----------
     binding : relax.Binding
-        Its variable, and the value as the function has it.
-    in_dataflow : bool
-        Whether it stands in a dataflow block, where TVM fuses.
-    operands : list of Step
-        The steps whose results it reads.
-    reads : list of int
-        The weights that it reads.
-    runs_first : bool
-        Whether types of later steps may depend on it: a ``match_cast`` defines symbolic
-        variables, a prim value can be a dimension.
+        Its variable and value, in names of the function.
+    uses : set of Buffer
+        What its operands lie in.
+    allocates : list of Buffer
+        What its result lies in.
+    scratch : int or ByteSize
+        Bytes that it holds while it runs, besides its operands and its result.
     """
 
     binding: relax.Binding
-    in_dataflow: bool
-    operands: list[Step]
-    reads: list[int]
-    runs_first: bool
+    uses: set[Buffer]
+    allocates: list[Buffer]
+    scratch: Size = 0
+
+
+@dataclasses.dataclass(eq=False)
+class Step:
+    """What runs as one kernel after fusion.
+
+    Attributes
+    ----------
+    kernels : list of Kernel
+        One, or several that TVM fuses.
+    is_fused : bool
+        Whether it stands in a dataflow block, for TVM to fuse.
+    after : dict of Step to None
+        The steps that run before it, in order.
+    reads : dict of Weight to None
+        The weights that it reads, in order.
+    is_impure : bool
+    runs_first : bool
+        Whether types of later steps may depend on it.
+    """
+
+    kernels: list[Kernel]
+    is_fused: bool = False
+    after: dict[Step, None] = dataclasses.field(default_factory=dict)
+    reads: dict[Weight, None] = dataclasses.field(default_factory=dict)
+    is_impure: bool = False
+    runs_first: bool = False
+
+    @property
+    def name(self) -> str:
+        """The variable it computes last."""
+        return str(self.kernels[-1].binding.var.name)
+
+    def uses(self) -> set[Buffer]:
+        """The buffers that it reads and has not allocated."""
+        own = {buffer for kernel in self.kernels for buffer in kernel.allocates}
+        return {buffer for kernel in self.kernels for buffer in kernel.uses} - own
+
+
+def _nominal(size: Size) -> int:
+    value = size if isinstance(size, int) else size.at({}, 1024)
+    return int(value)
+
+
+# What is known of a variable: a field of the weights, or an expression of others.
+Known = Container | Weight | relax.Expr
+# The buffers a value lies in: of a tensor a set, of a tuple a list.
+Layout = frozenset[Buffer] | list[Any]
 
 
 @dataclasses.dataclass
@@ -67,181 +207,574 @@ class TransformGraph:
 
     Attributes
     ----------
+    name : str
+        Of the function.
+    function : relax.Function
     leading : list of relax.Var
         The ``num_input`` parameters before the weights.
-    weights : relax.Var
+    params : relax.Var
         The tuple of weights: the function's own parameter, or one that its separate weights are
         bundled into.
+    root : Container
+        Its fields.
     steps : list of Step
-        In the function's order.
-    outputs : list of relax.Expr
-        The fields of the tuple it returns.
-    output_needs : list of (list of Step, list of int)
-        For each output the steps and the weights that it reads by itself.
+        In the function's order; those that need not run are left out.
+    outputs : list
+        The fields of the tuple that it returns: weights, tuples of weights, or expressions.
     """
 
+    name: str
+    function: relax.Function
     leading: list[relax.Var]
-    weights: relax.Var
-    steps: list[Step]
-    outputs: list[relax.Expr]
-    output_needs: list[tuple[list[Step], list[int]]]
-    _step_of: dict[relax.Var, Step]
-    _weight_of: dict[relax.Var, int]
-    _alias_of: dict[relax.Var, relax.Expr]
+    params: relax.Var
+    root: Container
+    steps: list[Step] = dataclasses.field(default_factory=list)
+    outputs: list[Known] = dataclasses.field(default_factory=list)
+    _known: dict[relax.Var, Known] = dataclasses.field(default_factory=dict)
+    _layout: dict[relax.Var, Layout] = dataclasses.field(default_factory=dict)
+    _step_of: dict[relax.Var, Step] = dataclasses.field(default_factory=dict)
 
     @staticmethod
-    def build(name: str, function: relax.Function) -> TransformGraph:
+    def build(
+        name: str,
+        function: relax.Function,
+        mod: ir.IRModule | None = None,
+        params: Sequence[str | int] | None = None,
+    ) -> TransformGraph:
         """Read a function.
+
+        Parameters
+        ----------
+        name : str
+        function : relax.Function
+        mod : tvm.ir.IRModule, optional
+            Where the functions that it calls are.
+        params : sequence of str or int, optional
+            The weights that may be modified, by name or by their index in the tuple; all by
+            default.
 
         Raises
         ------
         UnsupportedTransformError
-            It is impure, takes no weights, returns no tuple, or uses the tuple of weights
-            otherwise than to read a field.
+            It takes no weights, returns no tuple, is recursive, or overwrites or returns a view
+            of a tensor that is not its own.
         """
-        return _Builder(name, function).build()
+        return _Builder(name, function, mod or ir.IRModule(), params).build()
 
-    def resolve(self, expr: relax.Expr) -> relax.Expr:
-        """What a variable is a second name for; other expressions as they are."""
-        while isinstance(expr, relax.Var) and expr in self._alias_of:
-            expr = self._alias_of[expr]
-        return expr
+    def resolve(self, expr: relax.Expr) -> Known:
+        """What an expression is, through second names, tuples and reads of fields."""
+        while True:
+            if isinstance(expr, relax.Var):
+                known = self._known.get(expr)
+                if known is None:
+                    return expr
+                if not isinstance(known, relax.Expr):
+                    return known
+                expr = known
+            elif isinstance(expr, relax.TupleGetItem):
+                source = self.resolve(expr.tuple_value)
+                if isinstance(source, Container):
+                    return source.fields[expr.index]
+                if not isinstance(source, relax.Tuple):
+                    if source is expr.tuple_value:
+                        return expr
+                    return relax.TupleGetItem(source, expr.index, expr.span)
+                expr = source.fields[expr.index]
+            else:
+                return expr
 
     def step_of(self, var: relax.Var) -> Step | None:
         """The step that computes a variable."""
         return self._step_of.get(var)
 
-    def weight_of(self, expr: relax.Expr) -> int | None:
-        """The weight that an expression is, unchanged: its index."""
-        expr = self.resolve(expr)
-        if isinstance(expr, relax.TupleGetItem) and self.resolve(expr.tuple_value).same_as(
-            self.weights
-        ):
-            return int(expr.index)
-        return self._weight_of.get(expr) if isinstance(expr, relax.Var) else None
+    def layout(self, known: Known) -> Layout:
+        """The buffers that a value lies in."""
+        if isinstance(known, Weight):
+            return frozenset([known.buffer])
+        if isinstance(known, Container):
+            return [self.layout(field) for field in known.fields]
+        known = self.resolve(known)
+        if not isinstance(known, relax.Expr):
+            return self.layout(known)
+        if isinstance(known, relax.Tuple):
+            return [self.layout(field) for field in known.fields[:]]
+        if isinstance(known, relax.TupleGetItem):
+            source = self.layout(known.tuple_value)
+            return source[known.index] if isinstance(source, list) else source
+        if isinstance(known, relax.Var):
+            return self._layout.get(known, frozenset())
+        return frozenset()
 
-    def needs(self, expr: relax.Expr) -> tuple[list[Step], list[int]]:
+    def needs(self, known: Known) -> tuple[dict[Step, None], dict[Weight, None]]:
         """The steps and the weights that an expression reads by itself."""
-        steps: list[Step] = []
-        weights: list[int] = []
-        for var in relax.analysis.free_vars(expr)[:]:
-            resolved = self.resolve(var)
-            weight = self.weight_of(resolved)
-            if weight is not None:
-                weights.append(weight)
-                continue
-            inner = (
-                [resolved]
-                if isinstance(resolved, relax.Var)
-                else relax.analysis.free_vars(resolved)
-            )
-            steps += [self._step_of[x] for x in inner if x in self._step_of]
+        steps: dict[Step, None] = {}
+        weights: dict[Weight, None] = {}
+        self._needs(known, steps, weights)
         return steps, weights
+
+    def variables(self, known: Known) -> Iterator[relax.Var]:
+        """The variables of steps that an expression reads by itself."""
+        if isinstance(known, relax.Expr):
+            known = self.resolve(known)
+        if isinstance(known, relax.Var):
+            if known in self._step_of:
+                yield known
+        elif isinstance(known, relax.Expr):
+            for operand in _operands(known):
+                yield from self.variables(operand)
+
+    def _needs(self, known: Known, steps: dict[Step, None], weights: dict[Weight, None]) -> None:
+        if isinstance(known, relax.Expr):
+            known = self.resolve(known)
+        if isinstance(known, Weight):
+            weights[known] = None
+        elif isinstance(known, Container):
+            weights.update(dict.fromkeys(known.weights()))
+        elif isinstance(known, relax.Var):
+            step = self._step_of.get(known)
+            if step is not None:
+                steps[step] = None
+        else:
+            for operand in _operands(known):
+                self._needs(operand, steps, weights)
+
+
+def buffers_of(layout: Layout) -> Iterator[Buffer]:
+    """All buffers of a value."""
+    if isinstance(layout, list):
+        for field in layout:
+            yield from buffers_of(field)
+    else:
+        yield from layout
+
+
+def _operands(expr: relax.Expr) -> Iterator[relax.Expr]:
+    """What an expression is made from: variables, tuples, reads of fields."""
+    if isinstance(expr, ir.Call):
+        for arg in expr.args[:]:
+            if isinstance(arg, (relax.Var, relax.Tuple, relax.TupleGetItem, ir.Call)):
+                yield arg
+        if isinstance(expr.op, relax.Var):
+            yield expr.op
+    elif isinstance(expr, relax.Tuple):
+        yield from expr.fields[:]
+    elif isinstance(expr, relax.TupleGetItem):
+        yield expr.tuple_value
+    elif isinstance(expr, (relax.If, relax.Function, relax.SeqExpr)):
+        yield from relax.analysis.free_vars(expr)[:]
 
 
 @functools.cache
-def _overwriting_ops() -> frozenset[ir.Op]:
-    """Ops that count as pure, but write to an operand that nothing later reads."""
-    names = ("relax.call_tir_inplace", "relax.call_inplace_packed")
-    return frozenset(ir.Op.get(name) for name in names)
+def _op(name: str) -> ir.Op:
+    return ir.Op.get(name)
+
+
+def _is_call_to(expr: relax.Expr, name: str) -> bool:
+    return isinstance(expr, ir.Call) and isinstance(expr.op, ir.Op) and expr.op == _op(name)
+
+
+_RESET = "vm.builtin.tuple_reset_item"  # what LiftTransformParams' consume_params leaves
+_KERNEL_ATTRS = ("Primitive", "Composite", "Codegen")  # functions that stand for one kernel
 
 
 class _Builder:
-    def __init__(self, name: str, function: relax.Function):
-        self.name = name
+    def __init__(
+        self,
+        name: str,
+        function: relax.Function,
+        mod: ir.IRModule,
+        modifiable: Sequence[str | int] | None,
+    ):
         self.function = function
+        self.mod = mod
+        self.modifiable = modifiable
+        self.graph = self._signature(name)
+        self.steps: list[Step] = []
+        self.calling: list[str] = [name]
+        self.last_impure: Step | None = None
+        self.last_writer: dict[Buffer, Step] = {}
+        self.touching: dict[Buffer, list[Step]] = {}
+        self.fusions: dict[relax.Function, Fusion] = {}
 
     def build(self) -> TransformGraph:
-        self._require_pure()
-        graph = self._signature()
-        for block in self.function.body.blocks[:]:
-            in_dataflow = isinstance(block, relax.DataflowBlock)
-            for binding in block.bindings[:]:
-                self._add(graph, binding, in_dataflow)
-        graph.outputs = self._outputs(graph)
-        for output in graph.outputs:
-            self._require_fields_only(graph, output, "the tuple it returns")
-        graph.output_needs = [graph.needs(output) for output in graph.outputs]
+        graph = self.graph
+        if not isinstance(self.function.ret_ty, relax.TupleType):
+            raise self._unsupported(f"it returns no tuple, but {self.function.ret_ty}")
+        self._sequence(self.function, self.function.body)
+        graph.outputs = self._outputs()
+        for index, output in enumerate(graph.outputs):
+            self._check_output(index, output)
+        graph.steps = self._needed()
         return graph
 
     def _unsupported(self, reason: str) -> StructuredError:
-        return UnsupportedTransformError.of(function=self.name, reason=reason)
+        return UnsupportedTransformError.of(function=self.graph.name, reason=reason)
 
-    def _require_pure(self) -> None:
-        if not relax.analysis.contains_impure_call(self.function):
-            return
-        for block in self.function.body.blocks:
-            for binding in block.bindings:
-                if relax.analysis.contains_impure_call(binding.value):
-                    raise self._unsupported(f"the binding of `{binding.var.name}` is impure")
-        raise self._unsupported("it is impure")
+    # -- the signature ----------------------------------------------------------------------
 
-    def _signature(self) -> TransformGraph:
-        params = list(self.function.params)
+    def _signature(self, name: str) -> TransformGraph:
+        params = list(self.function.params[:])
         attrs = self.function.attrs
         count = int(attrs["num_input"]) if attrs and "num_input" in attrs else 0
         leading, trailing = params[:count], params[count:]
         if not trailing:
-            raise self._unsupported(
-                f"it takes no weights: num_input={count} of its {len(params)} parameters are inputs"
+            raise UnsupportedTransformError.of(
+                function=name,
+                reason=f"it takes no weights: num_input={count} of its {len(params)} parameters "
+                "are inputs",
             )
-        weight_of: dict[relax.Var, int] = {}
-        if len(trailing) == 1 and isinstance(trailing[0].ty, relax.TupleType):
-            weights = trailing[0]
+        is_tuple = len(trailing) == 1 and isinstance(trailing[0].ty, relax.TupleType)
+        if is_tuple:
+            bundle, ty = trailing[0], trailing[0].ty
         else:
-            for param in trailing:
-                if not isinstance(param.ty, relax.TensorType):
-                    raise self._unsupported(
-                        f"weight `{param.name}` has type {param.ty}; expected one tuple of "
-                        f"weights, or tensors only, after the num_input={count} leading parameters"
-                    )
-            weights = relax.Var("params", relax.TupleType([param.ty for param in trailing]))
-            weight_of = {param: index for index, param in enumerate(trailing)}
-        return TransformGraph(leading, weights, [], [], [], {}, weight_of, {})
-
-    def _add(self, graph: TransformGraph, binding: relax.Binding, in_dataflow: bool) -> None:
-        var, value = binding.var, binding.value
-        is_match_cast = isinstance(binding, relax.MatchCast)
-        if not is_match_cast:
-            if isinstance(value, (relax.Var, ir.Constant)):
-                graph._alias_of[var] = value
-                return
-            weight = graph.weight_of(value)
-            if weight is not None:
-                graph._weight_of[var] = weight
-                return
-        self._require_fields_only(graph, value, f"the binding of `{var.name}`")
-        if isinstance(value, ir.Call) and value.op in _overwriting_ops():
-            raise self._unsupported(
-                f"the binding of `{var.name}` overwrites its operand (R.{value.op.name[6:]}), so "
-                "that steps cannot change their order"
+            ty = relax.TupleType([param.ty for param in trailing])
+            bundle = relax.Var("params", ty)
+        root = Container(None, -1, ty)
+        names = self._field_names(bundle) if is_tuple else [param.name for param in trailing]
+        modifiable = _selected(name, self.modifiable, names, len(ty.fields))
+        for index, field in enumerate(ty.fields[:]):
+            default = f"{bundle.name}[{index}]"
+            root.fields.append(
+                _field(root, index, field, names[index] or default, index in modifiable)
             )
-        operands, reads = graph.needs(value)
-        runs_first = is_match_cast or isinstance(var.ty, (ir.PrimType, relax.ShapeType))
-        step = Step(binding, in_dataflow, operands, reads, runs_first)
-        graph.steps.append(step)
-        graph._step_of[var] = step
+        graph = TransformGraph(name, self.function, leading, bundle, root)
+        graph._known[bundle] = root
+        if not is_tuple:
+            graph._known.update(zip(trailing, root.fields, strict=True))
+        for param in leading:
+            if any(tensors_in(param.ty)):
+                graph._layout[param] = frozenset([Buffer(param.name, 0)])
+        return graph
 
-    def _require_fields_only(self, graph: TransformGraph, expr: relax.Expr, where: str) -> None:
-        if graph.weight_of(expr) is not None:
-            return
-        for var in relax.analysis.free_vars(expr)[:]:
-            if graph.resolve(var).same_as(graph.weights):
+    def _field_names(self, bundle: relax.Var) -> list[str]:
+        """For each field the variable that it is read into first; "" if none is."""
+        names = [""] * len(bundle.ty.fields)
+        for block in self.function.body.blocks[:]:
+            for binding in block.bindings[:]:
+                value = binding.value
+                if isinstance(value, relax.TupleGetItem) and value.tuple_value.same_as(bundle):
+                    index = value.index
+                    names[index] = names[index] or binding.var.name
+        return names
+
+    # -- bindings ---------------------------------------------------------------------------
+
+    def _sequence(self, function: relax.Function, body: relax.SeqExpr) -> None:
+        fusion = self.fusions.get(function)
+        if fusion is None:
+            fusion = self.fusions[function] = find_fusion(function, self.mod)
+        for b, block in enumerate(body.blocks[:]):
+            groups: dict[int, Step] = {}
+            for i, binding in enumerate(block.bindings[:]):
+                group = fusion.group_of.get((b, i))
+                step = None if group is None else groups.get(group)
+                if group is not None and step is None:
+                    step = groups[group] = Step([], is_fused=True)
+                self._binding(binding, step, fusion.is_view(b, i))
+
+    def _binding(self, binding: relax.Binding, group: Step | None, is_view: bool) -> None:
+        graph, var, value = self.graph, binding.var, binding.value
+        if isinstance(binding, relax.MatchCast):
+            known = graph.resolve(value)
+            if isinstance(known, Container):
                 raise self._unsupported(
-                    f"{where} uses the tuple of weights `{graph.weights.name}` as a whole; "
-                    "only its fields can be read"
+                    f"the binding of `{var.name}` casts the tuple of weights as a whole; cast its "
+                    "fields"
+                )
+            step = self._step(group, binding)
+            step.runs_first = True
+            graph._layout[var] = graph.layout(value)
+            return
+        if isinstance(value, (relax.Var, ir.Constant, relax.Tuple, relax.TupleGetItem)):
+            graph._known[var] = value
+            return
+        if isinstance(value, relax.ShapeExpr):
+            graph._known[var] = value
+            return
+        if isinstance(value, ir.Call):
+            if self._is_reset(value):
+                return  # the releases that are planned here take its place
+            callee = value.op
+            if isinstance(callee, ir.GlobalVar):
+                called = self.mod[callee] if callee in self.mod.functions else None
+                if isinstance(called, relax.Function) and not _is_kernel(called):
+                    self._inline(var, value, called)
+                    return
+        step = self._step(group, binding)
+        self._result(step.kernels[-1], is_view and step.is_fused)
+        if isinstance(var.ty, (ir.PrimType, relax.ShapeType)):
+            step.runs_first = True
+
+    def _is_reset(self, call: ir.Call) -> bool:
+        """Whether it empties a slot of the weights, as consume_params does."""
+        callee, args = call.op, list(call.args[:])
+        if _is_call_to(call, "relax.call_pure_packed"):
+            callee, *args = args
+        return (
+            isinstance(callee, relax.ExternFunc)
+            and callee.global_symbol == _RESET
+            and len(args) == 2
+            and isinstance(args[0], relax.Expr)
+            and isinstance(self.graph.resolve(args[0]), Container)
+        )
+
+    def _step(self, group: Step | None, binding: relax.Binding) -> Step:
+        """The step that a binding belongs to, with what it depends on."""
+        graph = self.graph
+        steps: dict[Step, None] = {}
+        weights: dict[Weight, None] = {}
+        uses: set[Buffer] = set()
+        value = binding.value
+        if isinstance(value, relax.Var):
+            operands: list[relax.Expr] = [value]
+        else:
+            operands = list(_operands(value))
+        for operand in operands:
+            graph._needs(operand, steps, weights)
+            uses.update(buffers_of(graph.layout(operand)))
+        step = group or Step([])
+        step.kernels.append(Kernel(binding, uses, []))
+        if len(step.kernels) == 1:
+            self.steps.append(step)
+        graph._step_of[binding.var] = step
+        steps.pop(step, None)
+        step.after.update(steps)
+        step.reads.update(weights)
+        self._order_effects(step, value, uses)
+        return step
+
+    def _order_effects(self, step: Step, value: relax.Expr, uses: set[Buffer]) -> None:
+        """Keep impure calls, and calls that overwrite an operand, in their place."""
+        is_impure = self._may_be_impure(value)
+        writes = is_impure or (
+            isinstance(value, ir.Call)
+            and (
+                _is_call_to(value, "relax.call_tir_inplace")
+                or _is_call_to(value, "relax.call_inplace_packed")
+            )
+        )
+        for buffer in uses:
+            before = self.touching.setdefault(buffer, []) if writes else ()
+            writer = self.last_writer.get(buffer)
+            for other in [*before, *([writer] if writer else [])]:
+                if other is not step:
+                    step.after[other] = None
+            if writes:
+                self.last_writer[buffer] = step
+                self.touching[buffer] = []
+            else:
+                self.touching.setdefault(buffer, []).append(step)
+        if is_impure:
+            step.is_impure = True
+            if self.last_impure is not None and self.last_impure is not step:
+                step.after[self.last_impure] = None
+            self.last_impure = step
+        elif writes:
+            self._require_own(value, uses)
+
+    def _may_be_impure(self, value: relax.Expr) -> bool:
+        # A function that is pure holds nothing impure: TVM has checked it.
+        attrs = self.function.attrs
+        if self.function.is_pure and not (attrs and "relax.force_pure" in attrs):
+            return False
+        if isinstance(value, relax.Function):
+            return False
+        return bool(relax.analysis.contains_impure_call(value))
+
+    def _require_own(self, value: ir.Call, uses: set[Buffer]) -> None:
+        for buffer in uses:
+            kept = buffer.weight is not None and not buffer.weight.is_modifiable
+            if kept or buffer in self._leading_buffers():
+                raise self._unsupported(
+                    f"`{_one_line(value)}` may overwrite `{buffer.name}`, which is not to be "
+                    "modified"
                 )
 
-    def _outputs(self, graph: TransformGraph) -> list[relax.Expr]:
-        body: Any = graph.resolve(self.function.body.body)
-        if isinstance(body, relax.Var):
-            step = graph.step_of(body)
-            if step is not None and isinstance(step.binding.value, relax.Tuple):
-                return list(step.binding.value.fields)
-            if body.same_as(graph.weights):
-                return [relax.TupleGetItem(body, i) for i in range(len(body.ty.fields))]
-        if isinstance(body, relax.Tuple):
+    def _leading_buffers(self) -> set[Buffer]:
+        return {
+            buffer
+            for param in self.graph.leading
+            for buffer in buffers_of(self.graph._layout.get(param, frozenset()))
+        }
+
+    def _result(self, kernel: Kernel, is_view: bool) -> None:
+        """Record the buffers that the result of a kernel lies in."""
+        graph, var, value = self.graph, kernel.binding.var, kernel.binding.value
+
+        def allocated(ty: ir.Type, name: str) -> Layout:
+            if isinstance(ty, relax.TupleType):
+                fields = enumerate(ty.fields[:])
+                return [allocated(field, f"{name}[{index}]") for index, field in fields]
+            if not isinstance(ty, (relax.TensorType, relax.AnyType)):
+                return frozenset()
+            buffer = Buffer(name, size_of(ty, name))
+            kernel.allocates.append(buffer)
+            return frozenset([buffer])
+
+        if is_view or _is_call_to(value, "relax.memory.view"):
+            layout: Layout = frozenset(buffers_of(graph.layout(_tensor_operand(value))))
+        elif isinstance(value, relax.If):
+            layout = allocated(var.ty, var.name)
+            layout = self._with_captured(layout, value)
+            kernel.scratch = max(
+                (_scratch_of(branch) for branch in (value.true_branch, value.false_branch)),
+                key=_nominal,
+            )
+        elif isinstance(value, relax.Function):
+            layout = frozenset(kernel.uses)  # a closure holds what it captures
+        elif _is_call_to(value, "relax.call_tir_inplace") or _is_call_to(
+            value, "relax.call_inplace_packed"
+        ):
+            operands = value.args[1]
+            args = (
+                operands.fields[:]
+                if isinstance(operands, relax.Tuple)
+                else [operands]
+                if _is_call_to(value, "relax.call_tir_inplace")
+                else value.args[1:]
+            )
+            indices = [int(i) for i in value.attrs.inplace_indices[:]]
+            fields = var.ty.fields[:] if isinstance(var.ty, relax.TupleType) else [var.ty]
+            layouts = [
+                allocated(ty, var.name)
+                if index < 0
+                else frozenset(buffers_of(graph.layout(args[index])))
+                for ty, index in zip(fields, indices, strict=True)
+            ]
+            layout = layouts if isinstance(var.ty, relax.TupleType) else layouts[0]
+        else:
+            layout = allocated(var.ty, var.name)
+        graph._layout[var] = layout
+
+    def _with_captured(self, layout: Layout, branches: relax.If) -> Layout:
+        """A branch may end with a name from outside: the result may be that value."""
+        captured: set[Buffer] = set()
+        for branch in (branches.true_branch, branches.false_branch):
+            for var in relax.analysis.free_vars(branch.body)[:]:
+                captured.update(buffers_of(self.graph.layout(var)))
+        if not captured:
+            return layout
+        if isinstance(layout, list):
+            return [frozenset(buffers_of(field)) | captured for field in layout]
+        return layout | captured
+
+    # -- calls to other functions ---------------------------------------------------------
+
+    def _inline(self, var: relax.Var, call: ir.Call, called: relax.Function) -> None:
+        name = call.op.name_hint
+        if name in self.calling:
+            chain = " -> ".join([*self.calling[self.calling.index(name) :], name])
+            raise self._unsupported(f"the binding of `{var.name}` is recursive: {chain}")
+        fusion = find_fusion(called, self.mod)
+        copy = relax.utils.copy_with_new_vars(called)
+        args = list(call.args[:])
+        if relax.analysis.free_symbolic_vars(copy)[:] or relax.analysis.defined_symbolic_vars(copy):
+            # The callee's symbolic dimensions become the caller's.
+            copy = copy.bind_params(dict(zip(copy.params, args, strict=True)))
+        else:
+            self.graph._known.update(zip(copy.params, args, strict=True))
+        self.fusions[copy] = fusion
+        self.calling.append(name)
+        self._sequence(copy, copy.body)
+        self.calling.pop()
+        self.graph._known[var] = copy.body.body
+
+    # -- the end ------------------------------------------------------------------------------
+
+    def _outputs(self) -> list[Known]:
+        body = self.graph.resolve(self.function.body.body)
+        if isinstance(body, Container):
             return list(body.fields)
-        if isinstance(body, relax.Var) and isinstance(body.ty, relax.TupleType):
-            return [relax.TupleGetItem(body, i) for i in range(len(body.ty.fields))]
-        raise self._unsupported(f"it returns no tuple, but {self.function.ret_ty}")
+        if isinstance(body, relax.Tuple):
+            return [self.graph.resolve(field) for field in body.fields[:]]
+        assert isinstance(body, relax.Expr)
+        return [relax.TupleGetItem(body, i) for i in range(len(self.function.ret_ty.fields))]
+
+    def _check_output(self, index: int, output: Known) -> None:
+        """Refuse a view of what somebody else holds; whole tensors are theirs to hand out."""
+        if not isinstance(output, relax.Var):
+            return
+        step = self.graph.step_of(output)
+        if step is None or step.runs_first:
+            return
+        leading = self._leading_buffers()
+        for buffer in buffers_of(self.graph.layout(output)):
+            kept = buffer.weight is not None and not buffer.weight.is_modifiable
+            if (kept or buffer in leading) and not isinstance(
+                step.kernels[-1].binding.value, relax.If
+            ):
+                raise self._unsupported(
+                    f"output {index}, `{output.name}`, lies in the buffer of `{buffer.name}`, "
+                    "which is not to be modified and which others keep; copy it"
+                )
+
+    def _needed(self) -> list[Step]:
+        needed: set[Step] = set()
+        pending = [step for step in self.steps if step.is_impure or step.runs_first]
+        for output in self.graph.outputs:
+            pending += self.graph.needs(output)[0]
+        while pending:
+            step = pending.pop()
+            if step not in needed:
+                needed.add(step)
+                pending += step.after
+        return [step for step in self.steps if step in needed]
+
+
+def _field(
+    parent: Container, index: int, ty: ir.Type, name: str, is_modifiable: bool
+) -> Container | Weight:
+    if not isinstance(ty, relax.TupleType):
+        return Weight(parent, index, name, ty, is_modifiable)
+    container = Container(parent, index, ty)
+    for i, field in enumerate(ty.fields[:]):
+        container.fields.append(_field(container, i, field, f"{name}[{i}]", is_modifiable))
+    return container
+
+
+def _selected(
+    function: str, selected: Sequence[str | int] | None, names: list[str], count: int
+) -> set[int]:
+    """The indices of the weights that may be modified."""
+    if selected is None:
+        return set(range(count))
+    indices = set()
+    for wanted in selected:
+        if isinstance(wanted, str) and wanted in names:
+            indices.add(names.index(wanted))
+        elif not isinstance(wanted, (str, bool)) and -count <= wanted < count:
+            indices.add(wanted % count)
+        else:
+            known = [name for name in names if name]
+            raise UnsupportedTransformError.of(
+                function=function,
+                reason=f"params={list(selected)!r}: it has no weight {wanted!r}; expected indices "
+                f"below {count}, or names among {known}",
+            )
+    return indices
+
+
+def _is_kernel(function: relax.Function) -> bool:
+    return bool(function.attrs) and any(attr in function.attrs for attr in _KERNEL_ATTRS)
+
+
+def _tensor_operand(value: relax.Expr) -> relax.Expr:
+    if _is_call_to(value, "relax.call_tir"):
+        operands = value.args[1]
+        return operands.fields[0] if isinstance(operands, relax.Tuple) else operands
+    return value.args[0]
+
+
+def _scratch_of(branch: relax.SeqExpr) -> Size:
+    """At most what a branch holds: all that it computes, but for its result."""
+    total: Size = 0
+    for block in branch.blocks[:]:
+        for binding in block.bindings[:]:
+            if isinstance(binding.value, ir.Call) and not binding.var.same_as(branch.body):
+                total = total + size_of(binding.var.ty, binding.var.name)
+    return total
+
+
+def _one_line(expr: Any) -> str:
+    text = " ".join(line.strip() for line in str(expr).splitlines() if not line.startswith("#"))
+    return text if len(text) <= 80 else text[:77] + "..."

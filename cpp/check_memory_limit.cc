@@ -1,0 +1,96 @@
+// vm.builtin.check_memory_limit: what a function promised to need, where it is called.
+#include <tvm/ffi/tvm_ffi.h>
+
+#include <cstdint>
+#include <sstream>
+#include <string>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "registry.h"
+
+namespace relax_inplace {
+
+namespace ffi = tvm::ffi;
+
+namespace {
+
+// A tensor of the tuple: where it is first, and how often.
+struct Occurrence {
+  std::string path;
+  int64_t bytes;
+  int64_t count;
+};
+
+using Occurrences = std::vector<std::pair<const ffi::TensorObj*, Occurrence>>;
+
+}  // namespace
+
+static void Collect(const ffi::Any& value, const std::string& path, Occurrences* found,
+                    std::unordered_map<const ffi::TensorObj*, size_t>* position) {
+  if (const auto* tensor = value.as<ffi::TensorObj>()) {
+    const auto [entry, is_new] = position->emplace(tensor, found->size());
+    if (is_new) {
+      const int64_t bytes = static_cast<int64_t>(ffi::GetDataSize(*tensor));
+      found->push_back({tensor, Occurrence{path, bytes, 0}});
+    }
+    ++(*found)[entry->second].second.count;
+  } else if (const auto* fields = value.as<ffi::ArrayObj>()) {
+    int64_t index = 0;
+    for (const ffi::Any& field : *fields) {
+      Collect(field, path + "[" + std::to_string(index++) + "]", found, position);
+    }
+  }
+}
+
+/*!
+ * \brief Checks that the peak of a function that converts weights is within its limit.
+ *
+ * The peak was planned for weights that are freed once they are spent. One that something else
+ * refers to is not: its bytes are added.
+ *
+ * \param function The function's name.
+ * \param limit Bytes that live memory may take, the weights included.
+ * \param peak Bytes that it takes at most, by the plan.
+ * \param kept The fields of the tuple that the function does not free.
+ * \param tuple The weights.
+ * \throws ValueError Names the figures, and the weights that are held elsewhere.
+ */
+static void CheckMemoryLimit(const ffi::String& function, int64_t limit, int64_t peak,
+                             const ffi::Shape& kept, ffi::AnyView tuple) {
+  const auto* fields = tuple.as<ffi::ArrayObj>();
+  TVM_FFI_CHECK(fields != nullptr, TypeError)
+      << "vm.builtin.check_memory_limit: expected a tuple (ffi.Array), but got `"
+      << tuple.GetTypeKey() << "`";
+  std::vector<bool> is_freed(fields->size(), true);
+  for (int64_t index : kept) is_freed.at(index) = false;
+  Occurrences found;
+  std::unordered_map<const ffi::TensorObj*, size_t> position;
+  for (size_t i = 0; i < fields->size(); ++i) {
+    if (is_freed[i]) Collect((*fields)[i], "[" + std::to_string(i) + "]", &found, &position);
+  }
+  int64_t held = 0;
+  int64_t held_count = 0;
+  std::ostringstream held_names;
+  for (const auto& [tensor, occurrence] : found) {
+    const int64_t references = ffi::GetRef<ffi::Tensor>(tensor).use_count() - 1;
+    if (references <= occurrence.count) continue;
+    held += occurrence.bytes;
+    if (++held_count <= 4) held_names << (held_count > 1 ? ", " : "") << occurrence.path;
+  }
+  if (peak + held <= limit) return;
+  std::ostringstream why;
+  if (held_count > 0) {
+    why << ", and " << held << " bytes for " << held_count
+        << " weights that something else refers to, so that they cannot be freed (fields "
+        << held_names.str() << (held_count > 4 ? ", ..." : "") << ")";
+  }
+  TVM_FFI_THROW(ValueError) << "function `" << function << "` would need " << peak + held
+                            << " bytes: " << peak << " by its plan" << why.str()
+                            << ". Its memory_limit is " << limit << ". No field has changed";
+}
+
+TVM_FFI_STATIC_INIT_BLOCK() { Register("vm.builtin.check_memory_limit", CheckMemoryLimit); }
+
+}  // namespace relax_inplace

@@ -1,0 +1,209 @@
+"""A schedule within a limit: where its order is not enough, steps are run slice by slice.
+
+Definition
+----------
+The limit bounds the live memory of :mod:`.schedule`, the weights included. While the peak is above
+it, the step that reaches the peak is split (:mod:`.slicing`), by itself or with the steps that its
+result is used for, into as few slices as bring these steps below the limit. If nothing does, no
+schedule fits: the error says the least that would.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ..errors import StructuredError
+from .kernels import Kernels
+from .schedule import Schedule, plan_graph
+from .slicing import MOST_SLICES, SlicedStep, split
+from .transform_graph import Step, TransformGraph
+
+__all__ = ["MemoryLimitError", "bytes_of_limit", "plan_within"]
+
+
+class MemoryLimitError(StructuredError):
+    """No schedule of a transform fits into a memory limit.
+
+    Attributes
+    ----------
+    function : str
+    limit : str
+        Bytes that were allowed.
+    least : str
+        Bytes of the least limit that would do.
+    step : str
+        The step in the way.
+    """
+
+    template = (
+        "function `{function}` does not fit into memory_limit={limit} bytes: the least that would "
+        "do is {least} bytes, for step `{step}`; raise the limit, or convert fewer weights at a time"
+    )
+
+
+def bytes_of_limit(
+    graph: TransformGraph, limit: int | float, bounds: Mapping[str, int] | None = None
+) -> int:
+    """A limit in bytes; a float is a factor of the weights' bytes.
+
+    Raises
+    ------
+    ValueError
+        It is not positive, or a factor of weights whose bytes are not known.
+    """
+    if isinstance(limit, bool) or not isinstance(limit, (int, float)) or limit <= 0:
+        raise ValueError(
+            f"memory_limit={limit!r}: expected bytes (an int), or a factor of the weights' bytes "
+            "(a float), above 0"
+        )
+    if isinstance(limit, int):
+        return limit
+    weights = plan_graph(graph, None, bounds).with_sizes().live_at_start
+    if not isinstance(weights, int):
+        raise ValueError(
+            f"memory_limit={limit!r} is a factor of the weights' bytes, which are {weights}: give "
+            "bytes, or give the function the attribute tir_var_upper_bound"
+        )
+    return int(limit * weights)
+
+
+def plan_within(
+    graph: TransformGraph, limit: int, kernels: Kernels, bounds: Mapping[str, int] | None = None
+) -> Schedule:
+    """Order the steps of a graph; split those that need more than the limit, in the graph itself.
+
+    A peak that is symbolic is not compared here, but when the function runs.
+
+    Raises
+    ------
+    MemoryLimitError
+    """
+    schedule = plan_graph(graph, None, bounds)
+    hopeless: set[Step] = set()
+    while True:
+        peak = schedule.peak()
+        if not isinstance(peak, int) or peak <= limit:
+            return schedule
+        worst = _worst_step(schedule, limit, hopeless)
+        if worst is None:
+            raise MemoryLimitError.of(
+                function=graph.name,
+                limit=str(limit),
+                least=str(peak),
+                step=_step_at_peak(schedule, peak),
+            )
+        better = _split(schedule, worst, limit, kernels, bounds)
+        if better is None:
+            hopeless.add(worst)
+        else:
+            schedule = better
+
+
+def _step_at_peak(schedule: Schedule, peak: int) -> str:
+    lives = schedule.problem.simulate(schedule.order)
+    for live, step in zip(lives, schedule.steps, strict=True):
+        if live.worst == peak:
+            return step.name
+    return "none: what goes in or comes out takes as much"
+
+
+def _worst_step(schedule: Schedule, limit: int, hopeless: set[Step]) -> Step | None:
+    lives = schedule.problem.simulate(schedule.order)
+    over = [
+        (live.worst, -number, step)
+        for number, (live, step) in enumerate(zip(lives, schedule.steps, strict=True))
+        if live.worst > limit and step not in hopeless and not isinstance(step, SlicedStep)
+    ]
+    return max(over, key=lambda entry: entry[:2])[2] if over else None
+
+
+def _split(
+    schedule: Schedule,
+    step: Step,
+    limit: int,
+    kernels: Kernels,
+    bounds: Mapping[str, int] | None,
+) -> Schedule | None:
+    """The schedule with that step split, if that helps; the graph is changed then."""
+    graph = schedule.graph
+
+    def planned() -> Schedule:
+        return plan_graph(graph, None, bounds)
+
+    ways = split(graph, step, kernels, schedule.steps)
+    if not ways:
+        return None
+    steps, step_of = list(graph.steps), dict(graph._step_of)
+    # A smaller cone would leave temporaries around it as large as they are.
+    around = {step_of[k.binding.var] for sliced in ways for k in sliced.slicing.kernels}
+    before = _need(planned(), around)
+    needs = []
+    for sliced in ways:
+        _set_slices(graph, sliced, min(MOST_SLICES, sliced.slicing.length))
+        undo = _put_in(graph, sliced)
+        needs.append(_need(planned(), around | {sliced}))
+        _restore(graph, steps, step_of, undo)
+        if needs[-1] <= limit:
+            break
+    need = min(needs)
+    if need >= before:
+        return None
+    sliced = ways[needs.index(need)]
+    _put_in(graph, sliced)
+    fewest, most = 2, sliced.slices
+    while need <= limit and fewest < most:
+        middle = (fewest + most) // 2
+        _set_slices(graph, sliced, middle)
+        if _need(planned(), around | {sliced}) <= limit:
+            most = middle
+        else:
+            fewest = middle + 1
+    _set_slices(graph, sliced, most)
+    return planned()
+
+
+def _need(schedule: Schedule, steps: set[Step]) -> int:
+    """The most live bytes while one of these steps runs."""
+    lives = schedule.problem.simulate(schedule.order)
+    return max(
+        live.worst for live, step in zip(lives, schedule.steps, strict=True) if step in steps
+    )
+
+
+def _set_slices(graph: TransformGraph, sliced: SlicedStep, slices: int) -> None:
+    sliced.slices = slices
+    sliced.kernels[0].scratch = sliced.slicing.scratch(graph, sliced.rows())
+
+
+def _put_in(graph: TransformGraph, sliced: SlicedStep) -> dict[Step, dict[Step, None]]:
+    """Replace the steps of its cone; what ``after`` was, for those that it changed in."""
+    inside = {kernel.binding.var for kernel in sliced.slicing.kernels}
+    cone = {graph._step_of[var] for var in inside}
+    last = graph._step_of[sliced.slicing.result]
+    undo = {}
+    steps = []
+    for step in graph.steps:
+        if step is last:
+            steps.append(sliced)
+        elif step not in cone:
+            steps.append(step)
+            if any(other in cone for other in step.after):
+                undo[step] = dict(step.after)
+                step.after = {(sliced if other in cone else other): None for other in step.after}
+    graph.steps = steps
+    for var in inside:
+        graph._step_of[var] = sliced
+    return undo
+
+
+def _restore(
+    graph: TransformGraph,
+    steps: list[Step],
+    step_of: dict,  # type: ignore[type-arg]
+    undo: dict[Step, dict[Step, None]],
+) -> None:
+    graph.steps = steps
+    graph._step_of.clear()
+    graph._step_of.update(step_of)
+    for step, after in undo.items():
+        step.after = after

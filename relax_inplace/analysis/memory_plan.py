@@ -1,0 +1,348 @@
+"""What a transform does in place, step by step, and the memory it needs: for a person to read."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tvm import ir, relax
+
+from .byte_size import ByteSize, LargestOf, Size, at_bounds, largest
+from .kernels import Kernels
+from .memory_limit import bytes_of_limit, plan_within
+from .schedule import NOMINAL_DIMENSION, Schedule, plan_graph
+from .transform_graph import (
+    Buffer,
+    Container,
+    Known,
+    Step,
+    TransformGraph,
+    Weight,
+    buffers_of,
+)
+
+__all__ = ["MemoryPlan", "PlannedStep", "PlannedWeight", "plan_memory"]
+
+
+@dataclasses.dataclass
+class PlannedStep:
+    """A step, and the bytes that are live around it.
+
+    Attributes
+    ----------
+    name : str
+        The variable it computes.
+    reads, writes, frees : list of str
+        Weights, temporaries and outputs (``slot 3``).
+    before, worst, after : int or ByteSize
+        Live bytes before it, while it runs, and after it.
+    """
+
+    name: str
+    reads: list[str]
+    writes: list[str]
+    frees: list[str]
+    before: Size
+    worst: Size
+    after: Size
+
+
+@dataclasses.dataclass
+class PlannedWeight:
+    """A weight, and when its storage is freed.
+
+    Attributes
+    ----------
+    name : str
+    slot : str
+        Its place in the tuple, such as ``0`` or ``0.3`` in a nested one.
+    size : int or ByteSize
+        Bytes.
+    freed_after : int or None
+        The step after which it is freed, counted from 1; 0 for before the first, None for never.
+    because : str
+        Why then.
+    """
+
+    name: str
+    slot: str
+    size: Size
+    freed_after: int | None
+    because: str
+
+
+@dataclasses.dataclass
+class MemoryPlan:
+    """What a transform does in place, step by step, and the memory it needs.
+
+    Attributes
+    ----------
+    function : str
+    steps : list of PlannedStep
+    weights : list of PlannedWeight
+    before, after : int or ByteSize
+        Bytes of the weights, and of what the function returns.
+    peak : int, ByteSize or LargestOf
+        The most that is live at any time.
+    lower_bound : int, ByteSize or LargestOf
+        The larger of ``before`` and ``after``: no order of any steps needs less.
+    order : str
+        How the order was found: ``exact``, no other has a lower peak, or ``heuristic``.
+    """
+
+    function: str
+    steps: list[PlannedStep]
+    weights: list[PlannedWeight]
+    before: Size
+    after: Size
+    peak: Size | LargestOf
+    lower_bound: Size | LargestOf
+    order: str
+
+    def __str__(self) -> str:
+        """Tables of the steps and of the weights."""
+        steps = _table(
+            ["step", "computes", "reads", "writes", "frees", "before", "worst", "after"],
+            [
+                [
+                    str(number),
+                    step.name,
+                    _listed(step.reads),
+                    _listed(step.writes),
+                    _listed(step.frees),
+                    _bytes(step.before),
+                    _bytes(step.worst),
+                    _bytes(step.after),
+                ]
+                for number, step in enumerate(self.steps, 1)
+            ],
+        )
+        weights = _table(
+            ["slot", "weight", "bytes", "freed after", "because"],
+            [
+                [
+                    weight.slot,
+                    weight.name,
+                    _bytes(weight.size),
+                    _moment(weight.freed_after),
+                    weight.because,
+                ]
+                for weight in self.weights
+            ],
+        )
+        return (
+            f"{self.function}: peak {_bytes(self.peak)}, before {_bytes(self.before)}, after "
+            f"{_bytes(self.after)}, lower bound {_bytes(self.lower_bound)}; order: {self.order}\n\n"
+            f"{steps}\n\n{weights}\n"
+        )
+
+    def to_json(self) -> str:
+        """All of it; sizes are numbers, or text where they are symbolic."""
+
+        def plain(value: Any) -> Any:
+            if isinstance(value, (ByteSize, LargestOf)):
+                return str(value)
+            raise TypeError(type(value).__name__)
+
+        # Not dataclasses.asdict, which would take a ByteSize apart.
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        fields["steps"] = [vars(step) for step in self.steps]
+        fields["weights"] = [vars(weight) for weight in self.weights]
+        return json.dumps(fields, default=plain, indent=1)
+
+
+def plan_memory(
+    function: relax.Function,
+    mod: ir.IRModule | None = None,
+    *,
+    params: Sequence[str | int] | None = None,
+    memory_limit: int | float | None = None,
+    fused: bool | None = None,
+    tir_var_upper_bound: Mapping[str, int] | None = None,
+) -> MemoryPlan:
+    """Plan a transform: the order that ``InplaceTransformParams`` runs it in, and its memory.
+
+    Parameters
+    ----------
+    function : relax.Function
+        A transform as it is before the pass.
+    mod : tvm.ir.IRModule, optional
+        The module it stands in, where it calls functions of it.
+    params : sequence of str or int, optional
+        The weights that may be modified: see ``InplaceTransformParams``.
+    memory_limit : int or float, optional
+        See ``InplaceTransformParams``.
+    fused : bool, optional
+        True for a pipeline that fuses, such as ``relax.get_default_pipeline``; False for one that
+        does not, such as ``tvm.compile`` for a CPU; by default the worse of both at each step.
+    tir_var_upper_bound : mapping of str to int, optional
+        Values for symbolic dimensions. By default the function's attribute of that name, which
+        TVM's planner takes them from.
+
+    Returns
+    -------
+    MemoryPlan
+        ``print`` shows it.
+
+    Raises
+    ------
+    UnsupportedTransformError
+        The function cannot be rewritten in place.
+    MemoryLimitError
+        Nothing fits into ``memory_limit``.
+    """
+    attrs = function.attrs
+    name = str(attrs["global_symbol"]) if attrs and "global_symbol" in attrs else "transform_params"
+    graph = TransformGraph.build(name, function, mod, params)
+    if memory_limit is not None:
+        limit = bytes_of_limit(graph, memory_limit, tir_var_upper_bound)
+        plan_within(graph, limit, Kernels(mod or ir.IRModule()), tir_var_upper_bound)
+    return _described(plan_graph(graph, fused, tir_var_upper_bound))
+
+
+# -- for a person ---------------------------------------------------------------------------
+
+
+def _described(schedule: Schedule) -> MemoryPlan:
+    graph, problem = schedule.graph, schedule.with_sizes()
+    lives = problem.simulate(schedule.order)
+    finished = schedule.finished()
+    kept = {schedule.buffers[b] for b in problem.kept}
+    steps = []
+    for number, (step, frees, live) in enumerate(
+        zip(schedule.steps, schedule.frees, lives, strict=True), 1
+    ):
+        used_inside = {buffer for kernel in step.kernels for buffer in kernel.uses}
+        temporaries = [
+            buffer.name
+            for kernel in step.kernels
+            for buffer in kernel.allocates
+            if buffer not in kept and (buffer not in used_inside or not schedule.is_fused_away)
+        ]
+        steps.append(
+            PlannedStep(
+                step.name,
+                sorted(buffer.name for buffer in step.uses()),
+                [*(f"slot {index}" for index in finished[number]), *temporaries],
+                [buffer.name for buffer in frees],
+                live.before,
+                live.worst,
+                live.after,
+            )
+        )
+    ends = [problem.live_at_start, problem.live_at_end]
+    return MemoryPlan(
+        graph.name,
+        steps,
+        _planned_weights(schedule),
+        problem.live_at_start,
+        problem.live_at_end,
+        largest([*ends, *(live.worst for live in lives)]),
+        largest(ends),
+        _found(schedule),
+    )
+
+
+def _found(schedule: Schedule) -> str:
+    if not schedule.is_exact:
+        return "heuristic"
+    sizes = (at_bounds(buffer.size, schedule.bounds) for buffer in schedule.buffers)
+    if all(isinstance(size, int) for size in sizes):
+        return "exact"
+    return f"exact where symbolic dimensions are {NOMINAL_DIMENSION}"
+
+
+def _planned_weights(schedule: Schedule) -> list[PlannedWeight]:
+    graph = schedule.graph
+    freed = dict.fromkeys(schedule.freed_first, 0)
+    for number, frees in enumerate(schedule.frees, 1):
+        freed.update(dict.fromkeys(frees, number))
+    readers: dict[Weight, list[tuple[int, Step]]] = {}
+    for number, step in enumerate(schedule.steps, 1):
+        for weight in step.reads:
+            readers.setdefault(weight, []).append((number, step))
+    used_by = _outputs_in(graph)
+    result = []
+    for weight in graph.root.weights():
+        moment = freed.get(weight.buffer)
+        result.append(
+            PlannedWeight(
+                weight.name,
+                _slot(weight),
+                at_bounds(weight.buffer.size, schedule.bounds),
+                moment,
+                _reason(weight, moment, schedule, readers.get(weight, []), used_by),
+            )
+        )
+    return result
+
+
+def _outputs_in(graph: TransformGraph) -> dict[Buffer, tuple[int, Known]]:
+    """For each buffer that an output lies in, the first such output."""
+    used_by: dict[Buffer, tuple[int, Known]] = {}
+    for index, output in enumerate(graph.outputs):
+        for buffer in buffers_of(graph.layout(output)):
+            used_by.setdefault(buffer, (index, output))
+    return used_by
+
+
+def _reason(
+    weight: Weight,
+    moment: int | None,
+    schedule: Schedule,
+    readers: list[tuple[int, Step]],
+    used_by: Mapping[Buffer, tuple[int, Known]],
+) -> str:
+    if moment is None:
+        if weight.buffer in used_by:
+            index, output = used_by[weight.buffer]
+            what = "it is" if isinstance(output, (Weight, Container)) else "it holds"
+            return f"never: {what} output {index}"
+        return "never: it is not among params"
+    if moment == 0:
+        return "nothing reads it"
+    last = schedule.steps[moment - 1].name
+    if not any(position == moment for position, _ in readers):
+        return f"{last} is the last to use a view of it"
+    earlier = [f"{position} ({step.name})" for position, step in readers if position < moment]
+    if earlier:
+        return f"{last} reads it last; read before by step {_listed(earlier)}"
+    return f"{last} reads it"
+
+
+def _slot(weight: Weight) -> str:
+    path = [weight.index]
+    container: Container | None = weight.container
+    while container is not None and container.parent is not None:
+        path.append(container.index)
+        container = container.parent
+    return ".".join(map(str, reversed(path)))
+
+
+def _listed(names: list[str], shown: int = 4) -> str:
+    if len(names) > shown:
+        names = [*names[: shown - 1], f"{len(names) - shown + 1} more"]
+    return ", ".join(names)
+
+
+def _moment(step: int | None) -> str:
+    return "-" if step is None else "start" if step == 0 else f"step {step}"
+
+
+def _bytes(size: Any) -> str:
+    return f"{size:,}" if isinstance(size, int) else str(size)
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    columns = list(zip(head, *rows, strict=True))
+    widths = [max(map(len, column)) for column in columns]
+    numbers = [all(cell[:1].isdigit() for cell in column[1:]) for column in columns]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if is_number else cell.ljust(width)
+            for cell, width, is_number in zip(row, widths, numbers, strict=True)
+        ).rstrip()
+        for row in [head, *rows]
+    )

@@ -1,0 +1,209 @@
+"""The order in which the steps of a transform run, and what is freed after each.
+
+Definition
+----------
+Live memory at a step is every original with a use still to come, every output that is finished,
+every temporary with a use still to come, and what the step itself allocates. An original is freed
+after its last read, a temporary after its last use; one that nothing reads is freed before the
+first step. Constants and the ``num_input`` leading parameters are not counted: they are not the
+transform's. Bytes on all devices are counted together.
+
+The order is one of least peak (:mod:`.step_order`). Among those, the first of: output by output;
+as the function was written; what the search found.
+
+A step of several bindings runs as one kernel where the pipeline fuses, as several where it does not
+(``tvm.compile`` for a CPU). It is ordered by the worse of both.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from tvm import relax
+
+from .byte_size import LargestOf, Size, at_bounds, largest
+from .step_order import Problem, StepCost, least_peak_order
+from .transform_graph import Buffer, Step, TransformGraph, buffers_of
+
+__all__ = ["NOMINAL_DIMENSION", "Schedule", "plan_graph"]
+
+_UPPER_BOUND = "tir_var_upper_bound"  # an attribute of functions that TVM's planner knows
+NOMINAL_DIMENSION = 1024  # of a symbolic dimension without a bound, where sizes are to be compared
+
+
+@dataclasses.dataclass
+class Schedule:
+    """The order of a graph's steps, and what is freed after each.
+
+    Attributes
+    ----------
+    graph : TransformGraph
+    steps : list of Step
+    freed_first : list of Buffer
+        What nothing reads.
+    frees : list of (list of Buffer)
+        What each step reads last.
+    is_exact : bool
+    """
+
+    graph: TransformGraph
+    steps: list[Step]
+    freed_first: list[Buffer]
+    frees: list[list[Buffer]]
+    is_exact: bool
+    fused: bool | None
+    bounds: Mapping[str, int]
+    buffers: list[Buffer]
+    problem: Problem
+    order: list[int]
+
+    @property
+    def is_fused_away(self) -> bool:
+        """Whether what only the kernels of one step see is never allocated."""
+        return self.fused is True
+
+    def finished(self) -> list[list[int]]:
+        """For each step the outputs that are finished after it; first, those that need none."""
+        position = {step: number for number, step in enumerate(self.steps, 1)}
+        finished: list[list[int]] = [[] for _ in range(len(self.steps) + 1)]
+        for index, output in enumerate(self.graph.outputs):
+            steps = self.graph.needs(output)[0]
+            finished[max((position[step] for step in steps), default=0)].append(index)
+        return finished
+
+    def peak(self) -> Size | LargestOf:
+        """The most that is live at any time."""
+        problem = self.with_sizes()
+        lives = problem.simulate(self.order)
+        ends = [problem.live_at_start, problem.live_at_end]
+        return largest([*ends, *(live.worst for live in lives)])
+
+    def with_sizes(self) -> Problem:
+        """The problem with sizes as they are, which may be symbolic."""
+        sizes = [at_bounds(buffer.size, self.bounds) for buffer in self.buffers]
+        if all(isinstance(size, int) for size in sizes):
+            return self.problem
+        return Problem(
+            sizes,
+            self.problem.at_start,
+            self.problem.kept,
+            self.problem.steps,
+            self.fused,
+            number=lambda size: at_bounds(size, self.bounds, NOMINAL_DIMENSION),  # type: ignore
+        )
+
+
+def plan_graph(
+    graph: TransformGraph,
+    fused: bool | None = None,
+    tir_var_upper_bound: Mapping[str, int] | None = None,
+) -> Schedule:
+    """Order the steps of a graph."""
+    bounds = _bounds(graph.function, tir_var_upper_bound)
+    weights = list(graph.root.weights())
+    kept = {buffer for output in graph.outputs for buffer in buffers_of(graph.layout(output))}
+    kept |= {weight.buffer for weight in weights if not weight.is_modifiable}
+    index: dict[Buffer, int] = {}
+    for weight in weights:
+        index[weight.buffer] = len(index)
+    for step in graph.steps:
+        for kernel in step.kernels:
+            for buffer in (*kernel.allocates, *kernel.uses):
+                index.setdefault(buffer, len(index))
+    number = {step: i for i, step in enumerate(graph.steps)}
+
+    def sized(size: Size) -> int:
+        value = at_bounds(size, bounds, NOMINAL_DIMENSION)
+        assert isinstance(value, int)
+        return value
+
+    costs = [
+        StepCost(
+            [
+                (
+                    {index[buffer] for buffer in kernel.uses},
+                    [index[buffer] for buffer in kernel.allocates],
+                    sized(kernel.scratch),
+                )
+                for kernel in step.kernels
+            ],
+            {number[other] for other in step.after},
+        )
+        for step in graph.steps
+    ]
+    problem = Problem(
+        [sized(buffer.size) for buffer in index],
+        set(range(len(weights))),
+        {index[buffer] for buffer in kept if buffer in index},
+        costs,
+        fused=None,
+    )
+    order, is_exact = _best_order(graph, problem, number)
+    if fused is not None:
+        problem = Problem(problem.sizes, problem.at_start, problem.kept, costs, fused)
+    buffers = list(index)
+    freed_first = [
+        buffers[b] for b in problem.at_start if not problem.readers[b] and b not in problem.kept
+    ]
+    frees = []
+    left = [len(readers) for readers in problem.readers]
+    for i in order:
+        dying = []
+        for b in problem.uses[i]:
+            left[b] -= 1
+            if not left[b] and b not in problem.kept:
+                dying.append(buffers[b])
+        frees.append(dying)
+    steps = [graph.steps[i] for i in order]
+    return Schedule(
+        graph, steps, freed_first, frees, is_exact, fused, bounds, buffers, problem, order
+    )
+
+
+def _bounds(function: relax.Function, given: Mapping[str, int] | None) -> Mapping[str, int]:
+    if given is not None:
+        return given
+    attrs = function.attrs
+    if not attrs or _UPPER_BOUND not in attrs:
+        return {}
+    return {str(name): int(bound) for name, bound in attrs[_UPPER_BOUND].items()}
+
+
+def _best_order(
+    graph: TransformGraph, problem: Problem, number: dict[Step, int]
+) -> tuple[list[int], bool]:
+    first = _closure(problem, [i for i, step in enumerate(graph.steps) if step.runs_first], set())
+    by_output = _output_by_output(graph, problem, number, first)
+    peak = problem.peak(by_output)
+    bound = max(problem.live_at_start, problem.live_at_end)
+    if peak == bound:
+        return by_output, True
+    found, is_exact = least_peak_order(problem, first)
+    done = set(first)
+    as_written = first + [i for i in range(len(graph.steps)) if i not in done]
+    best = min((by_output, as_written, found), key=problem.peak)
+    return best, is_exact or problem.peak(best) == bound
+
+
+def _closure(problem: Problem, roots: Sequence[int], done: set[int]) -> list[int]:
+    """The steps that ``roots`` need and that are not done, in the order of the function."""
+    needed: set[int] = set()
+    pending = list(roots)
+    while pending:
+        step = pending.pop()
+        if step not in needed and step not in done:
+            needed.add(step)
+            pending += problem.steps[step].after
+    return sorted(needed)
+
+
+def _output_by_output(
+    graph: TransformGraph, problem: Problem, number: dict[Step, int], first: list[int]
+) -> list[int]:
+    order, done = list(first), set(first)
+    for output in graph.outputs:
+        steps = _closure(problem, [number[step] for step in graph.needs(output)[0]], done)
+        order += steps
+        done.update(steps)
+    return order + [i for i in range(len(graph.steps)) if i not in done]

@@ -1,0 +1,356 @@
+"""Steps that can be run slice by slice, so that their temporaries are slices too.
+
+Definition
+----------
+A result is *independent* along its first axis if slice ``a:b`` of it is computed from slices
+``a:b`` of its operands, along one axis each, and from operands as a whole, by the same operators.
+That is read off the kernels: the variable of the result's axis is the whole of one index of an
+operand, or is in none of its indices, and is used for nothing else. So the slices are computed by
+the same arithmetic, and the bits are the same.
+
+The steps that only serve to compute one value, its *cone*, run as one step of ``n`` slices: each
+slice of an operand is copied, goes through the operators of the cone, and is written into the new
+tensor. That is the whole new tensor, and the temporaries of one slice.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import tvm_ffi
+from tvm import ir, relax, tirx
+from tvm.s_tir import SBlock
+
+from .byte_size import size_of
+from .kernels import Kernels
+from .transform_graph import Kernel, Step, TransformGraph, Weight
+
+__all__ = ["MOST_SLICES", "SlicedStep", "Slicing", "find_slicing", "sliced_type", "split"]
+
+MOST_SLICES = 256  # the slices are written out one after the other
+
+Operand = Weight | relax.Var
+
+
+@dataclasses.dataclass
+class Slicing:
+    """How a value is computed slice by slice.
+
+    Attributes
+    ----------
+    kernels : list of Kernel
+        Of its cone, in order.
+    axes : dict
+        The axis along which each value is sliced: of the cone, weights, and results of other steps.
+        Operands that are taken as a whole are not in it.
+    length : int
+        Of that axis.
+    """
+
+    kernels: list[Kernel]
+    axes: dict[Operand, int]
+    length: int
+
+    @property
+    def result(self) -> relax.Var:
+        """The value that the cone computes."""
+        return self.kernels[-1].binding.var
+
+    def operands(self, graph: TransformGraph, kernel: Kernel) -> dict[relax.Var, Operand]:
+        """What the variables of a kernel's call stand for."""
+        found = {}
+        for var in relax.analysis.free_vars(kernel.binding.value)[:]:
+            known = graph.resolve(var)
+            if isinstance(known, (Weight, relax.Var)):
+                found[var] = known
+        return found
+
+    def scratch(self, graph: TransformGraph, rows: int) -> int:
+        """The most bytes that a slice of so many rows takes, besides the result as a whole."""
+        last: dict[Operand, int] = {}
+        for index, kernel in enumerate(self.kernels):
+            for operand in self.operands(graph, kernel).values():
+                last[operand] = index
+        last[self.result] = len(self.kernels)
+        live: dict[Operand, int] = {}
+        most = 0
+        for index, kernel in enumerate(self.kernels):
+            values = [o for o in self.operands(graph, kernel).values() if o in self.axes]
+            for value in [*values, kernel.binding.var]:
+                if value not in live:
+                    live[value] = self._slice_bytes(value, rows)
+            most = max(most, sum(live.values()))
+            live = {value: size for value, size in live.items() if last[value] > index}
+        return most
+
+    def _slice_bytes(self, value: Operand, rows: int) -> int:
+        size = size_of(value.ty)
+        assert isinstance(size, int)
+        return size // self.length * rows
+
+
+@dataclasses.dataclass(eq=False)
+class SlicedStep(Step):
+    """A cone that runs slice by slice: one kernel, to those who plan.
+
+    Attributes
+    ----------
+    slicing : Slicing
+    slices : int
+    """
+
+    slicing: Slicing = dataclasses.field(kw_only=True)
+    slices: int = 1
+
+    def rows(self) -> int:
+        """Of each slice but the last, which may have fewer."""
+        return -(-self.slicing.length // self.slices)
+
+    @property
+    def name(self) -> str:
+        """With the number of slices."""
+        return f"{super().name} in {-(-self.slicing.length // self.rows())} slices"
+
+
+def split(
+    graph: TransformGraph, step: Step, kernels: Kernels, order: Sequence[Step]
+) -> list[SlicedStep]:
+    """The ways to run a step slice by slice: alone, with what it is used for, and so on.
+
+    ``order`` is one of all steps; that of the cone's follows it.
+    """
+    ways = []
+    used_in = _readers(graph)
+    outputs = {v for output in graph.outputs for v in graph.variables(output)}
+    current = step
+    while True:
+        cone = _cone(order, current, used_in, outputs)
+        slicing = find_slicing(graph, cone, kernels) if cone is not None else None
+        if slicing is not None and step in cone:
+            ways.append(_sliced_step(cone, slicing))
+        readers = used_in.get(current, set())
+        is_output = any(kernel.binding.var in outputs for kernel in current.kernels)
+        if len(readers) != 1 or is_output:
+            return ways
+        (current,) = readers
+
+
+def _readers(graph: TransformGraph) -> dict[Step, set[Step]]:
+    readers: dict[Step, set[Step]] = {}
+    for step in graph.steps:
+        for other in step.after:
+            readers.setdefault(other, set()).add(step)
+    return readers
+
+
+def _cone(
+    order: Sequence[Step],
+    last: Step,
+    used_in: Mapping[Step, set[Step]],
+    outputs: set[relax.Var],
+) -> list[Step] | None:
+    """The steps that only serve to compute what ``last`` does, in order."""
+    cone = {last}
+    for step in reversed(order):
+        if (
+            step is not last
+            and used_in.get(step)
+            and used_in[step] <= cone
+            and not any(kernel.binding.var in outputs for kernel in step.kernels)
+        ):
+            cone.add(step)
+    if any(s.is_impure or s.runs_first or isinstance(s, SlicedStep) for s in cone):
+        return None
+    return [step for step in order if step in cone]
+
+
+def _sliced_step(cone: Sequence[Step], slicing: Slicing) -> SlicedStep:
+    last = slicing.kernels[-1]
+    own = {buffer for step in cone for kernel in step.kernels for buffer in kernel.allocates}
+    uses = {buffer for step in cone for kernel in step.kernels for buffer in kernel.uses} - own
+    step = SlicedStep([Kernel(last.binding, uses, last.allocates)], slicing=slicing)
+    for old in cone:
+        step.reads.update(old.reads)
+        step.after.update(dict.fromkeys(other for other in old.after if other not in cone))
+    return step
+
+
+def find_slicing(graph: TransformGraph, cone: Sequence[Step], kernels: Kernels) -> Slicing | None:
+    """How a cone is computed slice by slice; None if it is not independent along the first axis."""
+    bindings = [kernel for step in cone for kernel in step.kernels]
+    result = bindings[-1].binding.var
+    shape = _static_shape(result.ty)
+    if len(bindings) < 2 or not shape or shape[0] < 2:
+        return None
+    axes: dict[Operand, int | None] = {result: 0}
+    inside = {kernel.binding.var for kernel in bindings}
+    slicing = Slicing(bindings, {}, shape[0])
+    for kernel in reversed(bindings):
+        var, value = kernel.binding.var, kernel.binding.value
+        axis = axes.get(var)
+        legalized = kernels.of(value)
+        is_operator = isinstance(value, ir.Call) and value.op != ir.Op.get("relax.call_tir")
+        if axis is None or legalized is None or not is_operator:
+            return None
+        operand_axes = _operand_axes(legalized.kernel, axis)
+        if operand_axes is None:
+            return None
+        variables = relax.analysis.free_vars(value)[:]
+        operands = slicing.operands(graph, kernel)
+        for parameter, operand_axis in operand_axes.items():
+            position = legalized.operands[parameter]
+            if position is None:
+                if operand_axis is not None:
+                    return None  # a constant that would have to be sliced
+                continue
+            operand = operands.get(variables[position])
+            if operand is None or (operand in inside and operand_axis is None):
+                return None
+            if axes.setdefault(operand, operand_axis) != operand_axis:
+                return None
+    for operand, axis in axes.items():
+        if axis is not None:
+            operand_shape = _static_shape(operand.ty)
+            if operand_shape is None or operand_shape[axis] != slicing.length:
+                return None
+            slicing.axes[operand] = axis
+    for rows in (1, 2):
+        if not _types_agree(graph, slicing, rows):
+            return None
+    return slicing
+
+
+def _types_agree(graph: TransformGraph, slicing: Slicing, rows: int) -> bool:
+    """Whether each operator makes a slice of slices, as type inference sees it."""
+    for kernel in slicing.kernels:
+        operands = slicing.operands(graph, kernel)
+        stand_ins: dict[relax.Var, relax.Expr] = {
+            var: relax.Var(var.name, sliced_type(operand.ty, slicing.axes[operand], rows))
+            for var, operand in operands.items()
+            if operand in slicing.axes
+        }
+        try:
+            call = relax.BlockBuilder().normalize(with_operands(kernel.binding.value, stand_ins))
+        except Exception:  # what TVM raises where the types of operands do not fit
+            return False
+        var = kernel.binding.var
+        expected = sliced_type(var.ty, slicing.axes[var], rows)
+        if not tvm_ffi.structural_equal(call.ty, expected):
+            return False
+    return True
+
+
+def with_operands(call: ir.Call, operands: Mapping[relax.Var, relax.Expr]) -> ir.Call:
+    """The call with other operands; its type is to be inferred."""
+
+    def replaced(arg: relax.Expr) -> relax.Expr:
+        if isinstance(arg, relax.Var):
+            return operands.get(arg, arg)
+        if isinstance(arg, relax.Tuple):
+            return relax.Tuple([replaced(field) for field in arg.fields[:]])
+        return arg
+
+    args = [replaced(arg) for arg in call.args[:]]
+    return relax.Call(call.op, args, call.attrs, call.ty_args, call.span)
+
+
+def sliced_type(ty: relax.TensorType, axis: int, rows: int) -> relax.TensorType:
+    """The type of a slice of so many rows along an axis."""
+    shape = list(ty.shape.values[:])
+    shape[axis] = tirx.const(rows, "int64")
+    return relax.TensorType(shape, ty.dtype, ty.vdevice)
+
+
+def _static_shape(ty: ir.Type) -> list[int] | None:
+    if not isinstance(ty, relax.TensorType) or not isinstance(ty.shape, relax.ShapeExpr):
+        return None
+    dims = ty.shape.values[:]
+    if not all(isinstance(dim, tirx.IntImm) for dim in dims):
+        return None
+    return [int(dim) for dim in dims]
+
+
+# -- what a kernel reads for a slice of its result ----------------------------------------------
+
+
+def _operand_axes(kernel: tirx.PrimFunc, axis: int) -> dict[int, int | None] | None:
+    """For each parameter that is read the axis sliced with the result's, None where it is whole.
+
+    None if the kernel is not independent along the axis.
+    """
+    params = kernel.params[:]
+    blocks: list[SBlock] = []
+    tvm_ffi.structural_walk(kernel.body, (SBlock, lambda block: _append(blocks, block)))
+    axes: dict[relax.Var, int | None] = {params[-1]: axis}
+    for block in reversed(blocks):
+        if block.name_hint == "root":
+            continue
+        written = block.writes[:]
+        if len(written) != 1:
+            return None
+        target = written[0].source
+        if axes.get(target) is None:
+            if target in axes:
+                continue  # computed as a whole
+            return None  # read by no later block
+        spatial = _index(written[0], axes[target])
+        if spatial is None or not _is_index_only(block, spatial):
+            return None
+        for read in block.reads[:]:
+            if read.source.same_as(target):
+                continue
+            found = _axis_of(read, spatial)
+            if found == -1:
+                return None
+            if axes.setdefault(read.source, found) != found:
+                return None
+    inner = [source for source in axes if source not in params]
+    if any(axes[source] is None for source in inner):
+        return None  # a slice would be computed from an incomplete whole
+    return {index: axes[param] for index, param in enumerate(params[:-1]) if param in axes}
+
+
+def _append(blocks: list[SBlock], block: SBlock) -> None:
+    blocks.append(block)
+
+
+def _index(region: ir.TensorRegion, axis: int | None) -> relax.Var | None:
+    """The variable that is the index along an axis, if one is."""
+    assert axis is not None
+    index = region.region[axis]
+    is_one = isinstance(index.extent, tirx.IntImm) and int(index.extent) == 1
+    return index.min if is_one and isinstance(index.min, relax.Var) else None
+
+
+def _axis_of(region: ir.TensorRegion, spatial: relax.Var) -> int | None:
+    """The axis whose index a variable is; None if it is in no index; -1 if in one otherwise."""
+    found = None
+    for axis, index in enumerate(region.region[:]):
+        if any(var.same_as(spatial) for var in tirx.analysis.undefined_vars(index.min)):
+            if found is not None or not index.min.same_as(spatial):
+                return -1
+            if not (isinstance(index.extent, tirx.IntImm) and int(index.extent) == 1):
+                return -1
+            found = axis
+        if any(var.same_as(spatial) for var in tirx.analysis.undefined_vars(index.extent)):
+            return -1
+    return found
+
+
+def _is_index_only(block: SBlock, spatial: relax.Var) -> bool:
+    """Whether a variable is used as an index, and for nothing else."""
+    uses, indices = [], []
+
+    def visit_var(var: relax.Var) -> None:
+        if var.same_as(spatial):
+            uses.append(var)
+
+    def visit_access(access: tirx.BufferStore | ir.TensorLoad) -> None:
+        indices.extend(index for index in access.indices[:] if index.same_as(spatial))
+
+    for part in (block.body, block.init):
+        if part is not None:
+            tvm_ffi.structural_walk(part, (relax.Var, visit_var))
+            tvm_ffi.structural_walk(part, ((tirx.BufferStore, ir.TensorLoad), visit_access))
+    return len(uses) == len(indices)

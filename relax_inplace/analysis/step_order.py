@@ -1,0 +1,423 @@
+"""The order of steps with the least peak of live memory.
+
+Definition
+----------
+Buffers have sizes. Some are there at the start. A step allocates buffers, then reads some; a buffer
+is freed when the last step that reads it has run, and never if it is *kept*. Live memory after a
+set of steps depends on the set alone: call it ``f(set)``. A step needs ``f(set)`` and its *rise* on
+top of it while it runs. The peak of an order is the most that is needed at any time.
+
+Algorithm
+---------
+``f`` is submodular: a buffer that several steps read is freed by whichever comes last. From that
+follows that these moves are safe, which is to say that some order of least peak begins with them:
+
+    Of all sets that can be reached from here and have no more live memory than here, go to one that
+    is reached with the least rise.
+
+For if ``P`` is any order and ``S`` such a set, then ``f(A | S) <= f(A) + f(S) - f(A & S) <= f(A)``
+for every set ``A`` that ``P`` goes through: running ``S`` first makes nothing worse. When no such
+set is left, the same is done from the end backwards, where what a step frees takes the place of
+what it allocates. What both leave untouched is nothing. Groups of steps that share no buffer do not
+see each other: each makes its moves by itself, and the moves of all are merged by their rise.
+
+For independent steps this is the known rule: those that shrink memory first, by what they need at
+their worst; then those that grow it, by the reverse of what they give back (Abdel-Wahab and Kameda,
+"Scheduling to minimize maximum cumulative cost subject to series-parallel precedence constraints",
+1978; Liu, "An application of generalized tree pebbling to sparse matrix factorization", 1987). The
+moves of a connected group are found by best-first search over the sets of its steps. A group whose
+search visits more than ``SEARCH_LIMIT`` sets is ordered by a heuristic instead: always the step
+that is ready and frees most, of those the one of least rise.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import heapq
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+__all__ = ["SEARCH_LIMIT", "Live", "Problem", "StepCost", "least_peak_order"]
+
+SEARCH_LIMIT = 4096
+
+
+@dataclasses.dataclass
+class StepCost:
+    """What a step does to memory.
+
+    Attributes
+    ----------
+    kernels : list of (set of int, list of int, int)
+        For each kernel in turn the buffers it reads, those it allocates, and its scratch bytes.
+    after : set of int
+        The steps that run before it.
+    """
+
+    kernels: list[tuple[set[int], list[int], int]]
+    after: set[int]
+
+
+@dataclasses.dataclass
+class Live:
+    """Bytes before a step, at its worst, and after it."""
+
+    before: Any
+    worst: Any
+    after: Any
+
+
+class Problem:
+    """Steps and buffers, by their indices.
+
+    Parameters
+    ----------
+    sizes : list of int or ByteSize
+        Bytes of each buffer. Only numbers can be ordered; an order can be simulated with any.
+    at_start : set of int
+        The buffers that are there before the first step.
+    kept : set of int
+        The buffers that are never freed.
+    steps : list of StepCost
+    fused : bool or None
+        Whether the kernels of a step run as one, or each by itself; None for the worse of both.
+    number : callable, optional
+        What stands for a size that is no number, where the larger of two is asked for.
+    """
+
+    def __init__(
+        self,
+        sizes: list[Any],
+        at_start: set[int],
+        kept: set[int],
+        steps: list[StepCost],
+        fused: bool | None = None,
+        number: Callable[[Any], int] | None = None,
+    ):
+        self.number = number
+        self.sizes = sizes
+        self.at_start = at_start
+        self.kept = kept
+        self.steps = steps
+        self.fused = fused
+        self.uses: list[set[int]] = []
+        self.allocates: list[list[int]] = []
+        self.readers: list[set[int]] = [set() for _ in sizes]
+        for index, step in enumerate(steps):
+            allocated = [buffer for _, buffers, _ in step.kernels for buffer in buffers]
+            read = {buffer for buffers, _, _ in step.kernels for buffer in buffers}
+            self.uses.append(read - set(allocated))
+            self.allocates.append(allocated)
+            for buffer in self.uses[-1]:
+                self.readers[buffer].add(index)
+
+    @property
+    def live_at_start(self) -> Any:
+        """Bytes of what is there at the start, read by a step or not."""
+        return sum(self.sizes[buffer] for buffer in self.at_start)
+
+    @property
+    def live_at_end(self) -> Any:
+        """Bytes of what is kept."""
+        return sum(self.sizes[buffer] for buffer in self.kept)
+
+    def rise(self, step: int, dying: Iterable[int]) -> Any:
+        """What a step needs at its worst on top of what is live before it.
+
+        ``dying`` are the buffers that it reads last.
+        """
+        kernels = self.steps[step].kernels
+        worst = 0
+        if self.fused is not False or len(kernels) == 1:
+            outlives = [b for b in self.allocates[step] if b in self.kept or self.readers[b]]
+            if len(kernels) == 1:
+                outlives = self.allocates[step]
+            worst = sum(self.sizes[buffer] for buffer in outlives)
+            worst += self._larger(*(scratch for _, _, scratch in kernels))
+        if self.fused is not True and len(kernels) > 1:
+            worst = self._larger(worst, self._rise_unfused(step, set(dying)))
+        return worst
+
+    def _larger(self, *sizes: Any) -> Any:
+        return max(sizes, key=self.number)
+
+    def _rise_unfused(self, step: int, freed: set[int]) -> Any:
+        kernels = self.steps[step].kernels
+        freed |= {b for b in self.allocates[step] if b not in self.kept and not self.readers[b]}
+        last: dict[int, int] = {}
+        for index, (reads, allocates, _) in enumerate(kernels):
+            last.update(dict.fromkeys(reads, index))
+            last.update(dict.fromkeys(allocates, index))
+        live: Any = 0
+        worst: Any = 0
+        for index, (reads, allocates, scratch) in enumerate(kernels):
+            live += sum(self.sizes[buffer] for buffer in allocates)
+            worst = self._larger(worst, live + scratch)
+            live -= sum(
+                self.sizes[buffer]
+                for buffer in reads.union(allocates)
+                if buffer in freed and last[buffer] == index
+            )
+        return worst
+
+    def delta(self, step: int, dying: Iterable[int]) -> Any:
+        """How much more is live after a step than before it."""
+        stay = sum(self.sizes[b] for b in self.allocates[step] if b in self.kept or self.readers[b])
+        return stay - sum(self.sizes[buffer] for buffer in dying)
+
+    def dying(self, step: int, done: set[int]) -> list[int]:
+        """The buffers that a step reads last, when those in ``done`` have run."""
+        return [
+            buffer
+            for buffer in self.uses[step]
+            if buffer not in self.kept
+            and all(other in done or other == step for other in self.readers[buffer])
+        ]
+
+    def simulate(self, order: Sequence[int]) -> list[Live]:
+        """Live bytes around each step of an order; what no step reads is freed before the first."""
+        left = [len(readers) for readers in self.readers]
+        live = self.live_at_start - sum(
+            self.sizes[b] for b in self.at_start if not left[b] and b not in self.kept
+        )
+        result = []
+        for step in order:
+            dying = []
+            for buffer in self.uses[step]:
+                left[buffer] -= 1
+                if not left[buffer] and buffer not in self.kept:
+                    dying.append(buffer)
+            after = live + self.delta(step, dying)
+            result.append(Live(live, live + self.rise(step, dying), after))
+            live = after
+        return result
+
+    def peak(self, order: Sequence[int]) -> int:
+        """The most that is live at any time, the start and the end included."""
+        bounds = (self.live_at_start, self.live_at_end)
+        return max([*bounds, *(live.worst for live in self.simulate(order))])
+
+
+@dataclasses.dataclass
+class _Move:
+    """Steps that are run together, and what they need on top of what is live before (or after)."""
+
+    rise: int
+    steps: list[int]
+
+
+def least_peak_order(problem: Problem, first: Sequence[int] = ()) -> tuple[list[int], bool]:
+    """An order of least peak memory.
+
+    Parameters
+    ----------
+    problem : Problem
+    first : sequence of int
+        Steps that run before all others, in this order.
+
+    Returns
+    -------
+    order : list of int
+    is_exact : bool
+        Whether no other order is better; False if a group of steps was too large to be searched.
+    """
+    is_exact = True
+    forward: list[list[_Move]] = []
+    backward: list[list[_Move]] = []
+    for group in _groups(problem, set(first)):
+        if len(group) == 1:
+            (step,) = group
+            dying = problem.dying(step, set(first))
+            rise, delta = problem.rise(step, dying), problem.delta(step, dying)
+            if delta <= 0:
+                forward.append([_Move(rise, group)])
+            else:
+                backward.append([_Move(rise - delta, group)])
+            continue
+        try:
+            ahead, behind = _Search(problem, group, set(first)).moves()
+        except _TooLargeError:
+            is_exact = False
+            ahead, behind = _moves_of(problem, _greedy(problem, group, set(first)), set(first))
+        forward.append(ahead)
+        backward.append(behind)
+    order = list(first)
+    for move in _merged(forward):
+        order += move.steps
+    for move in reversed(list(_merged(backward))):
+        order += move.steps
+    return order, is_exact
+
+
+def _groups(problem: Problem, first: set[int]) -> list[list[int]]:
+    """The steps that share a buffer or an order, group by group."""
+    parent = list(range(len(problem.steps)))
+
+    def find(step: int) -> int:
+        while parent[step] != step:
+            parent[step] = parent[parent[step]]
+            step = parent[step]
+        return step
+
+    for buffer, readers in enumerate(problem.readers):
+        if buffer not in problem.kept:
+            steps = [step for step in readers if step not in first]
+            for step in steps[1:]:
+                parent[find(step)] = find(steps[0])
+    for index, step in enumerate(problem.steps):
+        if index not in first:
+            for other in step.after - first:
+                parent[find(other)] = find(index)
+    groups: dict[int, list[int]] = collections.defaultdict(list)
+    for step in range(len(problem.steps)):
+        if step not in first:
+            groups[find(step)].append(step)
+    return sorted(groups.values())
+
+
+def _merged(moves: list[list[_Move]]) -> Iterator[_Move]:
+    """The moves of all groups, each time the one of least rise among the next of each group."""
+    heap = [
+        (queue[0].rise, queue[0].steps[0], which, 0) for which, queue in enumerate(moves) if queue
+    ]
+    heapq.heapify(heap)
+    while heap:
+        _, _, which, position = heapq.heappop(heap)
+        queue = moves[which]
+        yield queue[position]
+        if position + 1 < len(queue):
+            after = queue[position + 1]
+            heapq.heappush(heap, (after.rise, after.steps[0], which, position + 1))
+
+
+class _TooLargeError(Exception):
+    """The search visits too many sets."""
+
+
+class _Search:
+    """The moves of one connected group. Sets of its steps are bit masks."""
+
+    def __init__(self, problem: Problem, group: list[int], first: set[int]):
+        self.problem = problem
+        self.group = group
+        self.full = (1 << len(group)) - 1
+        bit = {step: 1 << i for i, step in enumerate(group)}
+
+        def mask(steps: Iterable[int]) -> int:
+            return sum(bit[step] for step in steps if step not in first)
+
+        self.after = [mask(problem.steps[step].after) for step in group]
+        self.before = [0] * len(group)
+        for i, needed in enumerate(self.after):
+            for j in range(len(group)):
+                if needed >> j & 1:
+                    self.before[j] |= 1 << i
+        self.freeable = [
+            [(b, mask(problem.readers[b])) for b in problem.uses[step] if b not in problem.kept]
+            for step in group
+        ]
+        self.costs: dict[tuple[int, tuple[int, ...]], tuple[int, int]] = {}
+        self.left = SEARCH_LIMIT
+
+    def moves(self) -> tuple[list[_Move], list[_Move]]:
+        forward, done = [], 0
+        while (found := self._next(done, self._successors)) is not None:
+            rise, done, steps = found
+            forward.append(_Move(rise, steps))
+        bottom, done = done, self.full
+        backward = []
+        while done != bottom:
+            found = self._next(done, lambda mask: self._predecessors(mask, bottom))
+            assert found is not None  # the bottom itself is such a set
+            rise, done, steps = found
+            backward.append(_Move(rise, steps[::-1]))
+        return forward, backward
+
+    def _cost(self, i: int, done: int) -> tuple[int, int]:
+        """(rise, delta) of a step when the set ``done`` has run."""
+        after = done | 1 << i
+        dying = tuple(b for b, readers in self.freeable[i] if readers & ~after == 0)
+        cost = self.costs.get((i, dying))
+        if cost is None:
+            step = self.group[i]
+            cost = self.problem.rise(step, dying), self.problem.delta(step, dying)
+            self.costs[i, dying] = cost
+        return cost
+
+    def _successors(self, done: int) -> Iterator[tuple[int, int, int, int]]:
+        """(step, the set with it, rise, delta)."""
+        for i, needed in enumerate(self.after):
+            if not done >> i & 1 and needed & ~done == 0:
+                rise, delta = self._cost(i, done)
+                yield i, done | 1 << i, rise, delta
+
+    def _predecessors(self, done: int, bottom: int) -> Iterator[tuple[int, int, int, int]]:
+        """The same backwards: rises and deltas are towards the smaller set."""
+        for i, later in enumerate(self.before):
+            if done >> i & 1 and not bottom >> i & 1 and later & done == 0:
+                rise, delta = self._cost(i, done & ~(1 << i))
+                yield i, done & ~(1 << i), rise - delta, -delta
+
+    def _next(self, start: int, neighbours) -> tuple[int, int, list[int]] | None:  # type: ignore
+        """Of the sets with no more live memory the one of least rise: (rise, set, steps to it)."""
+        heap: list[tuple[int, int, tuple[int, ...], int]] = [(0, 0, (), start)]
+        seen: set[int] = set()
+        while heap:
+            rise, level, path, mask = heapq.heappop(heap)
+            if mask in seen:
+                continue
+            seen.add(mask)
+            if mask != start and level <= 0:
+                return rise, mask, [self.group[i] for i in path]
+            self.left -= 1
+            if self.left < 0:
+                raise _TooLargeError
+            for i, reached, step_rise, delta in neighbours(mask):
+                if reached not in seen:
+                    higher = max(rise, level + step_rise)
+                    heapq.heappush(heap, (higher, level + delta, (*path, i), reached))
+        return None
+
+
+def _greedy(problem: Problem, group: list[int], first: set[int]) -> list[int]:
+    """Always the ready step that frees most, of those the one of least rise."""
+    members, done, order = set(group), set(first), []
+    while members:
+        costs = []
+        for step in members:
+            if problem.steps[step].after <= done:
+                dying = problem.dying(step, done)
+                costs.append((problem.delta(step, dying), problem.rise(step, dying), step))
+        step = min(costs)[2]
+        members.remove(step)
+        done.add(step)
+        order.append(step)
+    return order
+
+
+def _moves_of(
+    problem: Problem, order: list[int], first: set[int]
+) -> tuple[list[_Move], list[_Move]]:
+    """The moves of a group whose order is given."""
+    done = set(first)
+    rises, levels = [], [0]
+    for step in order:
+        dying = problem.dying(step, done)
+        rises.append(levels[-1] + problem.rise(step, dying))
+        levels.append(levels[-1] + problem.delta(step, dying))
+        done.add(step)
+    bottom = max(i for i, level in enumerate(levels) if level == min(levels))
+    forward, start = [], 0
+    for end in range(1, bottom + 1):
+        if levels[end] <= levels[start]:
+            rise = max(rises[start:end]) - levels[start]
+            forward.append(_Move(rise, order[start:end]))
+            start = end
+    backward, end = [], len(order)
+    for start in range(len(order) - 1, bottom - 1, -1):
+        if levels[start] <= levels[end]:
+            rise = max(rises[start:end]) - levels[end]
+            backward.append(_Move(rise, order[start:end]))
+            end = start
+    return forward, backward

@@ -1,0 +1,510 @@
+"""Writes the in-place function that a schedule describes.
+
+Definition
+----------
+Each step of the schedule in turn:
+
+1. the weights that it reads are read from their slots;
+2. its bindings, in a dataflow block if TVM is to fuse them;
+3. the slots of weights that it read last are emptied, or replaced by the output that belongs there;
+   every slot whose output is finished by then, and whose own weights are spent, is replaced.
+
+Before the first step the slots of weights that nothing reads are emptied. Weights that move to
+another slot are read and stored after the last step. So a register holds a weight during one step
+only, and a slot holds it until its last read.
+
+A fused step may run as several kernels, where the pipeline does not fuse. A weight that none but
+the earlier ones of them read is emptied between 1 and 2: the register is freed after its last use.
+
+If the function returns as many fields as it takes, and may replace all that it changes, it returns
+the tuple it was given. Otherwise it returns a new tuple; the slots of the old one hold finished
+outputs or None, or the original where ``params`` excludes it.
+
+The updates are a chain: each consumes the name that the one before it gave the tuple. Its types
+take memory with the square of the number of weights, so that a long one is written as what
+:mod:`.lower_update_chain` would make of it before anything else is done to it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+
+import tvm
+from tvm import ir, relax
+
+from ..analysis.byte_size import ByteSize, LargestOf
+from ..analysis.schedule import Schedule
+from ..analysis.slicing import Operand, SlicedStep, sliced_type, with_operands
+from ..analysis.transform_graph import Container, Kernel, Known, Step, Weight
+from ..op import VOID, inplace_update_tuple, the_op
+from .slice_kernels import SliceKernels
+
+__all__ = ["write_inplace_function"]
+
+# Fields times updates of the longest chain: 16 bytes each.
+_LONGEST_CHAIN = 1 << 20
+_CHECK_LIMIT = "vm.builtin.check_memory_limit"
+_DROPPED_ATTRS = ("num_input", "relax.force_pure")
+
+
+def write_inplace_function(
+    schedule: Schedule, new_name: str, memory_limit: int | None = None
+) -> tuple[relax.Function, dict[ir.GlobalVar, ir.BaseFunc]]:
+    """Write the function.
+
+    Parameters
+    ----------
+    schedule : Schedule
+    new_name : str
+        Its global symbol.
+    memory_limit : int, optional
+        Bytes, checked when the function is called.
+
+    Returns
+    -------
+    function : relax.Function
+    kernels : dict of tvm.ir.GlobalVar to tvm.tirx.PrimFunc
+        What it calls and the module does not have yet.
+    """
+    graph = schedule.graph
+    writer = _Writer(schedule, SliceKernels(new_name))
+    if memory_limit is not None:
+        writer.check_limit(new_name, memory_limit)
+    body = writer.write()
+    attrs = {
+        key: value
+        for key, value in (graph.function.attrs.items() if graph.function.attrs else ())
+        if key not in _DROPPED_ATTRS
+    }
+    attrs["global_symbol"] = new_name
+    builder = relax.BlockBuilder()
+    result = relax.Function(
+        [*graph.leading, graph.params],
+        builder.normalize(body),
+        is_pure=False,
+        attrs=tvm.ir.make_node("ir.DictAttrs", **attrs),
+        span=graph.function.span,
+    )
+    return builder.normalize(result), dict(writer.slice_kernels.functions)
+
+
+@dataclasses.dataclass
+class _Block:
+    in_dataflow: bool
+    bindings: list[relax.Binding] = dataclasses.field(default_factory=list)
+    bound: set[relax.Var] = dataclasses.field(default_factory=set)  # old names, bound again here
+
+
+class _Writer:
+    def __init__(self, schedule: Schedule, slice_kernels: SliceKernels):
+        graph = schedule.graph
+        self.schedule = schedule
+        self.slice_kernels = slice_kernels
+        self.graph = graph
+        self.normalize = relax.BlockBuilder().normalize
+        self.blocks: list[_Block] = []
+        self.reads: dict[Weight, relax.Var] = {}  # in this step
+        self.renamed: dict[relax.Var, relax.Var] = {}
+        self.bound: set[relax.Var] = set()  # old names that are bound again, for branches
+        self.escaping = _escaping(schedule)
+        fields = graph.root.fields
+        self.weights_in = [
+            [field] if isinstance(field, Weight) else list(field.weights()) for field in fields
+        ]
+        self.tuples = _Tuples(self, graph.root, graph.params, len(graph.outputs))
+        self.spent: set[Weight] = set()
+        self.placed: dict[int, relax.Expr] = {}  # outputs in their slot, or in a variable
+        self.returns_argument = len(fields) == len(graph.outputs) and all(
+            weights[0].is_modifiable or self._is_own(index)
+            for index, weights in enumerate(self.weights_in)
+            if weights
+        )
+
+    def write(self) -> relax.SeqExpr:
+        finished = self.schedule.finished()
+        moved = [i for i, output in enumerate(self.graph.outputs) if self.graph.needs(output)[1]]
+        waiting: set[int] = set(moved)  # finished ones are placed when their slot is free
+        not_finished = {index for outputs in finished[1:] for index in outputs}
+        self._spend((b.weight for b in self.schedule.freed_first), waiting | not_finished)
+        for index in finished[0]:
+            if index not in waiting:
+                self._finish(index)
+        for step, frees, outputs in zip(
+            self.schedule.steps, self.schedule.frees, finished[1:], strict=True
+        ):
+            spent = [buffer.weight for buffer in frees if buffer.weight is not None]
+            early = self._spent_early(step, spent)
+            self._step(step, early)
+            not_finished.difference_update(outputs)
+            self._spend((w for w in spent if w not in early), waiting | not_finished)
+            for index in outputs:
+                if index not in waiting:
+                    self._finish(index)
+            self.reads = {}
+        self._place_moved(moved)
+        result = self._result()
+        blocks = [
+            (relax.DataflowBlock if block.in_dataflow else relax.BindingBlock)(block.bindings)
+            for block in self.blocks
+        ]
+        return relax.SeqExpr(blocks, result)
+
+    def check_limit(self, name: str, limit: int) -> None:
+        """Begin with a check of the memory limit."""
+        peak = self.schedule.peak()
+        expr = peak.expr() if isinstance(peak, (ByteSize, LargestOf)) else peak
+        freed = set(self.schedule.freed_first).union(*self.schedule.frees)
+        kept = [
+            index
+            for index, weights in enumerate(self.weights_in)
+            if not any(weight.buffer in freed for weight in weights)
+        ]
+        operands = [
+            ir.StringImm(name),
+            relax.prim_value(limit),
+            relax.prim_value(expr),
+            relax.ShapeExpr(kept),
+            self.graph.params,
+        ]
+        call = relax.Call(relax.ExternFunc(_CHECK_LIMIT), operands, None, [VOID], ret_ty=VOID)
+        self._block(False).bindings.append(relax.VarBinding(relax.Var("_", VOID), call))
+
+    # -- steps --------------------------------------------------------------------------------
+
+    def _step(self, step: Step, early: Sequence[Weight]) -> None:
+        for weight in step.reads:
+            self._read(weight)
+        for weight in early:
+            self.spent.add(weight)
+            self.tuples.empty(weight)
+        if isinstance(step, SlicedStep):
+            self._sliced(step)
+            return
+        for kernel in step.kernels:
+            self._kernel(kernel, step.is_fused)
+
+    def _spent_early(self, step: Step, spent: Iterable[Weight]) -> list[Weight]:
+        """The weights that only kernels before the last one of a fused step still need."""
+        if len(step.kernels) == 1:
+            return []
+        last = step.kernels[-1].uses
+        return [w for w in spent if w.buffer not in last and w in step.reads and w.is_modifiable]
+
+    def _kernel(self, kernel: Kernel, in_dataflow: bool) -> None:
+        binding, old = kernel.binding, kernel.binding.var
+        value = self._value(binding.value, in_dataflow)
+        var = old
+        if isinstance(old, relax.DataflowVar) and not (in_dataflow and old not in self.escaping):
+            var = self.renamed[old] = relax.Var(old.name, old.ty, old.span)
+        block = self._block(in_dataflow)
+        if isinstance(binding, relax.MatchCast):
+            block.bindings.append(relax.MatchCast(var, self.normalize(value), binding.ty))
+        else:
+            block.bindings.append(relax.VarBinding(var, value))
+
+    def _sliced(self, step: SlicedStep) -> None:
+        """Slice by slice: each operand's is read, the operators run, the result's is written."""
+        slicing, length = step.slicing, step.slicing.length
+        whole_ty = slicing.result.ty
+        whole: relax.Var | None = None
+        for start in range(0, length, step.rows()):
+            rows = min(step.rows(), length - start)
+            made: dict[Operand, relax.Var] = {}
+            for kernel in slicing.kernels:
+                operands: dict[relax.Var, relax.Expr] = {}
+                for var, operand in slicing.operands(self.graph, kernel).items():
+                    operands[var] = self._operand(var, False)
+                    axis = slicing.axes.get(operand)
+                    if axis is not None:
+                        if operand not in made:
+                            made[operand] = self._slice(operands[var], axis, start, rows)
+                        operands[var] = made[operand]
+                var = kernel.binding.var
+                made[var] = self.bind(var.name, with_operands(kernel.binding.value, operands))
+            kernel_var = self.slice_kernels.writer(whole_ty, 0, rows)
+            args = [made[slicing.result], relax.prim_value(start)]
+            if whole is None:
+                call = relax.op.call_tir(kernel_var, relax.Tuple(args), out_ty=whole_ty)
+            else:
+                call = relax.op.call_tir_inplace(
+                    kernel_var, relax.Tuple([*args, whole]), inplace_indices=[2], out_ty=whole_ty
+                )
+            whole = self.bind(slicing.result.name, call)
+        assert whole is not None
+        self.renamed[slicing.result] = whole
+
+    def _slice(self, source: relax.Expr, axis: int, start: int, rows: int) -> relax.Var:
+        kernel = self.slice_kernels.reader(source.ty, axis, rows)
+        args = relax.Tuple([source, relax.prim_value(start)])
+        call = relax.op.call_tir(kernel, args, out_ty=sliced_type(source.ty, axis, rows))
+        return self.bind("rows", call)
+
+    def _read(self, weight: Weight) -> relax.Var:
+        """A variable that holds a weight, for this step."""
+        var = self.reads.get(weight)
+        if var is None:
+            var = self.reads[weight] = self.tuples.read(weight)
+        return var
+
+    def _block(self, in_dataflow: bool) -> _Block:
+        if not self.blocks or self.blocks[-1].in_dataflow != in_dataflow:
+            self.blocks.append(_Block(in_dataflow))
+        return self.blocks[-1]
+
+    def bind(self, name: str, value: relax.Expr, in_dataflow: bool = False) -> relax.Var:
+        """Bind a new variable."""
+        value = self.normalize(value)
+        var = (relax.DataflowVar if in_dataflow else relax.Var)(name, value.ty)
+        self._block(in_dataflow).bindings.append(relax.VarBinding(var, value))
+        return var
+
+    # -- expressions of the old function in the terms of the new one ----------------------------
+
+    def _value(self, expr: relax.Expr, in_dataflow: bool) -> relax.Expr:
+        """What a binding is bound to."""
+        if isinstance(expr, ir.Call):
+            args = [self._operand(arg, in_dataflow) for arg in expr.args[:]]
+            op = self._operand(expr.op, in_dataflow) if isinstance(expr.op, relax.Var) else expr.op
+            return relax.Call(op, args, expr.attrs, expr.ty_args, expr.span, ret_ty=expr.ty)
+        if isinstance(expr, (relax.If, relax.Function)):
+            self._bind_captured(expr, in_dataflow)
+            return expr
+        return self._operand(expr, in_dataflow)
+
+    def _operand(self, expr: relax.Expr, in_dataflow: bool) -> relax.Expr:
+        """A leaf of an expression in normal form, or a tuple of them."""
+        if not isinstance(expr, (relax.Var, relax.TupleGetItem, relax.Tuple)):
+            return expr
+        known = self.graph.resolve(expr)
+        if isinstance(known, Weight):
+            return self._read(known)
+        if isinstance(known, Container):
+            return self._tuple(known.fields, in_dataflow)
+        if isinstance(known, relax.Var):
+            return self.renamed.get(known, known)
+        if isinstance(known, relax.Tuple):
+            return self._tuple(known.fields[:], in_dataflow)
+        if isinstance(known, relax.TupleGetItem):
+            source = self._operand(known.tuple_value, in_dataflow)
+            field = relax.TupleGetItem(source, known.index, known.span)
+            return self.bind("field", field, in_dataflow)
+        return known
+
+    def _tuple(self, fields: Iterable[Known], in_dataflow: bool) -> relax.Tuple:
+        values = []
+        for field in fields:
+            if isinstance(field, Weight):
+                values.append(self._read(field))
+            elif isinstance(field, Container):
+                values.append(self._tuple(field.fields, in_dataflow))
+            else:
+                values.append(self._operand(field, in_dataflow))
+        return self.normalize(relax.Tuple(values))
+
+    def _bind_captured(self, expr: relax.Expr, in_dataflow: bool) -> None:
+        """Bind what changed its name to the old one, instead of looking for it inside.
+
+        Once, or once in each block for a variable that ends with it.
+        """
+        for var in relax.analysis.free_vars(expr)[:]:
+            is_local = isinstance(var, relax.DataflowVar)
+            bound = self._block(in_dataflow).bound if is_local else self.bound
+            if var in bound:
+                continue
+            new = self._operand(var, in_dataflow)
+            if not new.same_as(var):
+                self._block(in_dataflow).bindings.append(relax.VarBinding(var, self.normalize(new)))
+                bound.add(var)
+
+    # -- slots ----------------------------------------------------------------------------------
+
+    def _is_own(self, index: int) -> bool:
+        """Whether an output is the field of its own slot."""
+        fields = self.graph.root.fields
+        return index < len(fields) and self.graph.outputs[index] is fields[index]
+
+    def _slot_is_free(self, index: int) -> bool:
+        return index < len(self.weights_in) and all(
+            weight in self.spent and weight.is_modifiable for weight in self.weights_in[index]
+        )
+
+    def _spend(self, weights: Iterable[Weight | None], not_finished: set[int]) -> None:
+        """Empty the slots of spent weights, or replace them by outputs that are finished."""
+        weights = [weight for weight in weights if weight is not None]
+        self.spent.update(weights)
+        for weight in weights:
+            index = _top(weight)
+            has_output = index < len(self.graph.outputs) and index not in not_finished
+            if has_output and self._slot_is_free(index):
+                self._finish(index)
+            else:
+                self.tuples.empty(weight)
+
+    def _finish(self, index: int) -> None:
+        """Give an output to its slot, if that is free by now; else it keeps its variable."""
+        in_slot = index < len(self.weights_in) and isinstance(self.placed.get(index), relax.Var)
+        if in_slot and index in self.tuples.replaced:
+            return
+        value = self.placed.get(index)
+        if value is None:
+            value = self.placed[index] = self._output(index)
+        if self._slot_is_free(index):
+            self.tuples.replace(self.graph.root, index, value)
+
+    def _output(self, index: int) -> relax.Expr:
+        value = self._operand_of_output(self.graph.outputs[index])
+        if isinstance(value, relax.Var):
+            return value
+        return self.bind("gv", value)
+
+    def _operand_of_output(self, output: Known) -> relax.Expr:
+        if isinstance(output, Weight):
+            return self._read(output)
+        if isinstance(output, Container):
+            return self._tuple(output.fields, False)
+        return self._operand(output, False)
+
+    def _place_moved(self, moved: list[int]) -> None:
+        """Store the outputs that are weights, or hold some, once no step reads a slot any more."""
+        self.reads = {}
+        moved = [index for index in moved if not (self.returns_argument and self._is_own(index))]
+        for index in moved:
+            self.placed[index] = self._output(index)
+        stays = {index for index in range(len(self.graph.outputs)) if self._is_own(index)}
+        emptied = []
+        for index, weights in enumerate(self.weights_in):
+            if index in stays or not all(weight.is_modifiable for weight in weights):
+                continue
+            if index in self.placed and index not in self.tuples.replaced:
+                self.spent.update(weights)
+                self.tuples.replace(self.graph.root, index, self.placed[index])
+            elif index not in self.placed:
+                emptied += [weight for weight in weights if weight not in self.spent]
+        for weight in emptied:
+            self.tuples.empty(weight)
+
+    def _result(self) -> relax.Var:
+        if self.returns_argument:
+            return self.tuples.result()
+        fields = [self.placed[index] for index in range(len(self.graph.outputs))]
+        return self.bind("new_params", relax.Tuple(fields))
+
+
+class _Tuples:
+    """The names of the tuple of weights and of those nested in it, and updates of them."""
+
+    def __init__(self, writer: _Writer, root: Container, params: relax.Var, outputs: int):
+        self.writer = writer
+        self.root = root
+        self.names: dict[Container, relax.Var] = {root: params}
+        self.replaced: set[int] = set()  # fields of the root that hold an output
+        self.nothing: relax.Var | None = None
+        fields = len(root.fields) + sum(
+            len(field.fields) for field in root.fields if isinstance(field, Container)
+        )
+        self.are_statements = fields * (fields + outputs) > _LONGEST_CHAIN
+        self.updated: dict[Container, tuple[int, relax.Expr]] = {}  # what was replaced last
+        self.types: dict[Container, dict[int, ir.Type]] = {}  # of replaced fields, for statements
+
+    def name(self, container: Container) -> relax.Var:
+        name = self.names.get(container)
+        if name is None:
+            assert container.parent is not None
+            source = self.name(container.parent)
+            name = self.writer.bind(
+                f"{source.name}_{container.index}", relax.TupleGetItem(source, container.index)
+            )
+            self.names[container] = name
+        return name
+
+    def read(self, weight: Weight) -> relax.Var:
+        source = self.name(weight.container)
+        name = weight.name if weight.name.isidentifier() else f"{source.name}_{weight.index}"
+        return self.writer.bind(name, relax.TupleGetItem(source, weight.index))
+
+    def empty(self, weight: Weight) -> None:
+        if not weight.is_modifiable:
+            return
+        if self.nothing is None:
+            self.nothing = self.writer.bind("nothing", relax.op.null_value())
+        self.replace(weight.container, weight.index, self.nothing)
+
+    def replace(self, container: Container, index: int, value: relax.Expr) -> None:
+        source = self.name(container)
+        if container is self.root and value is not self.nothing:
+            self.replaced.add(index)
+        self.updated[container] = (index, value)
+        if self.are_statements:
+            self.types.setdefault(container, {})[index] = value.ty
+            self._statement(source, index, value, VOID)
+        else:
+            call = self.writer.normalize(inplace_update_tuple(source, index, value))
+            self.names[container] = self._bound(f"p{index}", call)
+
+    def result(self) -> relax.Var:
+        """The name of the whole tuple, at the end."""
+        for container in list(self.updated):
+            if self.are_statements:
+                self._name_result(container)
+            if container.parent is not None:
+                self.replace(container.parent, container.index, self.names[container])
+        if self.are_statements and self.root in self.updated:
+            self._name_result(self.root)
+        return self.name(self.root)
+
+    def _name_result(self, container: Container) -> None:
+        """Make the last update of a tuple one that says its type."""
+        index, value = self.updated[container]
+        fields = list(container.ty.fields[:])
+        for i, ty in self.types[container].items():
+            fields[i] = ty
+        ty = relax.TupleType(fields)
+        source = self.names[container]
+        bindings = self.writer._block(False).bindings
+        if bindings and _is_update_of(bindings[-1], source):
+            bindings.pop()
+        self.names[container] = self._statement(source, index, value, ty)
+
+    def _statement(
+        self, source: relax.Var, index: int, value: relax.Expr, ty: ir.Type
+    ) -> relax.Var:
+        operands = [source, relax.prim_value(index), value]
+        call = relax.Call(the_op(), operands, None, [ty], ret_ty=ty)
+        return self._bound("_" if ty is VOID else f"p{index}", call)
+
+    def _bound(self, name: str, call: relax.Call) -> relax.Var:
+        var = relax.Var(name, call.ty)
+        self.writer._block(False).bindings.append(relax.VarBinding(var, call))
+        return var
+
+
+def _is_update_of(binding: relax.Binding, source: relax.Var) -> bool:
+    value = binding.value
+    return (
+        isinstance(value, ir.Call) and value.op.same_as(the_op()) and source.same_as(value.args[0])
+    )
+
+
+def _top(weight: Weight) -> int:
+    """The field of the whole tuple that a weight is in."""
+    index, container = weight.index, weight.container
+    while container.parent is not None:
+        index, container = container.index, container.parent
+    return index
+
+
+def _escaping(schedule: Schedule) -> set[relax.Var]:
+    """Variables of fused steps that something outside the step reads."""
+    if not any(step.is_fused for step in schedule.steps):
+        return set()
+    graph, escaping = schedule.graph, set()
+    for step in schedule.steps:
+        kernels = step.slicing.kernels if isinstance(step, SlicedStep) else step.kernels
+        for kernel in kernels:
+            for var in graph.variables(kernel.binding.value):
+                if graph.step_of(var) is not step:
+                    escaping.add(var)
+    for output in graph.outputs:
+        escaping.update(graph.variables(output))
+    return escaping
