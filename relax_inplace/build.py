@@ -7,15 +7,19 @@ TVM's offers:
 - before the first pass: the ownership check, on names and source places as the user wrote them,
   :mod:`~relax_inplace.transform.lower_update_chain` and
   :mod:`~relax_inplace.transform.keep_tuple_copies`;
-- after the last one: :mod:`~relax_inplace.transform.kill_checked_fields` and
+- after the last one: :mod:`~relax_inplace.transform.kill_checked_fields`,
+  :mod:`~relax_inplace.transform.free_temporaries` and
   :mod:`~relax_inplace.transform.check_contiguous`, as ``VMShapeLower`` has run only then.
 
 So ``build`` is wrapped for the one, and ``_vmcodegen``, which ``build`` calls next after the
-pipeline, for the other. A module without updates goes through untouched.
+pipeline, for the other. Within the pipeline, ``RewriteCUDAGraph`` is wrapped: it would move the
+storages of temporaries into a graph that keeps them, and its kernels with them, where nothing can
+be mended afterwards. A module without updates goes through untouched.
 
 What would make this unnecessary: ``KillAfterLastUse`` after ``VMShapeLower`` in TVM's pipelines
-(or a ``VMShapeLower`` that kills what it reads, and checks strides), and a hook for an op to
-prepare a function before a pipeline, as ``FLowerBuiltin`` is one for a call.
+(or a ``VMShapeLower`` that kills what it reads, and checks strides), a hook for an op to prepare a
+function before a pipeline, as ``FLowerBuiltin`` is one for a call, and a function attribute by
+which a function has its memory left unplanned.
 """
 
 from __future__ import annotations
@@ -31,6 +35,7 @@ from .analysis import check_ownership, functions_that_update
 from .analysis.updates import bindings_of, expanded_parameter
 from .op import is_update, the_op
 from .transform.check_contiguous import check_contiguous
+from .transform.free_temporaries import free_temporaries
 from .transform.keep_tuple_copies import keep_tuple_copies
 from .transform.kill_checked_fields import kill_checked_fields
 from .transform.lower_update_chain import lower_update_chain
@@ -39,14 +44,17 @@ __all__ = ["install"]
 
 _NUM_INPUT = "num_input"
 _GLOBAL_SYMBOL = "global_symbol"
+_USE_CUDA_GRAPH = "relax.backend.use_cuda_graph"
 
 
 def install() -> None:
-    """Wrap ``tvm.relax.build`` and its step to bytecode; again is harmless."""
+    """Wrap ``tvm.relax.build``, its step to bytecode, and a pass; again is harmless."""
     if hasattr(vm_build.build, "_relax_inplace"):
         return
     vm_build.build = relax.build = _with_module_prepared(vm_build.build)
     vm_build._vmcodegen = _with_lowered_module_finished(vm_build._vmcodegen)
+    # Pipelines look it up where they run: python/tvm/relax/pipeline.py, and MLC-LLM's.
+    relax.transform.RewriteCUDAGraph = _without_updates(relax.transform.RewriteCUDAGraph)
 
 
 def _with_module_prepared(stock: Any) -> Any:
@@ -74,9 +82,37 @@ def _with_lowered_module_finished(stock: Any) -> Any:
     return _vmcodegen
 
 
+def _without_updates(stock: Any) -> Any:
+    """A module pass that does not see the functions that update. No other function calls them."""
+
+    @functools.wraps(stock)
+    def create() -> tvm.transform.Pass:
+        stock_pass = stock()
+
+        @tvm.transform.module_pass(opt_level=0, name=stock_pass.info.name)
+        def run(mod: ir.IRModule, context: tvm.transform.PassContext) -> ir.IRModule:
+            if not context.config.get(_USE_CUDA_GRAPH, False):
+                return mod
+            updating = functions_that_update(mod)
+            if not updating:
+                return stock_pass(mod)
+            others = mod.clone()
+            for gvar in updating:
+                del others[gvar]
+            after = stock_pass(others)
+            for gvar in updating:
+                after[gvar] = mod[gvar]
+            return after
+
+        return run
+
+    return create
+
+
 def _finish(mod: ir.IRModule, updating: set[ir.GlobalVar]) -> ir.IRModule:
     """What is to be done to a lowered module."""
-    return check_contiguous(kill_checked_fields(mod, updating), updating)
+    mod = free_temporaries(kill_checked_fields(mod, updating), updating)
+    return check_contiguous(mod, updating)
 
 
 def _prepare(mod: Any) -> Any:

@@ -1,8 +1,15 @@
 """The passes. Each is a ``tvm.transform.Pass``, as TVM's own are."""
 
 from .check_contiguous import CheckContiguous
+from .free_temporaries import FreeTemporaries
 from .inplace_transform_params import InplaceTransformParams
 from .kill_checked_fields import KillCheckedFields
 from .lower_update_chain import LowerUpdateChain
 
-__all__ = ["CheckContiguous", "InplaceTransformParams", "KillCheckedFields", "LowerUpdateChain"]
+__all__ = [
+    "CheckContiguous",
+    "FreeTemporaries",
+    "InplaceTransformParams",
+    "KillCheckedFields",
+    "LowerUpdateChain",
+]

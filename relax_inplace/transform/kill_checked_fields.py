@@ -1,12 +1,16 @@
-"""KillCheckedFields: a register that a tuple's field was checked in must not keep the field alive.
+"""KillCheckedFields: no register keeps a field or a tensor alive after its last use.
 
 ``VMShapeLower`` (src/relax/backend/vm/vm_shape_lower.cc, VisitType_ for TupleType) reads every
 field of a tuple parameter into a register, to check its dtype, rank and shape at entry. It runs
 after ``KillAfterLastUse``, so nothing empties those registers: each holds its weight until the
 function returns, and an in-place transform needs two copies of the weights after all.
 
-Definition: every variable that a tuple's field is read into, and that nothing kills, is killed
-after its last use. All checks stay, and stay where they are: before the first update.
+``KillAfterLastUse`` itself (src/relax/transform/kill_after_last_use.cc) kills nothing in what
+follows a branch: KillInserter forgets the last uses of a body when it leaves a body inside.
+
+Definition: every variable that a tuple's field is read into, that memory is allocated for, or that
+a call returns a tensor in, and that nothing kills, is killed after its last use. All checks stay,
+and stay where they are: before the first update.
 """
 
 from __future__ import annotations
@@ -21,10 +25,11 @@ from .binding_rewriter import Rewrite, rewrite_bindings
 __all__ = ["KillCheckedFields"]
 
 _KILL = "relax.vm.kill_object"
+_ALLOCATIONS = ("relax.vm.alloc_storage", "relax.vm.alloc_tensor")
 
 
 def KillCheckedFields() -> tvm.transform.Pass:  # noqa: N802  named as TVM names passes
-    """Create the pass that frees what ``VMShapeLower`` read fields into, once they are checked.
+    """Create the pass that empties the registers that TVM leaves full, once they are not needed.
 
     For a lowered module; touches only functions that update a tuple, and their callers. It runs
     by itself when a module that holds updates is compiled. A nested tuple's register outlives the
@@ -55,7 +60,7 @@ def kill_checked_fields(mod: ir.IRModule, updating: set[ir.GlobalVar]) -> ir.IRM
 def _killing(sequence: relax.SeqExpr) -> Rewrite:
     kill = ir.Op.get(_KILL)
     killed_after: dict[relax.Var, list[relax.Var]] = {}
-    for var, user in _last_use_of_unkilled_reads(sequence).items():
+    for var, user in _last_use_of_unkilled(sequence).items():
         killed_after.setdefault(user, []).append(var)
 
     def rewrite(binding: relax.Binding) -> list[relax.Binding]:
@@ -68,10 +73,11 @@ def _killing(sequence: relax.SeqExpr) -> Rewrite:
     return rewrite
 
 
-def _last_use_of_unkilled_reads(sequence: relax.SeqExpr) -> dict[relax.Var, relax.Var]:
-    """For each such read, the variable of the binding that uses it last."""
+def _last_use_of_unkilled(sequence: relax.SeqExpr) -> dict[relax.Var, relax.Var]:
+    """For each such variable, that of the binding that uses it last."""
     last_use: dict[relax.Var, relax.Var] = {}
     kill = ir.Op.get(_KILL)
+    allocations = {ir.Op.get(name) for name in _ALLOCATIONS}
     for block in sequence.blocks[:]:
         for binding in block.bindings[:]:
             value = binding.value
@@ -82,18 +88,21 @@ def _last_use_of_unkilled_reads(sequence: relax.SeqExpr) -> dict[relax.Var, rela
             for var in used:
                 if var in last_use:
                     last_use[var] = binding.var
-            if _is_read(value):
+            if _fills_register(binding, allocations):
                 last_use[binding.var] = binding.var
     for var in relax.analysis.free_vars(sequence.body):
         last_use.pop(var, None)
     return last_use
 
 
-def _is_read(value: relax.Expr) -> bool:
-    if isinstance(value, relax.TupleGetItem):
-        return True
+def _fills_register(binding: relax.Binding, allocations: set[ir.Op]) -> bool:
+    value = binding.value
+    if not isinstance(value, ir.Call):
+        return isinstance(value, relax.TupleGetItem)
+    if isinstance(value.op, ir.Op):
+        return value.op in allocations
     return (
-        isinstance(value, ir.Call)
-        and isinstance(value.op, relax.ExternFunc)
+        isinstance(binding.var.ty, relax.TensorType)
+        or isinstance(value.op, relax.ExternFunc)
         and value.op.global_symbol == "vm.builtin.tuple_getitem"  # of a value of unknown type
     )
