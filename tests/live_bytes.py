@@ -60,7 +60,7 @@ def _alloc_storage(context, shape, *others):
 
 @contextlib.contextmanager
 def recorded_allocations():
-    """Virtual machines that are made inside report what they allocate."""
+    """Virtual machines that are made and run inside report what they allocate."""
     tvm_ffi.register_global_func(_ALLOC, _alloc_storage, override=True)
     try:
         yield

@@ -21,6 +21,9 @@ from .transform_graph import Step, TransformGraph
 __all__ = ["MemoryLimitError", "bytes_of_limit", "plan_within"]
 
 
+_Undo = dict[Step, tuple[dict[Step, None], dict[Step, None]]]
+
+
 class MemoryLimitError(StructuredError):
     """No schedule of a transform fits into a memory limit.
 
@@ -175,21 +178,22 @@ def _set_slices(graph: TransformGraph, sliced: SlicedStep, slices: int) -> None:
     sliced.kernels[0].scratch = sliced.slicing.scratch(graph, sliced.rows())
 
 
-def _put_in(graph: TransformGraph, sliced: SlicedStep) -> dict[Step, dict[Step, None]]:
-    """Replace the steps of its cone; what ``after`` was, for those that it changed in."""
+def _put_in(graph: TransformGraph, sliced: SlicedStep) -> _Undo:
+    """Replace the steps of its cone; what others depended on, where that has changed."""
     inside = {kernel.binding.var for kernel in sliced.slicing.kernels}
     cone = {graph._step_of[var] for var in inside}
     last = graph._step_of[sliced.slicing.result]
-    undo = {}
-    steps = []
+    undo: _Undo = {}
+    steps: list[Step] = []
     for step in graph.steps:
         if step is last:
             steps.append(sliced)
         elif step not in cone:
             steps.append(step)
             if any(other in cone for other in step.after):
-                undo[step] = dict(step.after)
-                step.after = {(sliced if other in cone else other): None for other in step.after}
+                undo[step] = dict(step.operands), dict(step.after)
+                step.operands = {(sliced if o in cone else o): None for o in step.operands}
+                step.after = {(sliced if o in cone else o): None for o in step.after}
     graph.steps = steps
     for var in inside:
         graph._step_of[var] = sliced
@@ -200,10 +204,10 @@ def _restore(
     graph: TransformGraph,
     steps: list[Step],
     step_of: dict,  # type: ignore[type-arg]
-    undo: dict[Step, dict[Step, None]],
+    undo: _Undo,
 ) -> None:
     graph.steps = steps
     graph._step_of.clear()
     graph._step_of.update(step_of)
-    for step, after in undo.items():
-        step.after = after
+    for step, (operands, after) in undo.items():
+        step.operands, step.after = operands, after

@@ -139,7 +139,7 @@ def split(
 def _readers(graph: TransformGraph) -> dict[Step, set[Step]]:
     readers: dict[Step, set[Step]] = {}
     for step in graph.steps:
-        for other in step.after:
+        for other in step.operands:
             readers.setdefault(other, set()).add(step)
     return readers
 
@@ -172,6 +172,7 @@ def _sliced_step(cone: Sequence[Step], slicing: Slicing) -> SlicedStep:
     step = SlicedStep([Kernel(last.binding, uses, last.allocates)], slicing=slicing)
     for old in cone:
         step.reads.update(old.reads)
+        step.operands.update(dict.fromkeys(o for o in old.operands if o not in cone))
         step.after.update(dict.fromkeys(other for other in old.after if other not in cone))
     return step
 

@@ -163,8 +163,10 @@ class Step:
         One, or several that TVM fuses.
     is_fused : bool
         Whether it stands in a dataflow block, for TVM to fuse.
+    operands : dict of Step to None
+        The steps whose results it reads, in order.
     after : dict of Step to None
-        The steps that run before it, in order.
+        The steps that run before it: its operands, and those it may not overtake.
     reads : dict of Weight to None
         The weights that it reads, in order.
     is_impure : bool
@@ -174,6 +176,7 @@ class Step:
 
     kernels: list[Kernel]
     is_fused: bool = False
+    operands: dict[Step, None] = dataclasses.field(default_factory=dict)
     after: dict[Step, None] = dataclasses.field(default_factory=dict)
     reads: dict[Weight, None] = dataclasses.field(default_factory=dict)
     is_impure: bool = False
@@ -538,6 +541,7 @@ class _Builder:
             self.steps.append(step)
         graph._step_of[binding.var] = step
         steps.pop(step, None)
+        step.operands.update(steps)
         step.after.update(steps)
         step.reads.update(weights)
         self._order_effects(step, value, uses)
@@ -717,7 +721,9 @@ class _Builder:
             step = pending.pop()
             if step not in needed:
                 needed.add(step)
-                pending += step.after
+                pending += step.operands
+        for step in needed:
+            step.after = {other: None for other in step.after if other in needed}
         return [step for step in self.steps if step in needed]
 
 

@@ -447,8 +447,9 @@ class _Tuples:
         for container in list(self.updated):
             if self.are_statements:
                 self._name_result(container)
-            if container.parent is not None:
-                self.replace(container.parent, container.index, self.names[container])
+            parent = container.parent
+            if parent is not None and not (parent is self.root and container.index in self.replaced):
+                self.replace(parent, container.index, self.names[container])
         if self.are_statements and self.root in self.updated:
             self._name_result(self.root)
         return self.name(self.root)

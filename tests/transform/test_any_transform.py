@@ -1,0 +1,58 @@
+"""Random transforms: the same bits in place as out of place, and the plan is what happens."""
+
+import tvm_ffi
+from hypothesis import given, note
+from hypothesis import strategies as st
+from pipelines import PIPELINES
+from transforms import NOTES, SIZES, run_both, tensors_in, transforms
+from tvm import relax
+from tvm.script import from_source
+
+from relax_inplace.analysis import plan_memory
+from relax_inplace.transform import InplaceTransformParams
+
+# Where other passes run between the plan and the pipeline, the plan is of another function.
+IS_FUSED = {
+    "compile": False,
+    "compiled mode": False,
+    "cpu default": True,
+    "by hand": True,
+    "passes first": None,
+}
+
+
+@given(transforms(), st.sampled_from(sorted(PIPELINES)))
+def test_any_transform(transform, pipeline):
+    before = from_source(transform.source)
+    after = InplaceTransformParams(params=transform.params)(before)
+    note(f"{pipeline}\n{after}")
+    relax.analysis.well_formed(after)
+    NOTES.clear()
+    run = run_both(before, after, pipeline)
+    half = len(NOTES) // 2
+    assert NOTES[:half] == NOTES[half:]
+    check_slots(run, transform.params)
+    if IS_FUSED[pipeline] is not None:
+        plan = plan_memory(
+            before["transform_params"],
+            before,
+            params=transform.params,
+            fused=IS_FUSED[pipeline],
+            tir_var_upper_bound=SIZES,
+        )
+        note(f"measured {run.peak}\n{plan}")
+        if transform.is_exact:
+            assert run.peak == plan.peak
+        elif isinstance(plan.peak, int):
+            assert run.peak <= plan.peak
+
+
+def check_slots(run, params):
+    """Each slot of the argument holds a result or None, or the original where it has to."""
+    results = list(tensors_in(run.result))
+    for index, field in enumerate(run.argument):
+        if params is None or index in params:
+            for tensor in tensors_in(field):
+                assert any(tensor.same_as(result) for result in results)
+        else:
+            assert isinstance(field, tvm_ffi.Array) or field is not None
