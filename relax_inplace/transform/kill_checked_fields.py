@@ -11,6 +11,8 @@ after its last use. All checks stay, and stay where they are: before the first u
 
 from __future__ import annotations
 
+import functools
+
 import tvm
 from tvm import ir, relax
 
@@ -19,8 +21,6 @@ from ..op import VOID
 from .binding_rewriter import Rewrite, rewrite_bindings
 
 __all__ = ["KillCheckedFields"]
-
-_KILL = "relax.vm.kill_object"
 
 
 def KillCheckedFields() -> tvm.transform.Pass:  # noqa: N802  named as TVM names passes
@@ -53,7 +53,7 @@ def kill_checked_fields(mod: ir.IRModule, updating: set[ir.GlobalVar]) -> ir.IRM
 
 
 def _killing(sequence: relax.SeqExpr) -> Rewrite:
-    kill = ir.Op.get(_KILL)
+    kill = _kill()
     killed_after: dict[relax.Var, list[relax.Var]] = {}
     for var, user in _last_use_of_unkilled_reads(sequence).items():
         killed_after.setdefault(user, []).append(var)
@@ -71,22 +71,35 @@ def _killing(sequence: relax.SeqExpr) -> Rewrite:
 def _last_use_of_unkilled_reads(sequence: relax.SeqExpr) -> dict[relax.Var, relax.Var]:
     """For each such read, the variable of the binding that uses it last."""
     last_use: dict[relax.Var, relax.Var] = {}
-    kill = ir.Op.get(_KILL)
     for block in sequence.blocks[:]:
         for binding in block.bindings[:]:
-            value = binding.value
-            used = relax.analysis.free_vars(value)[:]
-            if isinstance(value, ir.Call) and value.op == kill:
-                last_use.pop(used[0], None)
+            var, value = binding.var, binding.value
+            if _is_kill(value):
+                last_use.pop(value.args[0], None)
                 continue
-            for var in used:
-                if var in last_use:
-                    last_use[var] = binding.var
+            for used in _used(value):
+                if used in last_use:
+                    last_use[used] = var
             if _is_read(value):
-                last_use[binding.var] = binding.var
+                last_use[var] = var
     for var in relax.analysis.free_vars(sequence.body):
         last_use.pop(var, None)
     return last_use
+
+
+def _used(value: relax.Expr) -> list[relax.Expr]:
+    if isinstance(value, relax.TupleGetItem):
+        return [value.tuple_value]
+    return relax.analysis.free_vars(value)[:]
+
+
+def _is_kill(value: relax.Expr) -> bool:
+    return isinstance(value, ir.Call) and value.op == _kill()
+
+
+@functools.cache
+def _kill() -> ir.Op:
+    return ir.Op.get("relax.vm.kill_object")
 
 
 def _is_read(value: relax.Expr) -> bool:
