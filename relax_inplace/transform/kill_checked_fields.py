@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 
 import tvm
+import tvm_ffi
 from tvm import ir, relax
 
 from ..analysis.updates import functions_that_update
@@ -21,6 +22,8 @@ from ..op import VOID
 from .binding_rewriter import Rewrite, rewrite_bindings
 
 __all__ = ["KillCheckedFields"]
+
+_KILL = "relax.vm.kill_object"
 
 
 def KillCheckedFields() -> tvm.transform.Pass:  # noqa: N802  named as TVM names passes
@@ -53,10 +56,12 @@ def kill_checked_fields(mod: ir.IRModule, updating: set[ir.GlobalVar]) -> ir.IRM
 
 
 def _killing(sequence: relax.SeqExpr) -> Rewrite:
-    kill = _kill()
+    kill = ir.Op.get(_KILL)
+    returned = set(relax.analysis.free_vars(sequence.body)[:])
     killed_after: dict[relax.Var, list[relax.Var]] = {}
-    for var, user in _last_use_of_unkilled_reads(sequence).items():
-        killed_after.setdefault(user, []).append(var)
+    for var, last_user in _unkilled_reads()(sequence.blocks, kill).items():
+        if var not in returned:
+            killed_after.setdefault(last_user, []).append(var)
 
     def rewrite(binding: relax.Binding) -> list[relax.Binding]:
         kills = [
@@ -68,45 +73,6 @@ def _killing(sequence: relax.SeqExpr) -> Rewrite:
     return rewrite
 
 
-def _last_use_of_unkilled_reads(sequence: relax.SeqExpr) -> dict[relax.Var, relax.Var]:
-    """For each such read, the variable of the binding that uses it last."""
-    last_use: dict[relax.Var, relax.Var] = {}
-    for block in sequence.blocks[:]:
-        for binding in block.bindings[:]:
-            var, value = binding.var, binding.value
-            if _is_kill(value):
-                last_use.pop(value.args[0], None)
-                continue
-            for used in _used(value):
-                if used in last_use:
-                    last_use[used] = var
-            if _is_read(value):
-                last_use[var] = var
-    for var in relax.analysis.free_vars(sequence.body):
-        last_use.pop(var, None)
-    return last_use
-
-
-def _used(value: relax.Expr) -> list[relax.Expr]:
-    if isinstance(value, relax.TupleGetItem):
-        return [value.tuple_value]
-    return relax.analysis.free_vars(value)[:]
-
-
-def _is_kill(value: relax.Expr) -> bool:
-    return isinstance(value, ir.Call) and value.op == _kill()
-
-
 @functools.cache
-def _kill() -> ir.Op:
-    return ir.Op.get("relax.vm.kill_object")
-
-
-def _is_read(value: relax.Expr) -> bool:
-    if isinstance(value, relax.TupleGetItem):
-        return True
-    return (
-        isinstance(value, ir.Call)
-        and isinstance(value.op, relax.ExternFunc)
-        and value.op.global_symbol == "vm.builtin.tuple_getitem"  # of a value of unknown type
-    )
+def _unkilled_reads() -> tvm_ffi.Function:
+    return tvm_ffi.get_global_func("relax_inplace.UnkilledReads")
