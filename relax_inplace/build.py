@@ -31,6 +31,7 @@ from .analysis import check_ownership, functions_that_update
 from .analysis.updates import bindings_of, expanded_parameter
 from .op import is_update, the_op
 from .transform.check_contiguous import check_contiguous
+from .transform.hide_tuple_types import hide_tuple_types
 from .transform.keep_tuple_copies import keep_tuple_copies
 from .transform.kill_checked_fields import kill_checked_fields
 from .transform.lower_update_chain import lower_update_chain
@@ -101,7 +102,8 @@ def _prepare(mod: Any) -> Any:
     check_ownership(mod)
     if not any(_holds_op(mod[gvar]) for gvar in updating):
         return mod
-    mod = keep_tuple_copies(lower_update_chain(mod), updating).clone()
+    mod = keep_tuple_copies(lower_update_chain(mod), updating)
+    mod = hide_tuple_types(mod, updating)
     for gvar in updating:
         mod[gvar] = _with_full_checks(_made_public(mod[gvar], gvar.name_hint))
     return mod
