@@ -5,8 +5,9 @@ Around the pipeline that it runs, a module that holds updates needs two things w
 TVM's offers:
 
 - before the first pass: the ownership check, on names and source places as the user wrote them,
-  :mod:`~relax_inplace.transform.lower_update_chain` and
-  :mod:`~relax_inplace.transform.keep_tuple_copies`;
+  :mod:`~relax_inplace.transform.lower_update_chain`,
+  :mod:`~relax_inplace.transform.keep_tuple_copies` and
+  :mod:`~relax_inplace.transform.hide_tuple_types`;
 - after the last one: :mod:`~relax_inplace.transform.kill_checked_fields`,
   :mod:`~relax_inplace.transform.free_temporaries` and
   :mod:`~relax_inplace.transform.check_contiguous`, as ``VMShapeLower`` has run only then.
@@ -36,6 +37,7 @@ from .analysis.updates import bindings_of, expanded_parameter
 from .op import is_update, the_op
 from .transform.check_contiguous import check_contiguous
 from .transform.free_temporaries import free_temporaries
+from .transform.hide_tuple_types import hide_tuple_types
 from .transform.keep_tuple_copies import keep_tuple_copies
 from .transform.kill_checked_fields import kill_checked_fields
 from .transform.lower_update_chain import lower_update_chain
@@ -137,7 +139,8 @@ def _prepare(mod: Any) -> Any:
     check_ownership(mod)
     if not any(_holds_op(mod[gvar]) for gvar in updating):
         return mod
-    mod = keep_tuple_copies(lower_update_chain(mod), updating).clone()
+    mod = keep_tuple_copies(lower_update_chain(mod), updating)
+    mod = hide_tuple_types(mod, updating)
     for gvar in updating:
         mod[gvar] = _with_full_checks(_made_public(mod[gvar], gvar.name_hint))
     return mod

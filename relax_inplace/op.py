@@ -6,7 +6,9 @@ given and returns that object. It consumes the name it is given: see
 
 Its type is the tuple's type with that field's type replaced by the value's. A call may carry the
 type of its result instead, as ``ty_args=(T,)``; :mod:`relax_inplace.transform.lower_update_chain`
-makes such calls, of which those with a void type are statements: they leave the name valid.
+makes such calls, of which those with a void type are statements: they leave the name valid. With
+its type a call may be given a tuple of unknown type, as
+:mod:`relax_inplace.transform.hide_tuple_types` does: the VM checks it.
 """
 
 from __future__ import annotations
@@ -100,7 +102,7 @@ def _make_call(
     tuple, value = convert_to_expr(tuple), convert_to_expr(value)
     position = _constant_index(index, span)
     if not tuple.ty.is_missing():  # else FNormalize does this, once it is known
-        position = _normalized_index(tuple, position, span)
+        position = _normalized_index(tuple, position, len(ty_args) > 0, span)
     operands = [tuple, relax.prim_value(position), value]
     return relax.Call(the_op(), operands, None, list(ty_args), span)
 
@@ -127,7 +129,9 @@ def _constant_index(index: Any, span: Any) -> int:
     )
 
 
-def _normalized_index(tuple: relax.Expr, index: int, span: Any) -> int:
+def _normalized_index(tuple: relax.Expr, index: int, has_type: bool, span: Any) -> int:
+    if has_type and index >= 0 and isinstance(tuple.ty, relax.AnyType):
+        return index  # see relax_inplace.transform.hide_tuple_types
     if not isinstance(tuple.ty, relax.TupleType):
         raise TypeError(
             f"R.inplace_update_tuple: expected a tuple as first operand, but `{tuple}` has type "
@@ -150,7 +154,7 @@ def _infer_type(call: relax.Call, _builder: relax.BlockBuilder) -> ir.Type:
             f"type argument, but got {len(args)} and {len(ty_args)}{_at(span)}"
         )
     source, index, value = args
-    position = _normalized_index(source, _constant_index(index, span), span)
+    position = _normalized_index(source, _constant_index(index, span), bool(ty_args), span)
     if ty_args:
         return ty_args[0]
     return relax.TupleType(_array_with_item()(source.ty.fields, position, value.ty))
@@ -162,7 +166,12 @@ def _normalize(_builder: relax.BlockBuilder, call: relax.Call) -> relax.Call:
 
 
 def _lower(_builder: relax.BlockBuilder, call: relax.Call) -> relax.Call:
-    return relax.Call(relax.ExternFunc(BUILTIN), call.args, None, [call.ty], call.span)
+    return relax.Call(_builtin(), call.args, None, [call.ty], call.span)
+
+
+@functools.cache
+def _builtin() -> relax.ExternFunc:
+    return relax.ExternFunc(BUILTIN)
 
 
 @functools.cache

@@ -230,7 +230,7 @@ class _Writer:
             b = self.pick(values)
             both = self.emit(None, f"({a.name}, {b.name})")
             return [self.emit(b.shape, f"{both.name}[1]", b.dtype, fresh=False)]
-        if kind == "negate":
+        if kind == "negate" and static:
             return [
                 self.emit(a.shape, f'R.call_dps_packed("tests.negate", ({a.name},), out_ty={a.ty})')
             ]

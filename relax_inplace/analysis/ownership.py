@@ -334,22 +334,25 @@ class _FunctionAnalysis:
 
     def _use(self, expr: Any) -> _References:
         """Use a value as a whole."""
+        if isinstance(expr, relax.Var):
+            references = self.names.get(expr, _NOTHING)
+            for reference in references:
+                self._require_current(reference, (expr,), set())
+            return references
         if isinstance(expr, relax.Tuple):
-            fields = [self._use(field) for field in expr.fields]
+            fields = [self._use(field) for field in expr.fields[:]]
             object = _Object()
             self.state.fields[object] = {i: field for i, field in enumerate(fields) if field}
             return frozenset([self.state.name(object)])
         if isinstance(expr, relax.TupleGetItem):
             return self._read(expr)
-        references = self._references(expr)
-        for reference in references:
-            self._require_current(reference, (expr,), set())
-        return references
+        return _NOTHING
 
     def _references(self, expr: Any) -> _References:
+        """What a value may name, without using it."""
         if isinstance(expr, relax.Var):
             return self.names.get(expr, _NOTHING)
-        return self._use(expr) if isinstance(expr, (relax.Tuple, relax.TupleGetItem)) else _NOTHING
+        return self._use(expr)
 
     def _require_current(self, reference: _Reference, path: tuple, seen: set[_Object]) -> None:
         self._require_name(reference, path)
@@ -462,7 +465,7 @@ class _FunctionAnalysis:
             return _NOTHING
         operands = call.args[:]
         arguments = [self._use(operand) for operand in operands]
-        involved: _References = frozenset().union(self._use(callee), *arguments)
+        involved: _References = self._use(callee).union(*arguments)
         called = frozenset(reference for reference in involved if reference.is_updated_by_call)
         summary = self.summaries.of(callee) if isinstance(callee, ir.GlobalVar) else None
         if summary is not None:
@@ -549,6 +552,8 @@ def _kills() -> frozenset[ir.Op]:
 
 
 def _may_be_tuple(ty: ir.Type) -> bool:
+    if isinstance(ty, relax.TensorType):  # most are; a class of tvm-ffi is slow to say no
+        return False
     if isinstance(ty, relax.TupleType):
         return len(ty.fields) > 0
     return isinstance(ty, (relax.AnyType, relax.FuncType))

@@ -10,6 +10,8 @@ from ..op import is_update
 
 __all__ = ["bindings_of", "expanded_parameter", "functions_that_update"]
 
+_WITH_BINDINGS = (relax.Function, relax.If, relax.SeqExpr)
+
 
 def bindings_of(expr: relax.Expr) -> Iterator[relax.Binding]:
     """Every binding in a function, at any depth of branches and local functions."""
@@ -21,11 +23,12 @@ def bindings_of(expr: relax.Expr) -> Iterator[relax.Binding]:
         elif isinstance(expr, relax.If):
             pending += [expr.true_branch, expr.false_branch]
         elif isinstance(expr, relax.SeqExpr):
-            for block in expr.blocks[:]:  # a slice: iterating an ffi.Array takes 10 times as long
+            for block in expr.blocks[:]:  # a slice: iterating an ffi.Array takes 4 times as long
                 for binding in block.bindings[:]:
                     yield binding
                     value = binding.value
-                    if isinstance(value, (relax.Function, relax.If, relax.SeqExpr)):
+                    # The classes of tvm-ffi are abstract base classes: isinstance is slow to say no
+                    if type(value) in _WITH_BINDINGS:
                         pending.append(value)
 
 
@@ -49,23 +52,24 @@ def functions_that_update(mod: ir.IRModule) -> set[ir.GlobalVar]:
         for gvar, function in mod.functions_items()
         if isinstance(function, relax.Function)
     }
-    updating = [
+    found = {
         gvar
         for gvar, function in functions.items()
         if any(is_update(binding.value) for binding in bindings_of(function))
-    ]
-    if not updating:
-        return set()
+    }
+    if not found:
+        return found
     callers: dict[ir.GlobalVar, list[ir.GlobalVar]] = {}
-    for gvar, function in functions.items():
-        for callee in relax.analysis.all_global_vars(function):
+    for gvar in functions.keys() - found:
+        # Quadratic in the fields of a tuple: it visits the type of a name at each of its uses.
+        for callee in relax.analysis.all_global_vars(functions[gvar]):
             callers.setdefault(callee, []).append(gvar)
-    found: set[ir.GlobalVar] = set()
-    while updating:
-        gvar = updating.pop()
-        if gvar not in found:
-            found.add(gvar)
-            updating.extend(callers.get(gvar, ()))
+    pending = list(found)
+    while pending:
+        for caller in callers.get(pending.pop(), ()):
+            if caller not in found:
+                found.add(caller)
+                pending.append(caller)
     return found
 
 
@@ -81,18 +85,21 @@ def expanded_parameter(function: relax.Function) -> str | None:
     str or None
         Name of the parameter that was.
     """
-    tuples = {
-        binding.var: binding.value
+    expanded = {
+        binding.var
         for binding in bindings_of(function)
-        if isinstance(binding.value, relax.Tuple)
+        if isinstance(binding.value, relax.Tuple) and _is_expanded(binding.var, binding.value)
     }
-    for binding in bindings_of(function):
-        if is_update(binding.value):
-            source = binding.value.args[0]
-            fields = tuples[source].fields[:] if source in tuples else []
-            if fields and all(
-                isinstance(field, relax.Var) and field.name == f"{source.name}_{index}"
-                for index, field in enumerate(fields)
-            ):
-                return str(source.name)
+    if expanded:
+        for binding in bindings_of(function):
+            if is_update(binding.value) and binding.value.args[0] in expanded:
+                return str(binding.value.args[0].name)
     return None
+
+
+def _is_expanded(var: relax.Var, value: relax.Tuple) -> bool:
+    fields = value.fields[:]
+    return bool(fields) and all(
+        isinstance(field, relax.Var) and field.name == f"{var.name}_{index}"
+        for index, field in enumerate(fields)
+    )

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tvm import relax
+from tvm import ir, relax
 
-__all__ = ["Rewrite", "rewrite_bindings", "with_body"]
+__all__ = ["Rewrite", "rewrite_bindings", "with_blocks", "with_body"]
 
 # What becomes of a binding: bindings in its place, in the same block.
 Rewrite = Callable[[relax.Binding], list[relax.Binding]]
@@ -39,12 +39,23 @@ def rewrite_bindings(
 
 
 def with_body(function: relax.Function, body: relax.SeqExpr) -> relax.Function:
-    """The function with another body, in normal form."""
-    return relax.BlockBuilder().normalize(
-        relax.Function(
-            function.params, body, function.ret_ty, function.is_pure, function.attrs, function.span
-        )
+    """The function with another body, in normal form, of the same type."""
+    return relax.Function(
+        function.params, body, function.ret_ty, function.is_pure, function.attrs, function.span
     )
+
+
+def with_blocks(sequence: relax.SeqExpr, blocks: list[relax.BindingBlock]) -> relax.SeqExpr:
+    """The sequence with other blocks, in normal form, before the same result.
+
+    So its type is the same. ``BlockBuilder.normalize`` would visit every binding to find out.
+    """
+    return _of_type(relax.SeqExpr(blocks, sequence.body, sequence.span), sequence.ty)
+
+
+def _of_type(expr: relax.Expr, ty: ir.Type) -> relax.Expr:
+    relax.expr._update_type(expr, ty)
+    return expr
 
 
 def _sequence(
@@ -56,18 +67,16 @@ def _sequence(
         bindings: list[relax.Binding] = []
         for binding in block.bindings[:]:
             value = binding.value
-            if isinstance(value, relax.If):
+            if type(value) is relax.If:  # isinstance is slow to say no
                 branches = (
                     _sequence(branch, rewrite_of)
                     for branch in (value.true_branch, value.false_branch)
                 )
-                inner = relax.BlockBuilder().normalize(
-                    relax.If(value.cond, *branches, span=value.span)
-                )
+                inner = _of_type(relax.If(value.cond, *branches, span=value.span), value.ty)
                 binding = relax.VarBinding(binding.var, inner)
-            elif isinstance(value, relax.Function):
+            elif type(value) is relax.Function:
                 binding = relax.VarBinding(binding.var, rewrite_bindings(value, rewrite_of))
             bindings += rewrite(binding)
         kind = relax.DataflowBlock if isinstance(block, relax.DataflowBlock) else relax.BindingBlock
         blocks.append(kind(bindings, block.span))
-    return relax.BlockBuilder().normalize(relax.SeqExpr(blocks, sequence.body, sequence.span))
+    return with_blocks(sequence, blocks)

@@ -15,7 +15,7 @@ from tvm import ir, relax
 
 from ..analysis.updates import functions_that_update
 from ..op import VOID
-from .binding_rewriter import with_body
+from .binding_rewriter import with_blocks, with_body
 
 __all__ = ["CheckContiguous"]
 
@@ -56,5 +56,4 @@ def _with_check(function: relax.Function, name: str) -> relax.Function:
         operands += [ir.StringImm(param.name), param]
     call = relax.Call(relax.ExternFunc(_BUILTIN), operands, None, [VOID], ret_ty=VOID)
     check = relax.BindingBlock([relax.VarBinding(relax.Var("_", VOID), call)])
-    body = relax.SeqExpr([check, *function.body.blocks], function.body.body, function.body.span)
-    return with_body(function, body)
+    return with_body(function, with_blocks(function.body, [check, *function.body.blocks[:]]))

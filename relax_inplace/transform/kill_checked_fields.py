@@ -6,16 +6,20 @@ after ``KillAfterLastUse``, so nothing empties those registers: each holds its w
 function returns, and an in-place transform needs two copies of the weights after all.
 
 ``KillAfterLastUse`` itself (src/relax/transform/kill_after_last_use.cc) kills nothing in what
-follows a branch: KillInserter forgets the last uses of a body when it leaves a body inside.
+follows a branch: KillInserter forgets the last uses of a body when it leaves a body inside. Nor does
+it kill what is never used, such as the tuple of the results of a kernel that writes several.
 
-Definition: every variable that a tuple's field is read into, that memory is allocated for, or that
-a call returns a tensor in, and that nothing kills, is killed after its last use. All checks stay,
-and stay where they are: before the first update.
+Definition: every variable that a tuple's field is read into, that is bound to a tuple, that memory
+is allocated for, or that a call returns a tensor in, and that nothing kills, is killed after its
+last use. All checks stay, and stay where they are: before the first update.
 """
 
 from __future__ import annotations
 
+import functools
+
 import tvm
+import tvm_ffi
 from tvm import ir, relax
 
 from ..analysis.updates import functions_that_update
@@ -59,9 +63,12 @@ def kill_checked_fields(mod: ir.IRModule, updating: set[ir.GlobalVar]) -> ir.IRM
 
 def _killing(sequence: relax.SeqExpr) -> Rewrite:
     kill = ir.Op.get(_KILL)
+    allocations = [ir.Op.get(name) for name in _ALLOCATIONS]
+    returned = set(relax.analysis.free_vars(sequence.body)[:])
     killed_after: dict[relax.Var, list[relax.Var]] = {}
-    for var, user in _last_use_of_unkilled(sequence).items():
-        killed_after.setdefault(user, []).append(var)
+    for var, last_user in _unkilled()(sequence.blocks, kill, allocations).items():
+        if var not in returned:
+            killed_after.setdefault(last_user, []).append(var)
 
     def rewrite(binding: relax.Binding) -> list[relax.Binding]:
         kills = [
@@ -73,36 +80,6 @@ def _killing(sequence: relax.SeqExpr) -> Rewrite:
     return rewrite
 
 
-def _last_use_of_unkilled(sequence: relax.SeqExpr) -> dict[relax.Var, relax.Var]:
-    """For each such variable, that of the binding that uses it last."""
-    last_use: dict[relax.Var, relax.Var] = {}
-    kill = ir.Op.get(_KILL)
-    allocations = {ir.Op.get(name) for name in _ALLOCATIONS}
-    for block in sequence.blocks[:]:
-        for binding in block.bindings[:]:
-            value = binding.value
-            used = relax.analysis.free_vars(value)[:]
-            if isinstance(value, ir.Call) and value.op == kill:
-                last_use.pop(used[0], None)
-                continue
-            for var in used:
-                if var in last_use:
-                    last_use[var] = binding.var
-            if _fills_register(binding, allocations):
-                last_use[binding.var] = binding.var
-    for var in relax.analysis.free_vars(sequence.body):
-        last_use.pop(var, None)
-    return last_use
-
-
-def _fills_register(binding: relax.Binding, allocations: set[ir.Op]) -> bool:
-    value = binding.value
-    if not isinstance(value, ir.Call):
-        return isinstance(value, relax.TupleGetItem)
-    if isinstance(value.op, ir.Op):
-        return value.op in allocations
-    return (
-        isinstance(binding.var.ty, relax.TensorType)
-        or isinstance(value.op, relax.ExternFunc)
-        and value.op.global_symbol == "vm.builtin.tuple_getitem"  # of a value of unknown type
-    )
+@functools.cache
+def _unkilled() -> tvm_ffi.Function:
+    return tvm_ffi.get_global_func("relax_inplace.UnkilledRegisters")
