@@ -235,10 +235,16 @@ class _Writer:
                 self.emit(a.shape, f'R.call_dps_packed("tests.negate", ({a.name},), out_ty={a.ty})')
             ]
         if kind == "prim_func":
-            return [self.emit(a.shape, self.prim_func(a, f"R.call_tir({{}}, ({a.name},), out_ty={a.ty})"))]
+            return [
+                self.emit(
+                    a.shape, self.prim_func(a, f"R.call_tir({{}}, ({a.name},), out_ty={a.ty})")
+                )
+            ]
         if kind == "inplace" and a.is_fresh:
             code = self.prim_func(
-                a, f"R.call_tir_inplace({{}}, ({a.name},), inplace_indices=[0], out_ty={a.ty})", True
+                a,
+                f"R.call_tir_inplace({{}}, ({a.name},), inplace_indices=[0], out_ty={a.ty})",
+                True,
             )
             values.remove(a)
             return [self.emit(a.shape, code)]
@@ -281,7 +287,11 @@ def {name}({signature}):
     def private_function(self, a):
         name = f"private{len(self.functions)}"
         inner = "R.exp(x)"
-        callee = f"Module.{self.last_private}(y)" if getattr(self, "last_shape", None) == a.shape else "R.negative(y)"
+        callee = (
+            f"Module.{self.last_private}(y)"
+            if getattr(self, "last_shape", None) == a.shape
+            else "R.negative(y)"
+        )
         self.functions.append(
             f"""\
 @R.function(private=True)
@@ -300,7 +310,11 @@ def {name}(x: {a.ty}) -> {a.ty}:
         self.is_exact = False
         value = Value(self.name(), a.shape)
         left, right = self.name(), self.name()
-        ends = [f"R.exp({a.name})", a.name] if self.chance(3) else [f"R.exp({a.name})", f"R.negative({a.name})"]
+        ends = (
+            [f"R.exp({a.name})", a.name]
+            if self.chance(3)
+            else [f"R.exp({a.name})", f"R.negative({a.name})"]
+        )
         self.lines += [
             "if flag:",
             f"    {left} = {ends[0]}",

@@ -114,6 +114,7 @@ class _Finder:
     def _fused(self) -> ir.IRModule:
         functions: dict[ir.GlobalVar, ir.BaseFunc] = {}
         blocks = []
+        used = _used(self.function.body)
         for b, block in enumerate(self.function.body.blocks[:]):
             if not isinstance(block, relax.DataflowBlock):
                 blocks.append(block)
@@ -126,7 +127,9 @@ class _Finder:
                     gvar = ir.GlobalVar(f"{_PREFIX}{b}_{i}")
                     relax.expr._update_type(gvar, kernel.ty)
                     functions[gvar] = kernel
-                    binding = relax.VarBinding(binding.var, _as_call_tir(gvar, binding))
+                    # FuseOps warns of what nothing reads, unless it is an output.
+                    var = binding.var if binding.var in used else _as_output(binding.var)
+                    binding = relax.VarBinding(var, _as_call_tir(gvar, binding))
                 bindings.append(binding)
             blocks.append(relax.DataflowBlock(bindings))
         body = relax.SeqExpr(blocks, self.function.body.body)
@@ -177,6 +180,18 @@ def _as_call_tir(gvar: ir.GlobalVar, binding: relax.VarBinding) -> ir.Call:
     return relax.Call(
         ir.Op.get("relax.call_tir"), [gvar, relax.Tuple(operands)], None, [ty], ret_ty=ty
     )
+
+
+def _used(body: relax.SeqExpr) -> set[relax.Var]:
+    used = set(relax.analysis.free_vars(body.body)[:])
+    for block in body.blocks[:]:
+        for binding in block.bindings[:]:
+            used.update(relax.analysis.free_vars(binding.value)[:])
+    return used
+
+
+def _as_output(var: relax.Var) -> relax.Var:
+    return relax.Var(var.name, var.ty)
 
 
 def _is_operand(var: relax.Var) -> bool:

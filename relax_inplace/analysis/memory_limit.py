@@ -40,7 +40,7 @@ class MemoryLimitError(StructuredError):
 
     template = (
         "function `{function}` does not fit into memory_limit={limit} bytes: the least that would "
-        "do is {least} bytes, for step `{step}`; raise the limit, or convert fewer weights at a time"
+        "do is {least} bytes, for step `{step}`; raise the limit, or convert fewer weights at once"
     )
 
 

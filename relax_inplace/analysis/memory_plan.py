@@ -9,6 +9,7 @@ from typing import Any
 
 from tvm import ir, relax
 
+from .branches import find_branches
 from .byte_size import ByteSize, LargestOf, Size, at_bounds, largest
 from .kernels import Kernels
 from .memory_limit import bytes_of_limit, plan_within
@@ -184,7 +185,8 @@ def plan_memory(
     Returns
     -------
     MemoryPlan
-        ``print`` shows it.
+        ``print`` shows it. Of a function that ends with a branch, that of the branch that needs
+        more.
 
     Raises
     ------
@@ -195,11 +197,30 @@ def plan_memory(
     """
     attrs = function.attrs
     name = str(attrs["global_symbol"]) if attrs and "global_symbol" in attrs else "transform_params"
+    branches = find_branches(function)
+    if branches is not None:
+        plans = [
+            plan_memory(
+                branch,
+                mod,
+                params=params,
+                memory_limit=memory_limit,
+                fused=fused,
+                tir_var_upper_bound=tir_var_upper_bound,
+            )
+            for branch in (branches.on_true, branches.on_false)
+        ]
+        return max(plans, key=lambda plan: _number(plan.peak))
     graph = TransformGraph.build(name, function, mod, params)
     if memory_limit is not None:
         limit = bytes_of_limit(graph, memory_limit, tir_var_upper_bound)
         plan_within(graph, limit, Kernels(mod or ir.IRModule()), tir_var_upper_bound)
     return _described(plan_graph(graph, fused, tir_var_upper_bound))
+
+
+def _number(size: Size | LargestOf) -> int:
+    sizes = size.sizes if isinstance(size, LargestOf) else [size]
+    return max(int(at_bounds(one, {}, NOMINAL_DIMENSION)) for one in sizes)  # type: ignore
 
 
 # -- for a person ---------------------------------------------------------------------------

@@ -134,9 +134,7 @@ def _allocated_alone(
     bindings += [
         relax.VarBinding(own, allocated),
         relax.VarBinding(binding.var, relax.Call(tensor.op, operands, ret_ty=tensor.ty)),
-        relax.VarBinding(
-            relax.Var("_", VOID), relax.Call(ir.Op.get(_KILL), [own], ret_ty=VOID)
-        ),
+        relax.VarBinding(relax.Var("_", VOID), relax.Call(ir.Op.get(_KILL), [own], ret_ty=VOID)),
     ]
     return bindings
 

@@ -33,6 +33,7 @@ from collections.abc import Iterable, Sequence
 import tvm
 from tvm import ir, relax
 
+from ..analysis.branches import Branches
 from ..analysis.byte_size import ByteSize, LargestOf
 from ..analysis.schedule import Schedule
 from ..analysis.slicing import Operand, SlicedStep, sliced_type, with_operands
@@ -40,7 +41,7 @@ from ..analysis.transform_graph import Container, Kernel, Known, Step, Weight
 from ..op import VOID, inplace_update_tuple, the_op
 from .slice_kernels import SliceKernels
 
-__all__ = ["write_inplace_function"]
+__all__ = ["InplaceFunction", "choose", "write_inplace_function"]
 
 # Fields times updates of the longest chain: 16 bytes each.
 _LONGEST_CHAIN = 1 << 20
@@ -48,45 +49,86 @@ _CHECK_LIMIT = "vm.builtin.check_memory_limit"
 _DROPPED_ATTRS = ("num_input", "relax.force_pure")
 
 
+@dataclasses.dataclass
+class InplaceFunction:
+    """What becomes a function of a module.
+
+    Attributes
+    ----------
+    original : relax.Function
+        Whose attributes it gets.
+    params : list of relax.Var
+        The leading ones, and the tuple of weights.
+    body : relax.SeqExpr
+    kernels : dict of tvm.ir.GlobalVar to tvm.tirx.PrimFunc
+        What it calls and the module does not have yet.
+    """
+
+    original: relax.Function
+    params: list[relax.Var]
+    body: relax.SeqExpr
+    kernels: dict[ir.GlobalVar, ir.BaseFunc]
+
+    def function(self, name: str) -> relax.Function:
+        """The function, with that global symbol."""
+        attrs = {
+            key: value
+            for key, value in (self.original.attrs.items() if self.original.attrs else ())
+            if key not in _DROPPED_ATTRS
+        }
+        attrs["global_symbol"] = name
+        builder = relax.BlockBuilder()
+        result = relax.Function(
+            self.params,
+            builder.normalize(self.body),
+            is_pure=False,
+            attrs=tvm.ir.make_node("ir.DictAttrs", **attrs),
+            span=self.original.span,
+        )
+        return builder.normalize(result)
+
+
 def write_inplace_function(
-    schedule: Schedule, new_name: str, memory_limit: int | None = None
-) -> tuple[relax.Function, dict[ir.GlobalVar, ir.BaseFunc]]:
-    """Write the function.
+    schedule: Schedule, prefix: str, memory_limit: int | None = None
+) -> InplaceFunction:
+    """Write the function that carries a schedule out.
 
     Parameters
     ----------
     schedule : Schedule
-    new_name : str
-        Its global symbol.
+    prefix : str
+        Of the names of kernels that are made for it.
     memory_limit : int, optional
         Bytes, checked when the function is called.
-
-    Returns
-    -------
-    function : relax.Function
-    kernels : dict of tvm.ir.GlobalVar to tvm.tirx.PrimFunc
-        What it calls and the module does not have yet.
     """
     graph = schedule.graph
-    writer = _Writer(schedule, SliceKernels(new_name))
+    writer = _Writer(schedule, SliceKernels(prefix))
     if memory_limit is not None:
-        writer.check_limit(new_name, memory_limit)
+        writer.check_limit(graph.name, memory_limit)
     body = writer.write()
-    attrs = {
-        key: value
-        for key, value in (graph.function.attrs.items() if graph.function.attrs else ())
-        if key not in _DROPPED_ATTRS
-    }
-    attrs["global_symbol"] = new_name
+    params = [*graph.leading, graph.params]
+    return InplaceFunction(graph.function, params, body, writer.slice_kernels.functions)
+
+
+def choose(
+    branches: Branches, on_true: InplaceFunction, on_false: InplaceFunction
+) -> InplaceFunction:
+    """The function that runs one of two, by a condition."""
+    # The branches have parameters of their own; those of the first become those of both.
+    params = on_true.params
+    other = on_false.function("on_false")
+    bodies = [on_true.body, other.bind_params(dict(zip(other.params, params, strict=True))).body]
+    given = branches.parameters(params)
     builder = relax.BlockBuilder()
-    result = relax.Function(
-        [*graph.leading, graph.params],
-        builder.normalize(body),
-        is_pure=False,
-        attrs=tvm.ir.make_node("ir.DictAttrs", **attrs),
-        span=graph.function.span,
+    choice = builder.normalize(relax.If(branches.condition, *map(builder.normalize, bodies)))
+    result = relax.Var("result", choice.ty)
+    before = [*given, *branches.before, relax.VarBinding(result, choice)]
+    return InplaceFunction(
+        on_true.original,
+        params,
+        relax.SeqExpr([relax.BindingBlock(before)], result),
+        {**on_true.kernels, **on_false.kernels},
     )
-    return builder.normalize(result), dict(writer.slice_kernels.functions)
 
 
 @dataclasses.dataclass
@@ -448,7 +490,9 @@ class _Tuples:
             if self.are_statements:
                 self._name_result(container)
             parent = container.parent
-            if parent is not None and not (parent is self.root and container.index in self.replaced):
+            if parent is not None and not (
+                parent is self.root and container.index in self.replaced
+            ):
                 self.replace(parent, container.index, self.names[container])
         if self.are_statements and self.root in self.updated:
             self._name_result(self.root)

@@ -20,11 +20,12 @@ from collections.abc import Sequence
 import tvm
 from tvm import ir, relax
 
+from ..analysis.branches import find_branches
 from ..analysis.kernels import Kernels
 from ..analysis.memory_limit import bytes_of_limit, plan_within
 from ..analysis.schedule import plan_graph
 from ..analysis.transform_graph import TransformGraph, UnsupportedTransformError
-from .inplace_function import write_inplace_function
+from .inplace_function import InplaceFunction, choose, write_inplace_function
 
 __all__ = ["InplaceTransformParams"]
 
@@ -183,11 +184,20 @@ def _rewritten(
     memory_limit: int | float | None,
 ) -> dict[ir.GlobalVar, ir.BaseFunc]:
     """The in-place function, and the kernels that it needs."""
-    graph = TransformGraph.build(gvar.name_hint, mod[gvar], mod, params)
-    if memory_limit is None:
-        function, kernels = write_inplace_function(plan_graph(graph), new_name)
-    else:
+
+    def rewrite(function: relax.Function, prefix: str) -> InplaceFunction:
+        branches = find_branches(function)
+        if branches is not None:
+            return choose(
+                branches,
+                rewrite(branches.on_true, f"{prefix}_true"),
+                rewrite(branches.on_false, f"{prefix}_false"),
+            )
+        graph = TransformGraph.build(gvar.name_hint, function, mod, params)
+        if memory_limit is None:
+            return write_inplace_function(plan_graph(graph), prefix)
         limit = bytes_of_limit(graph, memory_limit)
-        schedule = plan_within(graph, limit, Kernels(mod))
-        function, kernels = write_inplace_function(schedule, new_name, limit)
-    return {ir.GlobalVar(new_name): function, **kernels}
+        return write_inplace_function(plan_within(graph, limit, Kernels(mod)), prefix, limit)
+
+    result = rewrite(mod[gvar], new_name)
+    return {ir.GlobalVar(new_name): result.function(new_name), **result.kernels}

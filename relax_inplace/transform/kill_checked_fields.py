@@ -6,8 +6,8 @@ after ``KillAfterLastUse``, so nothing empties those registers: each holds its w
 function returns, and an in-place transform needs two copies of the weights after all.
 
 ``KillAfterLastUse`` itself (src/relax/transform/kill_after_last_use.cc) kills nothing in what
-follows a branch: KillInserter forgets the last uses of a body when it leaves a body inside. Nor does
-it kill what is never used, such as the tuple of the results of a kernel that writes several.
+follows a branch: KillInserter forgets the last uses of a body when it leaves a body inside. Nor
+does it kill what is never used, such as the tuple of the results of a kernel that writes several.
 
 Definition: every variable that a tuple's field is read into, that is bound to a tuple, that memory
 is allocated for, or that a call returns a tensor in, and that nothing kills, is killed after its
