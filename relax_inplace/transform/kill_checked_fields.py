@@ -101,8 +101,9 @@ def _fills_register(binding: relax.Binding, allocations: set[ir.Op]) -> bool:
         return isinstance(value, relax.TupleGetItem)
     if isinstance(value.op, ir.Op):
         return value.op in allocations
+    if isinstance(binding.var.ty, relax.TensorType):
+        return True
     return (
-        isinstance(binding.var.ty, relax.TensorType)
-        or isinstance(value.op, relax.ExternFunc)
+        isinstance(value.op, relax.ExternFunc)
         and value.op.global_symbol == "vm.builtin.tuple_getitem"  # of a value of unknown type
     )

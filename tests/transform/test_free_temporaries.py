@@ -13,7 +13,6 @@ from tvm import relax
 from tvm.script import from_source
 from tvm.script import ir as I
 from tvm.script import relax as R
-from tvm.script import tirx as T
 
 import relax_inplace
 from relax_inplace import inplace_update_tuple

@@ -77,18 +77,18 @@ class AfterBranch:
     """In short what KillAfterLastUse makes of what follows a branch: nothing is killed."""
 
     @R.function(pure=False)
-    def main(params: R.Tuple(R.Tensor((4,), "float32")), c: R.Tensor((), "bool")):
-        if c:
-            r = params
-        else:
-            r = params
-        w = r[0]
+    def main(params: R.Tuple(R.Tensor((4,), "float32"))):
+        w = params[0]
         s = R.vm.alloc_storage(R.shape([16]), 0, R.dtype("uint8"), R.str("global"))
         a = R.vm.alloc_tensor(s, 0, R.shape([4]), R.dtype("float32"), 0)
         R.call_packed("kernel", w, a, ty_args=(R.Tuple,))
         v = R.call_packed("vm.builtin.reshape", a, R.shape([4]), ty_args=R.Tensor((4,), "float32"))
         p0 = R.call_packed(
-            "vm.builtin.inplace_update_tuple", r, 0, v, ty_args=R.Tuple(R.Tensor((4,), "float32"))
+            "vm.builtin.inplace_update_tuple",
+            params,
+            0,
+            v,
+            ty_args=R.Tuple(R.Tensor((4,), "float32")),
         )
         return p0
 
@@ -96,12 +96,8 @@ class AfterBranch:
 @I.ir_module
 class AfterBranchAfter:
     @R.function(pure=False)
-    def main(params: R.Tuple(R.Tensor((4,), "float32")), c: R.Tensor((), "bool")):
-        if c:
-            r = params
-        else:
-            r = params
-        w = r[0]
+    def main(params: R.Tuple(R.Tensor((4,), "float32"))):
+        w = params[0]
         s = R.vm.alloc_storage(R.shape([16]), 0, R.dtype("uint8"), R.str("global"))
         a = R.vm.alloc_tensor(s, 0, R.shape([4]), R.dtype("float32"), 0)
         R.vm.kill_object(s)
@@ -110,7 +106,11 @@ class AfterBranchAfter:
         v = R.call_packed("vm.builtin.reshape", a, R.shape([4]), ty_args=R.Tensor((4,), "float32"))
         R.vm.kill_object(a)
         p0 = R.call_packed(
-            "vm.builtin.inplace_update_tuple", r, 0, v, ty_args=R.Tuple(R.Tensor((4,), "float32"))
+            "vm.builtin.inplace_update_tuple",
+            params,
+            0,
+            v,
+            ty_args=R.Tuple(R.Tensor((4,), "float32")),
         )
         R.vm.kill_object(v)
         return p0
