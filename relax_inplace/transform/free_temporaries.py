@@ -43,9 +43,8 @@ _ALLOC_TENSOR = "relax.vm.alloc_tensor"
 _KILL = "relax.vm.kill_object"
 _CLEAR = "vm.builtin.memory_manager.clear"
 _PAGE = 4096  # PooledAllocator::kDefaultPageSize
-# Their result is their first argument's memory: IsInplaceMemoryOp in static_plan_block_memory.cc,
-# and what src/relax/op/memory/view.cc lowers those ops to.
-_VIEWS = {"vm.builtin.reshape", "runtime.TVMTensorCreateView", "vm.builtin.ensure_zero_offset"}
+# Their result is their first argument's memory: R.reshape and R.memory.view, lowered.
+_VIEWS = {"vm.builtin.reshape", "runtime.TVMTensorCreateView"}
 
 
 def FreeTemporaries() -> tvm.transform.Pass:  # noqa: N802  named as TVM names passes
@@ -244,7 +243,10 @@ class _Pool:
             if op in self._kernels:  # holds nothing when it returns
                 return
             self._grow(var, None)
-            self._perhaps = True  # the callee's temporaries
+            self._perhaps = True  # the callee's temporaries, and what it has replaced
+            for operand in call.args[:]:
+                if isinstance(operand.ty, relax.TupleType):
+                    self._hold(operand, [_Memory(None)])
         elif isinstance(op, ir.Op):
             if op in self._on_op:
                 self._on_op[op](var, call)

@@ -31,6 +31,7 @@ SHORT = {
     "view": '{0} = R.call_packed("vm.builtin.reshape", {1}, R.shape([{2}]), '
     'ty_args=R.Tensor(({2},), "float32"))',
     "tuple": "{0} = ({1},)",
+    "call": "cls.callee(params)",
     "packed": 'R.call_packed("packed", {0}, ty_args=(R.Tuple,))',
     "update": 'R.call_packed("vm.builtin.inplace_update_tuple", params, {0}, {1}, '
     "ty_args=(R.Tuple,))",
@@ -54,6 +55,10 @@ class Module:
     @T.prim_func(s_tir=True)
     def kernel(a: T.handle, b: T.handle):
         T.evaluate(0)
+
+    @R.function(private=True, pure=False)
+    def callee(params: R.Tuple(R.Tensor(ndim=1), R.Tensor(ndim=1))) -> R.Tuple:
+        return ()
 
     @R.function(pure=False)
     def main(params: R.Tuple(R.Tensor(ndim=1), R.Tensor(ndim=1)), x: R.Tensor(ndim=1)):
@@ -156,6 +161,8 @@ def test_tensors_that_stay_in_the_tuple():
         "new a 40000/update 0 a/kill a/new b 20000/update 1 b/kill b/new d 20000",
         "new a 40000/update 0 a/kill a/update 0 x/clear/new b 40000",
         "new a 40000/update 0 a/kill a/read r 0/update 0 x/new b 40000/kill r/clear/new d 40000",
+        # A callee allocates, and may leave anything in the pool or in the tuple.
+        "new a 40000/kill a/clear/call/clear/new b 40000/update 0 b/kill b/clear/new d 20000",
         # Temporaries are not left to others.
         "new a 40000/kill a/clear",
         "new a 40000/update 0 a/kill a/update 0 x/clear",
