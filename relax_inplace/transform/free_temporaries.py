@@ -26,6 +26,8 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter
+from collections.abc import Sequence
+from typing import Any
 
 import tvm
 from tvm import ir, relax, tirx
@@ -41,9 +43,8 @@ _ALLOC_TENSOR = "relax.vm.alloc_tensor"
 _KILL = "relax.vm.kill_object"
 _CLEAR = "vm.builtin.memory_manager.clear"
 _PAGE = 4096  # PooledAllocator::kDefaultPageSize
-# Their result is their first argument's memory: IsInplaceMemoryOp in static_plan_block_memory.cc,
-# and what src/relax/op/memory/view.cc lowers those ops to.
-_VIEWS = {"vm.builtin.reshape", "runtime.TVMTensorCreateView", "vm.builtin.ensure_zero_offset"}
+# Their result is their first argument's memory: R.reshape and R.memory.view, lowered.
+_VIEWS = {"vm.builtin.reshape", "runtime.TVMTensorCreateView"}
 
 
 def FreeTemporaries() -> tvm.transform.Pass:  # noqa: N802  named as TVM names passes
@@ -173,11 +174,15 @@ def _clear() -> relax.Binding:
     return relax.VarBinding(relax.Var("_", VOID), call)
 
 
+_Size = tuple[int, int, str]  # by which the pool finds a storage: pages, device, scope
+_Place = tuple[Any, ...]  # a slot: the variable of the outermost tuple, and indices
+
+
 @dataclasses.dataclass(slots=True, eq=False)
 class _Memory:
     """What a register holds: a storage, or what a call has returned."""
 
-    size: tuple[int, int, str] | None  # pages, device, scope; None: not known, or others hold it
+    size: _Size | None  # None: not known, or others may hold it
     holders: int = 0  # registers, and slots of updated tuples
 
 
@@ -187,12 +192,11 @@ class _Pool:
     def __init__(self, kernels: set[ir.GlobalVar]) -> None:
         self.cleared_before: set[relax.Var] = set()
         self._kernels = kernels
-        self._surely: Counter[tuple[int, int, str]] = Counter()
+        self._surely: Counter[_Size] = Counter()
         self._perhaps = False
         self._held: dict[relax.Var, list[_Memory]] = {}
-        # A slot of a tuple is named by the variable of the outermost tuple and indices.
-        self._places: dict[relax.Var, tuple] = {}
-        self._slots: dict[tuple, list[_Memory]] = {}
+        self._places: dict[relax.Var, _Place] = {}
+        self._slots: dict[_Place, list[_Memory]] = {}
         self._on_op = {
             ir.Op.get(_ALLOC_STORAGE): self._alloc_storage,
             ir.Op.get(_ALLOC_TENSOR): self._view,
@@ -239,7 +243,10 @@ class _Pool:
             if op in self._kernels:  # holds nothing when it returns
                 return
             self._grow(var, None)
-            self._perhaps = True  # the callee's temporaries
+            self._perhaps = True  # the callee's temporaries, and what it has replaced
+            for operand in call.args[:]:
+                if isinstance(operand.ty, relax.TupleType):
+                    self._hold(operand, [_Memory(None)])
         elif isinstance(op, ir.Op):
             if op in self._on_op:
                 self._on_op[op](var, call)
@@ -265,9 +272,9 @@ class _Pool:
         self._grow(var, size)
         self._hold(var, [_Memory(size)])
 
-    def _grow(self, var: relax.Var, size: tuple[int, int, str] | None) -> None:
+    def _grow(self, var: relax.Var, size: _Size | None) -> None:
         """Memory of this size is asked for by the binding of a variable."""
-        if self._surely[size] > 0:
+        if size is not None and self._surely[size] > 0:
             self._surely[size] -= 1
         elif self.holds_any():
             self.cleared_before.add(var)
@@ -298,16 +305,16 @@ class _Pool:
     def _kill(self, _var: relax.Var, call: relax.Call) -> None:
         self._release(self._held.pop(call.args[0], ()))
 
-    def _place(self, var: relax.Var) -> tuple:
+    def _place(self, var: relax.Var) -> _Place:
         return self._places.get(var, (var,))
 
-    def _hold(self, var: relax.Var, memories) -> None:
+    def _hold(self, var: relax.Var, memories: Sequence[_Memory]) -> None:
         if memories:
             self._held.setdefault(var, []).extend(memories)
             for memory in memories:
                 memory.holders += 1
 
-    def _release(self, memories) -> None:
+    def _release(self, memories: Sequence[_Memory]) -> None:
         for memory in memories:
             memory.holders -= 1
             if memory.holders == 0:

@@ -1,4 +1,4 @@
-"""KillCheckedFields: before and after, on what VMShapeLower leaves."""
+"""KillCheckedFields: before and after, on what TVM leaves in registers."""
 
 import tvm
 from pipelines import LLVM
@@ -62,6 +62,7 @@ class LoweredAfter:
             y,
             ty_args=R.Tuple(R.Tuple(R.Tensor(ndim=1)), R.Tensor(ndim=2)),
         )
+        R.vm.kill_object(y)
         kept = p0[0]
         return (p0, kept)
 
@@ -69,6 +70,54 @@ class LoweredAfter:
 def test_before_and_after():
     tvm.ir.assert_structural_equal(KillCheckedFields()(Lowered), LoweredAfter)
     tvm.ir.assert_structural_equal(KillCheckedFields()(LoweredAfter), LoweredAfter)
+
+
+@I.ir_module
+class AfterBranch:
+    """In short what KillAfterLastUse makes of what follows a branch: nothing is killed."""
+
+    @R.function(pure=False)
+    def main(params: R.Tuple(R.Tensor((4,), "float32"))):
+        w = params[0]
+        s = R.vm.alloc_storage(R.shape([16]), 0, R.dtype("uint8"), R.str("global"))
+        a = R.vm.alloc_tensor(s, 0, R.shape([4]), R.dtype("float32"), 0)
+        R.call_packed("kernel", w, a, ty_args=(R.Tuple,))
+        v = R.call_packed("vm.builtin.reshape", a, R.shape([4]), ty_args=R.Tensor((4,), "float32"))
+        p0 = R.call_packed(
+            "vm.builtin.inplace_update_tuple",
+            params,
+            0,
+            v,
+            ty_args=R.Tuple(R.Tensor((4,), "float32")),
+        )
+        return p0
+
+
+@I.ir_module
+class AfterBranchAfter:
+    @R.function(pure=False)
+    def main(params: R.Tuple(R.Tensor((4,), "float32"))):
+        w = params[0]
+        s = R.vm.alloc_storage(R.shape([16]), 0, R.dtype("uint8"), R.str("global"))
+        a = R.vm.alloc_tensor(s, 0, R.shape([4]), R.dtype("float32"), 0)
+        R.vm.kill_object(s)
+        R.call_packed("kernel", w, a, ty_args=(R.Tuple,))
+        R.vm.kill_object(w)
+        v = R.call_packed("vm.builtin.reshape", a, R.shape([4]), ty_args=R.Tensor((4,), "float32"))
+        R.vm.kill_object(a)
+        p0 = R.call_packed(
+            "vm.builtin.inplace_update_tuple",
+            params,
+            0,
+            v,
+            ty_args=R.Tuple(R.Tensor((4,), "float32")),
+        )
+        R.vm.kill_object(v)
+        return p0
+
+
+def test_after_a_branch():
+    tvm.ir.assert_structural_equal(KillCheckedFields()(AfterBranch), AfterBranchAfter)
 
 
 def test_every_check_of_a_real_pipeline_stays():
