@@ -130,10 +130,14 @@ class Problem:
         kernels = self.steps[step].kernels
         worst = 0
         if self.fused is not False or len(kernels) == 1:
-            outlives = [b for b in self.allocates[step] if b in self.kept or self.readers[b]]
-            if len(kernels) == 1:
-                outlives = self.allocates[step]
-            worst = sum(self.sizes[buffer] for buffer in outlives)
+            # What is seen inside only is not allocated; of a kernel with several results, all are.
+            results = [
+                buffer
+                for _, allocates, _ in kernels
+                if len(kernels) == 1 or any(b in self.kept or self.readers[b] for b in allocates)
+                for buffer in allocates
+            ]
+            worst = sum(self.sizes[buffer] for buffer in results)
             worst += self._larger(*(scratch for _, _, scratch in kernels))
         if self.fused is not True and len(kernels) > 1:
             worst = self._larger(worst, self._rise_unfused(step, set(dying)))

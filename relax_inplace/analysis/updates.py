@@ -8,7 +8,9 @@ from tvm import ir, relax
 
 from ..op import is_update
 
-__all__ = ["bindings_of", "expanded_parameter", "functions_that_update"]
+__all__ = ["UPDATES_NOTHING", "bindings_of", "expanded_parameter", "functions_that_update"]
+
+UPDATES_NOTHING = "relax_inplace.updates_nothing"  # an attribute of a rewritten transform
 
 _WITH_BINDINGS = (relax.Function, relax.If, relax.SeqExpr)
 
@@ -35,7 +37,8 @@ def bindings_of(expr: relax.Expr) -> Iterator[relax.Binding]:
 def functions_that_update(mod: ir.IRModule) -> set[ir.GlobalVar]:
     """The Relax functions that hold an update, or refer to a function that does.
 
-    A caller belongs to them because it is as able as the callee to keep an original alive.
+    A caller belongs to them because it is as able as the callee to keep an original alive. So does
+    a transform that has been rewritten and finds nothing to update: its plan is to hold.
 
     Parameters
     ----------
@@ -56,6 +59,7 @@ def functions_that_update(mod: ir.IRModule) -> set[ir.GlobalVar]:
         gvar
         for gvar, function in functions.items()
         if any(is_update(binding.value) for binding in bindings_of(function))
+        or (function.attrs and UPDATES_NOTHING in function.attrs)
     }
     if not found:
         return found

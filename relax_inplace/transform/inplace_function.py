@@ -38,7 +38,9 @@ from ..analysis.byte_size import ByteSize, LargestOf
 from ..analysis.schedule import Schedule
 from ..analysis.slicing import Operand, SlicedStep, sliced_type, with_operands
 from ..analysis.transform_graph import Container, Kernel, Known, Step, Weight
-from ..op import VOID, inplace_update_tuple, the_op
+from ..analysis.updates import UPDATES_NOTHING, bindings_of
+from ..op import VOID, inplace_update_tuple, is_update, the_op
+from .keep_tuple_copies import filled_in_place
 from .slice_kernels import SliceKernels
 
 __all__ = ["InplaceFunction", "choose", "write_inplace_function"]
@@ -77,6 +79,8 @@ class InplaceFunction:
             if key not in _DROPPED_ATTRS
         }
         attrs["global_symbol"] = name
+        if not any(is_update(binding.value) for binding in bindings_of(self.body)):
+            attrs[UPDATES_NOTHING] = True
         builder = relax.BlockBuilder()
         result = relax.Function(
             self.params,
@@ -155,6 +159,11 @@ class _Writer:
             [field] if isinstance(field, Weight) else list(field.weights()) for field in fields
         ]
         self.tuples = _Tuples(self, graph.root, graph.params, len(graph.outputs))
+        # First of all: FuseTIR fails on a group of nothing but reads (fuse_tir.cc, ConstructFunc),
+        # which two reads in a row become, unless the first is of a parameter.
+        for field in fields:
+            if isinstance(field, Container):
+                self.tuples.name(field)
         self.spent: set[Weight] = set()
         self.placed: dict[int, relax.Expr] = {}  # outputs in their slot, or in a variable
         self.returns_argument = len(fields) == len(graph.outputs) and all(
@@ -398,7 +407,19 @@ class _Writer:
         value = self._operand_of_output(self.graph.outputs[index])
         if isinstance(value, relax.Var):
             return value
+        if isinstance(value, relax.Tuple):
+            return self._bind_tuple("gv", value)
         return self.bind("gv", value)
+
+    def _bind_tuple(self, name: str, value: relax.Tuple) -> relax.Var:
+        """Bind a new tuple. One of each field in its place would be taken for the old tuple."""
+        value = self.normalize(value)
+        fields = value.fields[:]
+        if not all(self.tuples.field_read.get(f) == i for i, f in enumerate(fields)) or not fields:
+            return self.bind(name, value)
+        var = relax.Var(name, value.ty)
+        self._block(False).bindings += filled_in_place(var, value)
+        return var
 
     def _operand_of_output(self, output: Known) -> relax.Expr:
         if isinstance(output, Weight):
@@ -430,7 +451,7 @@ class _Writer:
         if self.returns_argument:
             return self.tuples.result()
         fields = [self.placed[index] for index in range(len(self.graph.outputs))]
-        return self.bind("new_params", relax.Tuple(fields))
+        return self._bind_tuple("new_params", relax.Tuple(fields))
 
 
 class _Tuples:
@@ -442,6 +463,7 @@ class _Tuples:
         self.names: dict[Container, relax.Var] = {root: params}
         self.replaced: set[int] = set()  # fields of the root that hold an output
         self.nothing: relax.Var | None = None
+        self.field_read: dict[relax.Expr, int] = {}  # into each variable
         fields = len(root.fields) + sum(
             len(field.fields) for field in root.fields if isinstance(field, Container)
         )
@@ -463,7 +485,9 @@ class _Tuples:
     def read(self, weight: Weight) -> relax.Var:
         source = self.name(weight.container)
         name = weight.name if weight.name.isidentifier() else f"{source.name}_{weight.index}"
-        return self.writer.bind(name, relax.TupleGetItem(source, weight.index))
+        var = self.writer.bind(name, relax.TupleGetItem(source, weight.index))
+        self.field_read[var] = weight.index
+        return var
 
     def empty(self, weight: Weight) -> None:
         if not weight.is_modifiable:

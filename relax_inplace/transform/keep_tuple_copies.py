@@ -25,7 +25,7 @@ from ..analysis.updates import bindings_of
 from ..op import the_op
 from .binding_rewriter import rewrite_bindings
 
-__all__ = ["keep_tuple_copies"]
+__all__ = ["filled_in_place", "keep_tuple_copies"]
 
 
 def keep_tuple_copies(mod: ir.IRModule, updating: set[ir.GlobalVar]) -> ir.IRModule:
@@ -46,7 +46,7 @@ def _without_copies(function: relax.Function) -> relax.Function:
 
     def rewrite(binding: relax.Binding) -> list[relax.Binding]:
         if binding.var in copies:
-            return _filled_in_place(binding.var, binding.value)
+            return filled_in_place(binding.var, binding.value)
         return [binding]
 
     return rewrite_bindings(function, lambda _sequence: rewrite)
@@ -84,7 +84,8 @@ def _known(expr: relax.Expr, values: dict[relax.Var, relax.Expr]) -> relax.Expr:
             return expr
 
 
-def _filled_in_place(var: relax.Var, value: relax.Tuple) -> list[relax.Binding]:
+def filled_in_place(var: relax.Var, value: relax.Tuple) -> list[relax.Binding]:
+    """Bindings of a variable to a tuple that is made with its first slot empty, and filled."""
     normalize = relax.BlockBuilder().normalize
     nothing = relax.Var("nothing", relax.AnyType())
     first, *others = value.fields[:]
