@@ -13,7 +13,7 @@ from .branches import find_branches
 from .byte_size import ByteSize, LargestOf, Size, at_bounds, largest
 from .kernels import Kernels
 from .memory_limit import bytes_of_limit, plan_within
-from .schedule import NOMINAL_DIMENSION, Schedule, plan_graph
+from .schedule import NOMINAL_DIMENSION, Schedule, bounds_of, plan_graph
 from .transform_graph import (
     Buffer,
     Container,
@@ -269,7 +269,8 @@ def _described(schedule: Schedule) -> MemoryPlan:
 def _found(schedule: Schedule) -> str:
     if not schedule.is_exact:
         return "heuristic"
-    sizes = (at_bounds(buffer.size, schedule.bounds) for buffer in schedule.buffers)
+    own_bounds = bounds_of(schedule.graph.function)
+    sizes = (at_bounds(buffer.size, own_bounds) for buffer in schedule.buffers)
     if all(isinstance(size, int) for size in sizes):
         return "exact"
     return f"exact where symbolic dimensions are {NOMINAL_DIMENSION}"

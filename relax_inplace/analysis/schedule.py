@@ -26,7 +26,7 @@ from .byte_size import LargestOf, Size, at_bounds, largest
 from .step_order import Problem, StepCost, least_peak_order
 from .transform_graph import Buffer, Step, TransformGraph, buffers_of
 
-__all__ = ["NOMINAL_DIMENSION", "Schedule", "plan_graph"]
+__all__ = ["NOMINAL_DIMENSION", "Schedule", "bounds_of", "plan_graph"]
 
 _UPPER_BOUND = "tir_var_upper_bound"  # an attribute of functions that TVM's planner knows
 NOMINAL_DIMENSION = 1024  # of a symbolic dimension without a bound, where sizes are to be compared
@@ -81,9 +81,9 @@ class Schedule:
 
     def with_sizes(self) -> Problem:
         """The problem with sizes as they are, which may be symbolic."""
-        sizes = [at_bounds(buffer.size, self.bounds) for buffer in self.buffers]
-        if all(isinstance(size, int) for size in sizes):
+        if all(isinstance(buffer.size, int) for buffer in self.buffers):
             return self.problem
+        sizes = [at_bounds(buffer.size, self.bounds) for buffer in self.buffers]
         return Problem(
             sizes,
             self.problem.at_start,
@@ -99,8 +99,13 @@ def plan_graph(
     fused: bool | None = None,
     tir_var_upper_bound: Mapping[str, int] | None = None,
 ) -> Schedule:
-    """Order the steps of a graph."""
-    bounds = _bounds(graph.function, tir_var_upper_bound)
+    """Order the steps of a graph.
+
+    Symbolic dimensions are compared by the function's own bounds; those that are given here only
+    make numbers of the figures.
+    """
+    own_bounds = bounds_of(graph.function)
+    bounds = own_bounds if tir_var_upper_bound is None else tir_var_upper_bound
     weights = list(graph.root.weights())
     kept = {buffer for output in graph.outputs for buffer in buffers_of(graph.layout(output))}
     kept |= {weight.buffer for weight in weights if not weight.is_modifiable}
@@ -114,7 +119,7 @@ def plan_graph(
     number = {step: i for i, step in enumerate(graph.steps)}
 
     def sized(size: Size) -> int:
-        value = at_bounds(size, bounds, NOMINAL_DIMENSION)
+        value = at_bounds(size, own_bounds, NOMINAL_DIMENSION)
         assert isinstance(value, int)
         return value
 
@@ -161,9 +166,8 @@ def plan_graph(
     )
 
 
-def _bounds(function: relax.Function, given: Mapping[str, int] | None) -> Mapping[str, int]:
-    if given is not None:
-        return given
+def bounds_of(function: relax.Function) -> Mapping[str, int]:
+    """The bounds of symbolic dimensions that a function carries."""
     attrs = function.attrs
     if not attrs or _UPPER_BOUND not in attrs:
         return {}

@@ -748,7 +748,7 @@ def _selected(
     for wanted in selected:
         if isinstance(wanted, str) and wanted in names:
             indices.add(names.index(wanted))
-        elif not isinstance(wanted, (str, bool)) and -count <= wanted < count:
+        elif type(wanted) is int and -count <= wanted < count:
             indices.add(wanted % count)
         else:
             known = [name for name in names if name]

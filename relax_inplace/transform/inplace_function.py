@@ -159,11 +159,6 @@ class _Writer:
             [field] if isinstance(field, Weight) else list(field.weights()) for field in fields
         ]
         self.tuples = _Tuples(self, graph.root, graph.params, len(graph.outputs))
-        # First of all: FuseTIR fails on a group of nothing but reads (fuse_tir.cc, ConstructFunc),
-        # which two reads in a row become, unless the first is of a parameter.
-        for field in fields:
-            if isinstance(field, Container):
-                self.tuples.name(field)
         self.spent: set[Weight] = set()
         self.placed: dict[int, relax.Expr] = {}  # outputs in their slot, or in a variable
         self.returns_argument = len(fields) == len(graph.outputs) and all(
@@ -386,10 +381,12 @@ class _Writer:
         self.spent.update(weights)
         for weight in weights:
             index = _top(weight)
+            if weight.container is not self.graph.root:
+                self.tuples.empty(weight)  # its tuple may outlive the slot that is replaced
             has_output = index < len(self.graph.outputs) and index not in not_finished
             if has_output and self._slot_is_free(index):
                 self._finish(index)
-            else:
+            elif weight.container is self.graph.root:
                 self.tuples.empty(weight)
 
     def _finish(self, index: int) -> None:
@@ -511,13 +508,14 @@ class _Tuples:
     def result(self) -> relax.Var:
         """The name of the whole tuple, at the end."""
         for container in list(self.updated):
+            if container is self.root or (
+                container.parent is self.root and container.index in self.replaced
+            ):
+                continue
             if self.are_statements:
                 self._name_result(container)
-            parent = container.parent
-            if parent is not None and not (
-                parent is self.root and container.index in self.replaced
-            ):
-                self.replace(parent, container.index, self.names[container])
+            assert container.parent is not None
+            self.replace(container.parent, container.index, self.names[container])
         if self.are_statements and self.root in self.updated:
             self._name_result(self.root)
         return self.name(self.root)

@@ -16,6 +16,7 @@ from tvm.script import relax as R
 from tvm.script import tirx as T
 
 from relax_inplace.analysis import UnsupportedTransformError
+from relax_inplace.op import is_statement, is_update
 from relax_inplace.transform import InplaceTransformParams
 
 
@@ -780,6 +781,12 @@ def test_again_changes_nothing():
     assert rewritten(once).same_as(once)
 
 
+@pytest.mark.parametrize("functions", ["transform_params", ["convert", "transform_params"]])
+def test_again_by_name_changes_nothing(functions):
+    once = rewritten(Several, functions=functions)
+    assert rewritten(once, functions=functions).same_as(once)
+
+
 def test_a_private_function_becomes_public():
     after = rewritten(Several)["draft_inplace_transform_params"]
     assert after.attrs["global_symbol"] == "draft_inplace_transform_params"
@@ -868,6 +875,65 @@ def test_one_to_one_holds_one_temporary_wherever_it_goes(order):
 @needs_clear_refs
 def test_the_measurement_sees_a_second_copy():
     assert in_fresh_process(extra_weights, "compile", "straight", True, False) > 5.5
+
+
+def temporaries_of_two_sizes(pipeline):
+    """Weights of 64 and 16 MB in turn, four operations each, which TVM does not fuse here."""
+    sides = (4096, 2048, 4096, 2048)
+    fields = [relax.TensorType((side, side), "float32") for side in sides]
+    params = relax.Var("params", relax.TupleType(fields))
+    builder = relax.BlockBuilder()
+    with builder.function("transform_params", [params]):
+        outputs = []
+        for index in range(len(sides)):
+            value = builder.emit(relax.TupleGetItem(params, index))
+            for op in (relax.op.permute_dims, relax.op.exp, relax.op.permute_dims, relax.op.sqrt):
+                value = builder.emit(op(value))
+            outputs.append(value)
+        builder.emit_func_output(builder.emit(relax.Tuple(outputs)))
+    after = InplaceTransformParams()(builder.get())
+    function = load(after, pipeline)["inplace_transform_params"]
+    tensors = [tvm.runtime.tensor(np.zeros((side, side), "float32")) for side in sides]
+    weights = tvm_ffi.Array(tensors)
+    del tensors
+    return extra_mb(lambda: function(weights))
+
+
+@needs_clear_refs
+@pytest.mark.parametrize("pipeline", sorted(set(PIPELINES) - {"passes first"}))
+def test_temporaries_do_not_stay(pipeline):
+    """Not "passes first", which makes one kernel of four operations, with their results inside."""
+    assert in_fresh_process(temporaries_of_two_sizes, pipeline) <= 66
+
+
+# -- many weights -----------------------------------------------------------------------------
+
+
+def many(count):
+    ty = relax.TensorType((2, 3), "float32")
+    params = relax.Var("params", relax.TupleType([ty] * count))
+    builder = relax.BlockBuilder()
+    with builder.function("transform_params", [params]):
+        with builder.dataflow():
+            fields = [builder.emit(relax.TupleGetItem(params, i)) for i in range(count)]
+            new = [builder.emit(relax.op.permute_dims(field)) for field in fields]
+            out = builder.emit_output(relax.Tuple(new))
+        builder.emit_func_output(out)
+    return builder.get()
+
+
+def updates_in(mod):
+    (block,) = mod["inplace_transform_params"].body.blocks
+    return [b for b in block.bindings if is_update(b.value)]
+
+
+def test_a_long_chain_is_written_as_statements():
+    """The types of a chain take memory with the square of its length: 1.6 GB for 10,000."""
+    short, long = updates_in(rewritten(many(8))), updates_in(rewritten(many(1000)))
+    assert not any(is_statement(update.var) for update in short)
+    assert all(is_statement(update.var) for update in long[:-1])
+    assert len(long[-1].var.ty.fields) == 1000
+    run_both(many(1000), rewritten(many(1000)))
 
 
 # -- refusals -------------------------------------------------------------------------------
@@ -962,6 +1028,54 @@ def test_refused_when_another_function_calls_it():
 
     with pytest.raises(UnsupportedTransformError, match="`main` calls it"):
         InplaceTransformParams()(Called)
+
+
+def test_a_transform_that_another_one_calls():
+    @I.ir_module
+    class Chained:
+        @R.function
+        def transform_params(
+            params: R.Tuple(R.Tensor((4,), "float32")),
+        ) -> R.Tuple(R.Tensor((4,), "float32")):
+            a = R.exp(params[0])
+            return (a,)
+
+        @R.function
+        def draft_transform_params(
+            params: R.Tuple(R.Tensor((4,), "float32")),
+        ) -> R.Tuple(R.Tensor((4,), "float32")):
+            cls = Chained
+            new: R.Tuple(R.Tensor((4,), "float32")) = cls.transform_params(params)
+            a = R.negative(new[0])
+            return (a,)
+
+    after = rewritten(Chained)
+    assert names(after) == {"inplace_transform_params", "draft_inplace_transform_params"}
+    for name in ("transform_params", "draft_transform_params"):
+        run_both(Chained, after, name=name)
+
+
+def test_not_strict_leaves_a_function_as_it_was():
+    mod = tvm.IRModule(
+        {
+            "transform_params": OneToOne["transform_params"],
+            "main_transform_params": Several["main"].with_attr(
+                "global_symbol", "main_transform_params"
+            ),
+        }
+    )
+    reason = "`main_transform_params` cannot be .* returns no tuple.*; it stays as it was"
+    with pytest.warns(UserWarning, match=reason):
+        after = rewritten(mod, strict=False)
+    assert names(after) == {"inplace_transform_params", "main_transform_params"}
+    assert after["main_transform_params"].same_as(mod["main_transform_params"])
+
+
+@pytest.mark.parametrize("params", [["w7"], [3], [-4], [True], ["w0", 1.5]])
+def test_params_that_are_not_there(params):
+    reason = "transform_params. cannot be .* it has no weight .* indices below 3, or names among"
+    with pytest.raises(UnsupportedTransformError, match=reason):
+        InplaceTransformParams(params=params)(Shared)
 
 
 def test_refused_when_the_name_is_taken():
