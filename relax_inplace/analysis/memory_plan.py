@@ -259,11 +259,18 @@ def _described(schedule: Schedule) -> MemoryPlan:
         steps,
         _planned_weights(schedule),
         problem.live_at_start,
-        problem.live_at_end,
+        problem.live_at_end - _stuck(schedule),
         largest([*ends, *(live.worst for live in lives)]),
         largest(ends),
         _found(schedule),
     )
+
+
+def _stuck(schedule: Schedule) -> Size:
+    """Bytes that are kept to the end, but not returned."""
+    returned = _outputs_in(schedule.graph)
+    stuck = [b for b in schedule.buffers if b.is_stuck and b not in returned]
+    return sum((at_bounds(buffer.size, schedule.bounds) for buffer in stuck), start=0)
 
 
 def _found(schedule: Schedule) -> str:

@@ -137,6 +137,7 @@ def plan_graph(
         )
         for step in graph.steps
     ]
+    kept |= {buffer for buffer in index if buffer.is_stuck}
     problem = Problem(
         [sized(buffer.size) for buffer in index],
         set(range(len(weights))),

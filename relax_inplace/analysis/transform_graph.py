@@ -70,11 +70,15 @@ class Buffer:
         Bytes.
     weight : Weight or None
         The weight whose original it is.
+    is_stuck : bool
+        Whether it is not freed before the function returns. The register that a branch has its
+        result in cannot be emptied: it is out of scope after the branch.
     """
 
     name: str
     size: Size
     weight: Weight | None = None
+    is_stuck: bool = False
 
 
 @dataclasses.dataclass(eq=False)
@@ -619,6 +623,8 @@ class _Builder:
             layout: Layout = frozenset(buffers_of(graph.layout(_tensor_operand(value))))
         elif isinstance(value, relax.If):
             layout = allocated(var.ty, var.name)
+            for buffer in kernel.allocates:
+                buffer.is_stuck = True
             layout = self._with_captured(layout, value)
             kernel.scratch = max(
                 (_scratch_of(branch) for branch in (value.true_branch, value.false_branch)),

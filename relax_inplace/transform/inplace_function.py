@@ -380,7 +380,7 @@ class _Writer:
         weights = [weight for weight in weights if weight is not None]
         self.spent.update(weights)
         for weight in weights:
-            index = _top(weight)
+            index = _path(weight)[0]
             if weight.container is not self.graph.root:
                 self.tuples.empty(weight)  # its tuple may outlive the slot that is replaced
             has_output = index < len(self.graph.outputs) and index not in not_finished
@@ -507,15 +507,19 @@ class _Tuples:
 
     def result(self) -> relax.Var:
         """The name of the whole tuple, at the end."""
-        for container in list(self.updated):
-            if container is self.root or (
-                container.parent is self.root and container.index in self.replaced
-            ):
+        changed = [container for container in self.updated if container is not self.root]
+        while changed:  # the innermost first: putting one back changes the one around it
+            container = max(changed, key=lambda one: len(_path(one)))
+            changed.remove(container)
+            parent = container.parent
+            assert parent is not None
+            if _path(container)[0] in self.replaced:
                 continue
             if self.are_statements:
                 self._name_result(container)
-            assert container.parent is not None
-            self.replace(container.parent, container.index, self.names[container])
+            self.replace(parent, container.index, self.names[container])
+            if parent is not self.root and parent not in changed:
+                changed.append(parent)
         if self.are_statements and self.root in self.updated:
             self._name_result(self.root)
         return self.name(self.root)
@@ -553,12 +557,14 @@ def _is_update_of(binding: relax.Binding, source: relax.Var) -> bool:
     )
 
 
-def _top(weight: Weight) -> int:
-    """The field of the whole tuple that a weight is in."""
-    index, container = weight.index, weight.container
-    while container.parent is not None:
-        index, container = container.index, container.parent
-    return index
+def _path(field: Weight | Container) -> list[int]:
+    """The indices that lead to a field from the whole tuple."""
+    path: list[int] = []
+    container: Weight | Container | None = field
+    while container is not None and container.index >= 0:
+        path.append(container.index)
+        container = container.container if isinstance(container, Weight) else container.parent
+    return path[::-1]
 
 
 def _escaping(schedule: Schedule) -> set[relax.Var]:
