@@ -17,7 +17,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
-import tvm
 from tvm import ir, relax, tirx
 
 from .byte_size import size_of
@@ -93,7 +92,8 @@ class _Finder:
         self.function = function
         self.mod = mod
         self.kernels = Kernels(mod)
-        self.kernel_at: dict[_Position, tirx.PrimFunc] = {}
+        self.kernel_at: dict[_Position, tuple[relax.Binding, tirx.PrimFunc]] = {}
+        self.reshapes: dict[tirx.PrimFunc, bool] = {}
 
     def find(self) -> Fusion:
         grouped = self._fused()
@@ -123,7 +123,8 @@ class _Finder:
             for i, binding in enumerate(block.bindings[:]):
                 found = self.kernels.of(binding.value)
                 if found is not None and isinstance(binding, relax.VarBinding):
-                    kernel = self.kernel_at[b, i] = found.kernel
+                    kernel = found.kernel
+                    self.kernel_at[b, i] = binding, kernel
                     gvar = ir.GlobalVar(f"{_PREFIX}{b}_{i}")
                     relax.expr._update_type(gvar, kernel.ty)
                     functions[gvar] = kernel
@@ -146,24 +147,19 @@ class _Finder:
         functions[ir.GlobalVar("relax_inplace_transform")] = copy.with_attr(
             "global_symbol", "relax_inplace_transform"
         )
-        with tvm.transform.PassContext(opt_level=2):
-            return relax.transform.FuseOps()(ir.IRModule(functions))
+        return relax.transform.FuseOps()(ir.IRModule(functions))
 
     def _is_view(self, position: _Position) -> bool:
-        block, index = position
-        binding = self.function.body.blocks[block].bindings[index]
-        kernel = self.kernel_at.get(position)
-        if kernel is None or not isinstance(binding.var, relax.DataflowVar):
+        binding, kernel = self.kernel_at[position]
+        if kernel not in self.reshapes:
+            self.reshapes[kernel] = relax.analysis.has_reshape_pattern(kernel)
+        if not self.reshapes[kernel] or not isinstance(binding.var, relax.DataflowVar):
             return False
         tensors = [v for v in relax.analysis.free_vars(binding.value)[:] if _is_tensor(v)]
         if len(tensors) != 1 or not _is_tensor(binding.var):
             return False
         source, target = tensors[0].ty, binding.var.ty
-        return (
-            relax.analysis.has_reshape_pattern(kernel)
-            and source.dtype == target.dtype
-            and size_of(source) == size_of(target)
-        )
+        return source.dtype == target.dtype and size_of(source) == size_of(target)
 
 
 def _is_tensor(var: relax.Var) -> bool:

