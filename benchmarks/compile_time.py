@@ -1,24 +1,25 @@
-"""Time to compile n weights' transposes: out of place, by the pass in place, and as a naive chain.
+"""Time and memory to compile n weights' transposes: out of place, in place, as a naive chain.
 
     make bench
 
 Each is compiled in a fresh process, in interleaved rounds; the figures are medians, and ratios of
-this one run. The naive chain has the same updates, but TVM's passes see them as they are written:
-a tuple type of n fields in each of n bindings.
+this one run. Time is processor time: compiling has one thread. The naive chain has the same updates,
+but TVM's passes see them as they are written: a tuple type of n fields in each of n bindings.
 """
 
 from __future__ import annotations
 
 import argparse
 import multiprocessing
+import resource
 import statistics
 import time
 
 WAYS = ("out of place", "in place", "naive chain")
 
 
-def compile_seconds(way: str, count: int) -> tuple[float, float]:
-    """(seconds in our pass, seconds in tvm.compile) for one way, in this process."""
+def compile_cost(way: str, count: int) -> tuple[float, float, float]:
+    """(seconds in our pass, seconds in tvm.compile, resident MB at most), in this process."""
     import tvm
     from tvm import relax
 
@@ -36,40 +37,45 @@ def compile_seconds(way: str, count: int) -> tuple[float, float]:
         builder.emit_func_output(out)
     mod = builder.get()
 
-    start = time.perf_counter()
+    start = time.process_time()
     if way != "out of place":
         mod = InplaceTransformParams()(mod)
-    rewritten = time.perf_counter()
+    rewritten = time.process_time()
     if way == "naive chain":
         relax_inplace.build._prepare = lambda mod: mod
     tvm.compile(mod, "llvm")
-    return rewritten - start, time.perf_counter() - rewritten
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return rewritten - start, time.process_time() - rewritten, resident
 
 
-def measure(way: str, count: int) -> tuple[float, float]:
+def measure(way: str, count: int) -> tuple[float, float, float]:
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(compile_seconds, (way, count))
+        return pool.apply(compile_cost, (way, count))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--counts", type=int, nargs="+", default=[800, 3000])
+    parser.add_argument("--counts", type=int, nargs="+", default=[500, 3000, 10000])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--naive-up-to", type=int, default=800, help="it takes minutes at 3,000")
+    parser.add_argument("--naive-up-to", type=int, default=500, help="beyond, none is written")
     args = parser.parse_args()
-    print(f"{'weights':>8}  {'way':14}{'pass s':>9}{'compile s':>11}{'ratio':>8}")
+    print(
+        f"{'weights':>8}  {'way':14}{'pass s':>9}{'ms/weight':>11}{'compile s':>11}{'ratio':>8}{'MB':>7}"
+    )
     for count in args.counts:
         ways = [way for way in WAYS if way != "naive chain" or count <= args.naive_up_to]
-        seconds: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
+        costs: dict[str, list[tuple[float, float, float]]] = {way: [] for way in ways}
         for _ in range(args.rounds):
             for way in ways:
-                seconds[way].append(measure(way, count))
-        totals = {way: statistics.median(map(sum, rounds)) for way, rounds in seconds.items()}
-        for way, rounds in seconds.items():
-            in_pass = statistics.median(pair[0] for pair in rounds)
-            in_compile = statistics.median(pair[1] for pair in rounds)
+                costs[way].append(measure(way, count))
+        totals = {way: statistics.median(c[0] + c[1] for c in all_) for way, all_ in costs.items()}
+        for way, all_ in costs.items():
+            in_pass, in_compile, resident = map(statistics.median, zip(*all_, strict=True))
             ratio = totals[way] / totals["out of place"]
-            print(f"{count:8}  {way:14}{in_pass:9.2f}{in_compile:11.2f}{ratio:7.2f}x")
+            print(
+                f"{count:8}  {way:14}{in_pass:9.2f}{in_pass / count * 1e3:11.2f}{in_compile:11.2f}"
+                f"{ratio:7.2f}x{resident:7.0f}"
+            )
 
 
 if __name__ == "__main__":
