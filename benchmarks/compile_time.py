@@ -3,8 +3,9 @@
     make bench
 
 Each is compiled in a fresh process, in interleaved rounds; the figures are medians, and ratios of
-this one run. Time is processor time: compiling has one thread. The naive chain has the same updates,
-but TVM's passes see them as they are written: a tuple type of n fields in each of n bindings.
+this one run. Time is processor time: compiling has one thread. The naive chain has the same
+updates, but TVM's passes see them as they are written: a tuple type of n fields in each of n
+bindings.
 """
 
 from __future__ import annotations
@@ -59,9 +60,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--naive-up-to", type=int, default=500, help="beyond, none is written")
     args = parser.parse_args()
-    print(
-        f"{'weights':>8}  {'way':14}{'pass s':>9}{'ms/weight':>11}{'compile s':>11}{'ratio':>8}{'MB':>7}"
-    )
+    head = f"{'weights':>8}  {'way':14}{'pass s':>9}{'ms/weight':>11}{'compile s':>11}"
+    print(f"{head}{'ratio':>8}{'MB':>7}")
     for count in args.counts:
         ways = [way for way in WAYS if way != "naive chain" or count <= args.naive_up_to]
         costs: dict[str, list[tuple[float, float, float]]] = {way: [] for way in ways}
