@@ -44,6 +44,15 @@ PIPELINES = {
     "by hand": _by_hand,
 }
 
+# Where other passes run between the plan and the pipeline, the plan is of another function.
+IS_FUSED = {
+    "compile": False,
+    "compiled mode": False,
+    "cpu default": True,
+    "by hand": True,
+    "passes first": None,
+}
+
 
 def load(mod, pipeline="compile"):
     """Compile a module; the virtual machine that runs it."""

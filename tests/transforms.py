@@ -13,6 +13,7 @@ from tvm import relax
 
 RANDOM = np.random.default_rng(0)
 SIZES = {"n": 5, "m": 7}  # of symbolic dimensions
+NUMBER = 3  # of every other one, and of a number that is a weight
 
 # -- running both ways ------------------------------------------------------------------------
 
@@ -22,12 +23,23 @@ def argument(ty, sizes=SIZES):
     if isinstance(ty, relax.TupleType):
         return [argument(field, sizes) for field in ty.fields]
     if isinstance(ty, tvm.ir.PrimType):
-        return 3
-    shape = [sizes[d.name] if isinstance(d, tvm.tirx.Var) else int(d) for d in ty.shape.values]
+        return NUMBER
+    if isinstance(ty, relax.AnyType):
+        return RANDOM.integers(-100, 100, (3, 4)).astype("float32")
+    if isinstance(ty, relax.ShapeType):
+        return tvm_ffi.Shape(_dimensions(ty.values, ty.ndim, sizes))
+    shape = _dimensions(getattr(ty.shape, "values", None), ty.ndim, sizes)
     dtype = str(ty.dtype)
     if dtype == "bool":
         return np.array(bool(RANDOM.integers(2)))
     return RANDOM.integers(-100, 100, shape).astype(dtype)
+
+
+def _dimensions(values, ndim, sizes):
+    """With sizes for the symbols; a prim value for a dimension that the type does not name."""
+    if values is None:
+        return [NUMBER] * ndim
+    return [sizes.get(d.name, NUMBER) if isinstance(d, tvm.tirx.Var) else int(d) for d in values]
 
 
 def passed(value, watches=None):
@@ -91,6 +103,17 @@ def run_both(before, after, pipeline="compile", name="transform_params", sizes=S
         peak, result = live_bytes.peak_of(lambda: inplace(*taken), watches)
     assert_bitwise(result, expected)
     return Run(result, taken[-1], peak)
+
+
+def check_slots(run, params=None):
+    """Each slot of the argument holds a result or None, or the original where it has to."""
+    results = list(tensors_in(run.result))
+    for index, field in enumerate(run.argument):
+        if params is None or index in params:
+            for tensor in tensors_in(field):
+                assert any(tensor.same_as(result) for result in results)
+        else:
+            assert isinstance(field, tvm_ffi.Array) or field is not None
 
 
 # -- random transforms --------------------------------------------------------------------------

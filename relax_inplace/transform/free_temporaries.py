@@ -239,7 +239,7 @@ class _Pool:
 
     def _call(self, var: relax.Var, call: relax.Call) -> None:
         op = call.op
-        if isinstance(op, ir.GlobalVar):
+        if isinstance(op, (ir.GlobalVar, relax.Var)):  # a variable: a function that is a parameter
             if op in self._kernels:  # holds nothing when it returns
                 return
             self._grow(var, None)

@@ -1,25 +1,15 @@
 """Random transforms: the same bits in place as out of place, and the plan is what happens."""
 
 import tvm
-import tvm_ffi
 from hypothesis import assume, given, note
 from hypothesis import strategies as st
-from pipelines import PIPELINES
-from transforms import NOTES, SIZES, run_both, tensors_in, transforms
+from pipelines import IS_FUSED, PIPELINES
+from transforms import NOTES, SIZES, check_slots, run_both, transforms
 from tvm import relax
 from tvm.script import from_source
 
 from relax_inplace.analysis import plan_memory
 from relax_inplace.transform import InplaceTransformParams
-
-# Where other passes run between the plan and the pipeline, the plan is of another function.
-IS_FUSED = {
-    "compile": False,
-    "compiled mode": False,
-    "cpu default": True,
-    "by hand": True,
-    "passes first": None,
-}
 
 # In "passes first", out of place too: on a read of a read where num_input is not set, and on a
 # kernel whose buffers are declared with other dtypes of their extents than the operators'.
@@ -54,14 +44,3 @@ def test_any_transform(transform, pipeline):
             assert run.peak == plan.peak
         elif isinstance(plan.peak, int):
             assert run.peak <= plan.peak
-
-
-def check_slots(run, params):
-    """Each slot of the argument holds a result or None, or the original where it has to."""
-    results = list(tensors_in(run.result))
-    for index, field in enumerate(run.argument):
-        if params is None or index in params:
-            for tensor in tensors_in(field):
-                assert any(tensor.same_as(result) for result in results)
-        else:
-            assert isinstance(field, tvm_ffi.Array) or field is not None
