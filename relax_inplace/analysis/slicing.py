@@ -150,7 +150,11 @@ def _cone(
     used_in: Mapping[Step, set[Step]],
     outputs: set[relax.Var],
 ) -> list[Step] | None:
-    """The steps that only serve to compute what ``last`` does, in order."""
+    """The steps that only serve to compute what ``last`` does, in order.
+
+    None if they cannot run as one: one of them may not be split, or a step that is none of them has
+    to run between two of them.
+    """
     cone = {last}
     for step in reversed(order):
         if (
@@ -162,6 +166,14 @@ def _cone(
             cone.add(step)
     if any(s.is_impure or s.runs_first or isinstance(s, SlicedStep) for s in cone):
         return None
+    behind: set[Step] = set()  # other steps that run after one of the cone
+    for step in order:
+        if not step.after.keys().isdisjoint(behind) or (
+            step not in cone and not step.after.keys().isdisjoint(cone)
+        ):
+            if step in cone:
+                return None
+            behind.add(step)
     return [step for step in order if step in cone]
 
 
