@@ -190,7 +190,7 @@ class _Writer:
             kind = "cast back"
         return self.write(kind, a, values, static)
 
-    def write(self, kind, a, values, static):  # noqa: PLR0911, PLR0912  one case a kind
+    def write(self, kind, a, values, static):  # one case a kind
         if kind == "unary":
             op = self.pick(["exp", "negative", "sqrt", "tanh"])
             return [self.emit(a.shape, f"R.{op}({a.name})")]

@@ -1,6 +1,6 @@
 """What is known of a function before it is changed. Reads IR, changes none."""
 
-import tvm  # noqa: F401, I001  first: what is imported with it imports parts of this package
+import tvm  # noqa: F401  first: what is imported with it imports parts of this package
 
 from .memory_limit import MemoryLimitError
 from .memory_plan import MemoryPlan, plan_memory

@@ -1,6 +1,6 @@
 """The passes. Each is a ``tvm.transform.Pass``, as TVM's own are."""
 
-import tvm  # noqa: F401, I001  first: what is imported with it imports parts of this package
+import tvm  # noqa: F401  first: what is imported with it imports parts of this package
 
 from .check_contiguous import CheckContiguous
 from .free_temporaries import FreeTemporaries

@@ -4,7 +4,6 @@ import collections
 import itertools
 
 import pytest
-import tvm  # noqa: F401  registers, before parts of relax_inplace are imported
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transforms import transforms
@@ -27,11 +26,9 @@ def run_by_definition(problem, order):
         before = sum(problem.sizes[b] for b in live)
         allocated = set(problem.allocates[step])
         after = {b for b in live | allocated if b in problem.kept or b in to_come}
-        worst = {
-            None: lambda: max(fused(problem, step, live), unfused(problem, step, live, after)),
-            True: lambda: fused(problem, step, live),
-            False: lambda: unfused(problem, step, live, after),
-        }[problem.fused]()
+        by_kernel = unfused(problem, step, live, after)
+        at_once = fused(problem, step, live)
+        worst = {None: max(by_kernel, at_once), True: at_once, False: by_kernel}[problem.fused]
         lives.append(Live(before, worst, sum(problem.sizes[b] for b in after)))
         live = after
     return lives
@@ -69,9 +66,7 @@ def valid_orders(problem, first):
 def is_valid(problem, order):
     position = {step: number for number, step in enumerate(order)}
     return sorted(order) == list(range(len(problem.steps))) and all(
-        position[other] < position[step]
-        for step in order
-        for other in problem.steps[step].after
+        position[other] < position[step] for step in order for other in problem.steps[step].after
     )
 
 
@@ -186,9 +181,7 @@ def test_merged_groups_are_as_good_as_one_search(parts):
 
 def chain(sizes):
     """A weight and what becomes of it, each read once; the last is kept."""
-    steps = [
-        StepCost([({i}, [i + 1], 0)], {i - 1} if i else set()) for i in range(len(sizes) - 1)
-    ]
+    steps = [StepCost([({i}, [i + 1], 0)], {i - 1} if i else set()) for i in range(len(sizes) - 1)]
     return Problem(sizes, {0}, {len(sizes) - 1}, steps)
 
 
