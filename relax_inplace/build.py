@@ -32,8 +32,8 @@ import tvm
 from tvm import ir, relax
 from tvm.relax import vm_build
 
-from .analysis import check_ownership, functions_that_update
-from .analysis.updates import bindings_of, expanded_parameter
+from .analysis.ownership import check_ownership
+from .analysis.updates import bindings_of, expanded_parameter, functions_that_update
 from .op import is_update, the_op
 from .transform.check_contiguous import check_contiguous
 from .transform.free_temporaries import free_temporaries

@@ -10,6 +10,7 @@ import ctypes
 import weakref
 
 import numpy as np
+import tvm  # noqa: F401  whose runtime registers the allocation that is recorded
 import tvm_ffi
 
 _ALLOC = "vm.builtin.alloc_storage"

@@ -1,5 +1,7 @@
 """What is known of a function before it is changed. Reads IR, changes none."""
 
+import tvm  # noqa: F401  first: what is imported with it imports parts of this package
+
 from .memory_limit import MemoryLimitError
 from .memory_plan import MemoryPlan, plan_memory
 from .ownership import OwnershipError, check_ownership

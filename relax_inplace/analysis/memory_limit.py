@@ -10,7 +10,10 @@ schedule fits: the error says the least that would.
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Mapping
+
+from tvm import relax
 
 from ..errors import StructuredError
 from .kernels import Kernels
@@ -21,6 +24,7 @@ from .transform_graph import Step, TransformGraph
 __all__ = ["MemoryLimitError", "bytes_of_limit", "plan_within"]
 
 
+_LARGEST = (1 << 63) - 1  # a prim value of the check
 _Undo = dict[Step, tuple[dict[Step, None], dict[Step, None]]]
 
 
@@ -52,22 +56,23 @@ def bytes_of_limit(
     Raises
     ------
     ValueError
-        It is not positive, or a factor of weights whose bytes are not known.
+        It is not a number between 0 and 2**63, or a factor of weights whose bytes are not known.
     """
-    if isinstance(limit, bool) or not isinstance(limit, (int, float)) or limit <= 0:
+    is_number = isinstance(limit, numbers.Real) and not isinstance(limit, bool)
+    if not is_number or not 0 < limit <= _LARGEST:
         raise ValueError(
             f"memory_limit={limit!r}: expected bytes (an int), or a factor of the weights' bytes "
-            "(a float), above 0"
+            "(a float), above 0 and below 2**63"
         )
-    if isinstance(limit, int):
-        return limit
+    if isinstance(limit, numbers.Integral):
+        return int(limit)
     weights = plan_graph(graph, None, bounds).with_sizes().live_at_start
     if not isinstance(weights, int):
         raise ValueError(
             f"memory_limit={limit!r} is a factor of the weights' bytes, which are {weights}: give "
             "bytes, or give the function the attribute tir_var_upper_bound"
         )
-    return int(limit * weights)
+    return min(int(float(limit) * weights), _LARGEST)
 
 
 def plan_within(
@@ -203,7 +208,7 @@ def _put_in(graph: TransformGraph, sliced: SlicedStep) -> _Undo:
 def _restore(
     graph: TransformGraph,
     steps: list[Step],
-    step_of: dict,  # type: ignore[type-arg]
+    step_of: dict[relax.Var, Step],
     undo: _Undo,
 ) -> None:
     graph.steps = steps

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import TypeAlias
 
 import tvm_ffi
 from tvm import ir, relax, tirx
@@ -30,7 +31,7 @@ __all__ = ["MOST_SLICES", "SlicedStep", "Slicing", "find_slicing", "sliced_type"
 
 MOST_SLICES = 256  # the slices are written out one after the other
 
-Operand = Weight | relax.Var
+Operand: TypeAlias = Weight | relax.Var
 
 
 @dataclasses.dataclass
@@ -126,8 +127,8 @@ def split(
     current = step
     while True:
         cone = _cone(order, current, used_in, outputs)
-        slicing = find_slicing(graph, cone, kernels) if cone is not None else None
-        if slicing is not None and step in cone:
+        slicing = find_slicing(graph, cone, kernels) if step in cone else None
+        if slicing is not None:
             ways.append(_sliced_step(cone, slicing))
         readers = used_in.get(current, set())
         is_output = any(kernel.binding.var in outputs for kernel in current.kernels)
@@ -149,8 +150,12 @@ def _cone(
     last: Step,
     used_in: Mapping[Step, set[Step]],
     outputs: set[relax.Var],
-) -> list[Step] | None:
-    """The steps that only serve to compute what ``last`` does, in order."""
+) -> list[Step]:
+    """The steps that only serve to compute what ``last`` does, in order.
+
+    Empty if they cannot run as one: one of them may not be split, or a step that is none of them
+    has to run between two of them.
+    """
     cone = {last}
     for step in reversed(order):
         if (
@@ -161,7 +166,15 @@ def _cone(
         ):
             cone.add(step)
     if any(s.is_impure or s.runs_first or isinstance(s, SlicedStep) for s in cone):
-        return None
+        return []
+    behind: set[Step] = set()  # other steps that run after one of the cone
+    for step in order:
+        if not step.after.keys().isdisjoint(behind) or (
+            step not in cone and not step.after.keys().isdisjoint(cone)
+        ):
+            if step in cone:
+                return []
+            behind.add(step)
     return [step for step in order if step in cone]
 
 
@@ -341,7 +354,8 @@ def _axis_of(region: ir.TensorRegion, spatial: relax.Var) -> int | None:
 
 def _is_index_only(block: SBlock, spatial: relax.Var) -> bool:
     """Whether a variable is used as an index, and for nothing else."""
-    uses, indices = [], []
+    uses: list[relax.Var] = []
+    indices: list[relax.Var] = []
 
     def visit_var(var: relax.Var) -> None:
         if var.same_as(spatial):

@@ -26,7 +26,7 @@ their worst; then those that grow it, by the reverse of what they give back (Abd
 "Scheduling to minimize maximum cumulative cost subject to series-parallel precedence constraints",
 1978; Liu, "An application of generalized tree pebbling to sparse matrix factorization", 1987). The
 moves of a connected group are found by best-first search over the sets of its steps. A group whose
-search visits more than ``SEARCH_LIMIT`` sets is ordered by a heuristic instead: always the step
+search tries more than ``SEARCH_LIMIT`` steps is ordered by a heuristic instead: always the step
 that is ready and frees most, of those the one of least rise.
 """
 
@@ -40,7 +40,7 @@ from typing import Any
 
 __all__ = ["SEARCH_LIMIT", "Live", "Problem", "StepCost", "least_peak_order"]
 
-SEARCH_LIMIT = 4096
+SEARCH_LIMIT = 1 << 16  # from all sets that it visits, together
 
 
 @dataclasses.dataclass
@@ -243,7 +243,7 @@ def least_peak_order(problem: Problem, first: Sequence[int] = ()) -> tuple[list[
             ahead, behind = _Search(problem, group, set(first)).moves()
         except _TooLargeError:
             is_exact = False
-            ahead, behind = _moves_of(problem, _greedy(problem, group, set(first)), set(first))
+            ahead, behind = _moves_of(problem, _greedy(problem, group, set(first)), first)
         forward.append(ahead)
         backward.append(behind)
     order = list(first)
@@ -265,7 +265,7 @@ def _groups(problem: Problem, first: set[int]) -> list[list[int]]:
         return step
 
     for buffer, readers in enumerate(problem.readers):
-        if buffer not in problem.kept:
+        if buffer not in problem.kept and problem.sizes[buffer]:
             steps = [step for step in readers if step not in first]
             for step in steps[1:]:
                 parent[find(step)] = find(steps[0])
@@ -296,7 +296,7 @@ def _merged(moves: list[list[_Move]]) -> Iterator[_Move]:
 
 
 class _TooLargeError(Exception):
-    """The search visits too many sets."""
+    """The search tries too many steps."""
 
 
 class _Search:
@@ -312,14 +312,15 @@ class _Search:
             return sum(bit[step] for step in steps if step not in first)
 
         self.after = [mask(problem.steps[step].after) for step in group]
-        self.before = [0] * len(group)
-        for i, needed in enumerate(self.after):
-            for j in range(len(group)):
-                if needed >> j & 1:
-                    self.before[j] |= 1 << i
+        before: dict[int, list[int]] = {step: [] for step in group}
+        for step in group:
+            for other in problem.steps[step].after - first:
+                before[other].append(step)
+        self.before = [mask(before[step]) for step in group]
+        used = set().union(*(problem.uses[step] for step in group)) - problem.kept
+        readers = {b: mask(problem.readers[b]) for b in used if problem.sizes[b]}
         self.freeable = [
-            [(b, mask(problem.readers[b])) for b in problem.uses[step] if b not in problem.kept]
-            for step in group
+            [(b, readers[b]) for b in problem.uses[step] if b in readers] for step in group
         ]
         self.costs: dict[tuple[int, tuple[int, ...]], tuple[int, int]] = {}
         self.left = SEARCH_LIMIT
@@ -374,10 +375,10 @@ class _Search:
             seen.add(mask)
             if mask != start and level <= 0:
                 return rise, mask, [self.group[i] for i in path]
-            self.left -= 1
-            if self.left < 0:
-                raise _TooLargeError
             for i, reached, step_rise, delta in neighbours(mask):
+                self.left -= 1
+                if self.left < 0:
+                    raise _TooLargeError
                 if reached not in seen:
                     higher = max(rise, level + step_rise)
                     heapq.heappush(heap, (higher, level + delta, (*path, i), reached))
@@ -386,31 +387,53 @@ class _Search:
 
 def _greedy(problem: Problem, group: list[int], first: set[int]) -> list[int]:
     """Always the ready step that frees most, of those the one of least rise."""
-    members, done, order = set(group), set(first), []
-    while members:
-        costs = []
-        for step in members:
-            if problem.steps[step].after <= done:
-                dying = problem.dying(step, done)
-                costs.append((problem.delta(step, dying), problem.rise(step, dying), step))
-        step = min(costs)[2]
-        members.remove(step)
+    done: set[int] = set(first)
+    order: list[int] = []
+    left: dict[int, set[int]] = {}  # of each buffer the readers that have not run
+    waits_for = {step: len(problem.steps[step].after - first) for step in group}
+    later: dict[int, list[int]] = {step: [] for step in group}
+    for step in group:
+        for buffer in problem.uses[step]:
+            left.setdefault(buffer, set()).add(step)
+        for other in problem.steps[step].after - first:
+            later[other].append(step)
+    heap: list[tuple[int, int, int]] = []
+
+    def offer(step: int) -> None:
+        dying = [b for b in problem.uses[step] if len(left[b]) == 1 and b not in problem.kept]
+        entry = problem.delta(step, dying), problem.rise(step, dying), step
+        heapq.heappush(heap, entry)
+
+    for step in group:
+        if not waits_for[step]:
+            offer(step)
+    while heap:
+        step = heapq.heappop(heap)[2]
+        if step in done:
+            continue  # offered again since, when it became the last to read a buffer
         done.add(step)
         order.append(step)
+        changed: dict[int, None] = {}
+        for other in later[step]:
+            waits_for[other] -= 1
+            changed[other] = None
+        for buffer in problem.uses[step]:
+            left[buffer].remove(step)
+            if len(left[buffer]) == 1:
+                changed.update(dict.fromkeys(left[buffer]))
+        for other in changed:
+            if not waits_for[other]:
+                offer(other)
     return order
 
 
 def _moves_of(
-    problem: Problem, order: list[int], first: set[int]
+    problem: Problem, order: list[int], first: Sequence[int]
 ) -> tuple[list[_Move], list[_Move]]:
     """The moves of a group whose order is given."""
-    done = set(first)
-    rises, levels = [], [0]
-    for step in order:
-        dying = problem.dying(step, done)
-        rises.append(levels[-1] + problem.rise(step, dying))
-        levels.append(levels[-1] + problem.delta(step, dying))
-        done.add(step)
+    lives = problem.simulate([*first, *order])[len(first) :]
+    rises = [live.worst for live in lives]
+    levels = [lives[0].before, *(live.after for live in lives)]
     bottom = max(i for i, level in enumerate(levels) if level == min(levels))
     forward, start = [], 0
     for end in range(1, bottom + 1):

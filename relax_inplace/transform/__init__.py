@@ -1,5 +1,7 @@
 """The passes. Each is a ``tvm.transform.Pass``, as TVM's own are."""
 
+import tvm  # noqa: F401  first: what is imported with it imports parts of this package
+
 from .check_contiguous import CheckContiguous
 from .free_temporaries import FreeTemporaries
 from .inplace_transform_params import InplaceTransformParams
