@@ -10,7 +10,8 @@ the same arithmetic, and the bits are the same.
 
 The steps that only serve to compute one value, its *cone*, run as one step of ``n`` slices: each
 slice of an operand is copied, goes through the operators of the cone, and is written into the new
-tensor. That is the whole new tensor, and the temporaries of one slice.
+tensor. That is the whole new tensor, and the temporaries of one slice. The slice of an operand
+stays from the first step of the cone that reads it to the last.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ class Slicing:
 
     Attributes
     ----------
-    kernels : list of Kernel
-        Of its cone, in order.
+    steps : list of Step
+        Of its cone, in order. What is one kernel after fusion stays one in each slice.
     axes : dict
         The axis along which each value is sliced: of the cone, weights, and results of other steps.
         Operands that are taken as a whole are not in it.
@@ -49,9 +50,14 @@ class Slicing:
         Of that axis.
     """
 
-    kernels: list[Kernel]
+    steps: list[Step]
     axes: dict[Operand, int]
     length: int
+
+    @property
+    def kernels(self) -> list[Kernel]:
+        """Of all steps, in order."""
+        return [kernel for step in self.steps for kernel in step.kernels]
 
     @property
     def result(self) -> relax.Var:
@@ -67,22 +73,36 @@ class Slicing:
                 found[var] = known
         return found
 
+    def outside(self, graph: TransformGraph) -> set[Operand]:
+        """What more than one step sees: the result, and what one computes and another reads."""
+        seen: set[Operand] = {self.result}
+        for step in self.steps:
+            own = {kernel.binding.var for kernel in step.kernels}
+            for kernel in step.kernels:
+                seen.update(v for v in self.operands(graph, kernel).values() if v not in own)
+        return seen
+
+    def sliced_operands(self, graph: TransformGraph, step: Step) -> list[Operand]:
+        """What a step reads slices of from outside; they are there before its first kernel runs."""
+        values = (v for kernel in step.kernels for v in self.operands(graph, kernel).values())
+        inside = {kernel.binding.var for kernel in self.kernels}
+        return [v for v in dict.fromkeys(values) if v in self.axes and v not in inside]
+
     def scratch(self, graph: TransformGraph, rows: int) -> int:
         """The most bytes that a slice of so many rows takes, besides the result as a whole."""
-        last: dict[Operand, int] = {}
-        for index, kernel in enumerate(self.kernels):
-            for operand in self.operands(graph, kernel).values():
-                last[operand] = index
-        last[self.result] = len(self.kernels)
+        last: dict[Operand, Kernel | None] = {}
+        for kernel in self.kernels:
+            last.update(dict.fromkeys(self.operands(graph, kernel).values(), kernel))
+        last[self.result] = None
         live: dict[Operand, int] = {}
         most = 0
-        for index, kernel in enumerate(self.kernels):
-            values = [o for o in self.operands(graph, kernel).values() if o in self.axes]
-            for value in [*values, kernel.binding.var]:
-                if value not in live:
-                    live[value] = self._slice_bytes(value, rows)
-            most = max(most, sum(live.values()))
-            live = {value: size for value, size in live.items() if last[value] > index}
+        for step in self.steps:
+            for value in self.sliced_operands(graph, step):
+                live[value] = self._slice_bytes(value, rows)
+            for kernel in step.kernels:
+                live[kernel.binding.var] = self._slice_bytes(kernel.binding.var, rows)
+                most = max(most, sum(live.values()))
+                live = {value: size for value, size in live.items() if last[value] is not kernel}
         return most
 
     def _slice_bytes(self, value: Operand, rows: int) -> int:
@@ -199,7 +219,7 @@ def find_slicing(graph: TransformGraph, cone: Sequence[Step], kernels: Kernels) 
         return None
     axes: dict[Operand, int | None] = {result: 0}
     inside = {kernel.binding.var for kernel in bindings}
-    slicing = Slicing(bindings, {}, shape[0])
+    slicing = Slicing(list(cone), {}, shape[0])
     for kernel in reversed(bindings):
         var, value = kernel.binding.var, kernel.binding.value
         axis = axes.get(var)

@@ -251,24 +251,30 @@ class _Writer:
             block.bindings.append(relax.VarBinding(var, value))
 
     def _sliced(self, step: SlicedStep) -> None:
-        """Slice by slice: each operand's is read, the operators run, the result's is written."""
+        """Slice by slice: each operand's is read, the operators run, the result's is written.
+
+        What is fused out of place is so here: fused kernels may round differently from others.
+        """
         slicing, length = step.slicing, step.slicing.length
         whole_ty = slicing.result.ty
+        outside = slicing.outside(self.graph)
         whole: relax.Var | None = None
         for start in range(0, length, step.rows()):
             rows = min(step.rows(), length - start)
             made: dict[Operand, relax.Var] = {}
-            for kernel in slicing.kernels:
-                operands: dict[relax.Var, relax.Expr] = {}
-                for var, operand in slicing.operands(self.graph, kernel).items():
-                    operands[var] = self._operand(var, False)
-                    axis = slicing.axes.get(operand)
-                    if axis is not None:
-                        if operand not in made:
-                            made[operand] = self._slice(operands[var], axis, start, rows)
-                        operands[var] = made[operand]
-                var = kernel.binding.var
-                made[var] = self.bind(var.name, with_operands(kernel.binding.value, operands))
+            for part in slicing.steps:
+                for operand in slicing.sliced_operands(self.graph, part):
+                    if operand not in made:
+                        made[operand] = self._slice(operand, slicing.axes[operand], start, rows)
+                for kernel in part.kernels:
+                    operands: dict[relax.Var, relax.Expr] = {
+                        var: made[operand] if operand in made else self._operand(var, False)
+                        for var, operand in slicing.operands(self.graph, kernel).items()
+                    }
+                    var = kernel.binding.var
+                    value = with_operands(kernel.binding.value, operands)
+                    is_local = var not in outside
+                    made[var] = self.bind(var.name, value, part.is_fused, is_local)
             kernel_var = self.slice_kernels.writer(whole_ty, 0, rows)
             args = [made[slicing.result], relax.prim_value(start)]
             if whole is None:
@@ -281,7 +287,9 @@ class _Writer:
         assert whole is not None
         self.renamed[slicing.result] = whole
 
-    def _slice(self, source: relax.Expr, axis: int, start: int, rows: int) -> relax.Var:
+    def _slice(self, operand: Operand, axis: int, start: int, rows: int) -> relax.Var:
+        is_weight = isinstance(operand, Weight)
+        source = self._read(operand) if is_weight else self._operand(operand, False)
         kernel = self.slice_kernels.reader(source.ty, axis, rows)
         args = relax.Tuple([source, relax.prim_value(start)])
         call = relax.op.call_tir(kernel, args, out_ty=sliced_type(source.ty, axis, rows))
@@ -299,10 +307,12 @@ class _Writer:
             self.blocks.append(_Block(in_dataflow))
         return self.blocks[-1]
 
-    def bind(self, name: str, value: relax.Expr, in_dataflow: bool = False) -> relax.Var:
-        """Bind a new variable."""
+    def bind(
+        self, name: str, value: relax.Expr, in_dataflow: bool = False, is_local: bool = True
+    ) -> relax.Var:
+        """Bind a new variable; in a dataflow block it may be seen in this block only."""
         value = self.normalize(value)
-        var = (relax.DataflowVar if in_dataflow else relax.Var)(name, value.ty)
+        var = (relax.DataflowVar if in_dataflow and is_local else relax.Var)(name, value.ty)
         self._block(in_dataflow).bindings.append(relax.VarBinding(var, value))
         return var
 

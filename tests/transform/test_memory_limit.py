@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import tvm_ffi
-from hypothesis import given, note, settings
+from hypothesis import assume, given, note, settings
 from hypothesis import strategies as st
 from memory import extra_mb, in_fresh_process, needs_clear_refs
-from pipelines import PIPELINES, load
-from transforms import argument, assert_bitwise, passed, run_both
+from pipelines import LLVM, PIPELINES, load
+from transforms import argument, assert_bitwise, passed, run_both, transforms
 from tvm import relax
 from tvm.script import from_source
 
@@ -228,6 +228,31 @@ class Module:
     assert run_both(mod, limited(mod, limit), pipeline).peak <= limit
 
 
+def test_what_is_fused_stays_fused_in_each_slice():
+    """A multiplication and an addition in one kernel may be rounded once, on a GPU."""
+    mod = from_source(
+        """
+@I.ir_module
+class Module:
+    @R.function
+    def transform_params(params: R.Tuple(R.Tensor((64, 16), "float32"))):
+        w = params[0]
+        with R.dataflow():
+            a = R.multiply(w, w)
+            b = R.add(a, w)
+            c = R.sum(R.exp(b), axis=1)
+            R.output(c)
+        return (c,)
+"""
+    )
+    sliced = limited(mod, 64 * 16 * 4 * 5 // 4)
+    kernels = [relax.get_default_pipeline(LLVM)(m).get_global_vars() for m in (mod, sliced)]
+    before, after = ({gvar.name_hint for gvar in gvars} for gvars in kernels)
+    fused = {name for name in before if name.startswith("fused_")}
+    assert fused
+    assert fused <= after
+
+
 # -- random transforms -------------------------------------------------------------------------
 
 
@@ -275,6 +300,21 @@ def test_any_row_wise_transform_within_any_limit(parts, share, pipeline):
     note(f"{limit=}\n{whole}\n{plan(mod, memory_limit=limit)}\n{after}")
     run = run_both(mod, after, pipeline)
     assert run.peak <= limit
+
+
+@given(transforms(), st.floats(0, 1))
+def test_any_transform_fits_or_the_error_says_what_would(transform, share):
+    mod = from_source(transform.source)
+    options = {"params": transform.params}
+    peak = plan(mod, **options).peak
+    assume(isinstance(peak, int))
+    limit = 1 + int(share * peak)
+    try:
+        limited(mod, limit, **options)
+    except MemoryLimitError as error:
+        limit = int(error.least)
+        limited(mod, limit, **options)
+    assert plan(mod, memory_limit=limit, **options).peak <= limit
 
 
 # -- the check when the function is called -----------------------------------------------------
