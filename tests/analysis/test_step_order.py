@@ -35,11 +35,15 @@ def run_by_definition(problem, order):
 
 
 def fused(problem, step, live):
-    """One kernel: what only its parts see is never allocated."""
+    """One kernel: what only its parts see is never allocated.
+
+    Of a part with several results all are, if one of them is seen outside.
+    """
     kernels = problem.steps[step].kernels
     if len(kernels) == 1:
         return unfused(problem, step, live, live)
-    results = {b for b in problem.allocates[step] if b in problem.kept or problem.readers[b]}
+    seen = {b for b in problem.allocates[step] if b in problem.kept or problem.readers[b]}
+    results = {b for _, allocates, _ in kernels if seen & set(allocates) for b in allocates}
     scratch = max(scratch for _, _, scratch in kernels)
     return sum(problem.sizes[b] for b in live | results) + scratch
 
