@@ -206,7 +206,7 @@ def _put_in(graph: TransformGraph, sliced: SlicedStep) -> _Undo:
 def _restore(
     graph: TransformGraph,
     steps: list[Step],
-    step_of: dict,  # type: ignore[type-arg]
+    step_of: dict,
     undo: _Undo,
 ) -> None:
     graph.steps = steps

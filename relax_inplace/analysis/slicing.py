@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import TypeAlias
 
 import tvm_ffi
 from tvm import ir, relax, tirx
@@ -31,7 +32,7 @@ __all__ = ["MOST_SLICES", "SlicedStep", "Slicing", "find_slicing", "sliced_type"
 
 MOST_SLICES = 256  # the slices are written out one after the other
 
-Operand = Weight | relax.Var
+Operand: TypeAlias = Weight | relax.Var
 
 
 @dataclasses.dataclass
@@ -147,7 +148,7 @@ def split(
     while True:
         cone = _cone(order, current, used_in, outputs)
         slicing = find_slicing(graph, cone, kernels) if cone is not None else None
-        if slicing is not None and step in cone:
+        if slicing is not None and cone is not None and step in cone:
             ways.append(_sliced_step(cone, slicing))
         readers = used_in.get(current, set())
         is_output = any(kernel.binding.var in outputs for kernel in current.kernels)
@@ -373,7 +374,8 @@ def _axis_of(region: ir.TensorRegion, spatial: relax.Var) -> int | None:
 
 def _is_index_only(block: SBlock, spatial: relax.Var) -> bool:
     """Whether a variable is used as an index, and for nothing else."""
-    uses, indices = [], []
+    uses: list[relax.Var] = []
+    indices: list[ir.PrimExpr] = []
 
     def visit_var(var: relax.Var) -> None:
         if var.same_as(spatial):

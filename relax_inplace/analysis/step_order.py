@@ -265,9 +265,9 @@ def _groups(problem: Problem, first: set[int]) -> list[list[int]]:
             steps = [step for step in readers if step not in first]
             for step in steps[1:]:
                 parent[find(step)] = find(steps[0])
-    for index, step in enumerate(problem.steps):
+    for index, cost in enumerate(problem.steps):
         if index not in first:
-            for other in step.after - first:
+            for other in cost.after - first:
                 parent[find(other)] = find(index)
     groups: dict[int, list[int]] = collections.defaultdict(list)
     for step in range(len(problem.steps)):

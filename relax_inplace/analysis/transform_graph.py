@@ -25,7 +25,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from tvm import ir, relax
 
@@ -195,13 +195,14 @@ class Step:
 
 def _nominal(size: Size) -> int:
     value = size if isinstance(size, int) else size.at({}, 1024)
-    return int(value)
+    assert isinstance(value, int)
+    return value
 
 
 # What is known of a variable: a field of the weights, or an expression of others.
-Known = Container | Weight | relax.Expr
+Known: TypeAlias = Container | Weight | relax.Expr
 # The buffers a value lies in: of a tensor a set, of a tuple a list.
-Layout = frozenset[Buffer] | list[Any]
+Layout: TypeAlias = frozenset[Buffer] | list[Any]
 
 
 @dataclasses.dataclass

@@ -381,9 +381,9 @@ class _Writer:
             weight in self.spent and weight.is_modifiable for weight in self.weights_in[index]
         )
 
-    def _spend(self, weights: Iterable[Weight | None], not_finished: set[int]) -> None:
+    def _spend(self, spent: Iterable[Weight | None], not_finished: set[int]) -> None:
         """Empty the slots of spent weights, or replace them by outputs that are finished."""
-        weights = [weight for weight in weights if weight is not None]
+        weights = [weight for weight in spent if weight is not None]
         self.spent.update(weights)
         for weight in weights:
             index = _top(weight)
