@@ -5,7 +5,7 @@
 #include <sstream>
 #include <string>
 #include <unordered_map>
-#include <utility>
+#include <unordered_set>
 #include <vector>
 
 #include "registry.h"
@@ -16,33 +16,40 @@ namespace ffi = tvm::ffi;
 
 namespace {
 
-// A tensor of the tuple: where it is first, and how often.
+// A tensor of the tuple: where it is first, how often, and whether it stays in one of its places.
 struct Occurrence {
+  const ffi::TensorObj* tensor;
   std::string path;
-  int64_t bytes;
   int64_t count;
+  bool is_kept;
 };
 
-using Occurrences = std::vector<std::pair<const ffi::TensorObj*, Occurrence>>;
+struct Occurrences {
+  std::unordered_set<int64_t> kept;
+  int64_t leaves = 0;
+  std::vector<Occurrence> found;
+  std::unordered_map<const ffi::TensorObj*, size_t> position;
 
-}  // namespace
-
-static void Collect(const ffi::Any& value, const std::string& path, Occurrences* found,
-                    std::unordered_map<const ffi::TensorObj*, size_t>* position) {
-  if (const auto* tensor = value.as<ffi::TensorObj>()) {
-    const auto [entry, is_new] = position->emplace(tensor, found->size());
-    if (is_new) {
-      const int64_t bytes = static_cast<int64_t>(ffi::GetDataSize(*tensor));
-      found->push_back({tensor, Occurrence{path, bytes, 0}});
+  void Collect(const ffi::Any& value, const std::string& path) {
+    if (const auto* fields = value.as<ffi::ArrayObj>()) {
+      int64_t index = 0;
+      for (const ffi::Any& field : *fields) {
+        Collect(field, path + "[" + std::to_string(index++) + "]");
+      }
+      return;
     }
-    ++(*found)[entry->second].second.count;
-  } else if (const auto* fields = value.as<ffi::ArrayObj>()) {
-    int64_t index = 0;
-    for (const ffi::Any& field : *fields) {
-      Collect(field, path + "[" + std::to_string(index++) + "]", found, position);
+    const bool is_kept = kept.count(leaves++) > 0;
+    if (const auto* tensor = value.as<ffi::TensorObj>()) {
+      const auto [entry, is_new] = position.emplace(tensor, found.size());
+      if (is_new) found.push_back({tensor, path, 0, false});
+      Occurrence& occurrence = found[entry->second];
+      ++occurrence.count;
+      occurrence.is_kept |= is_kept;
     }
   }
-}
+};
+
+}  // namespace
 
 /*!
  * \brief Checks that the peak of a function that converts weights is within its limit.
@@ -53,30 +60,24 @@ static void Collect(const ffi::Any& value, const std::string& path, Occurrences*
  * \param function The function's name.
  * \param limit Bytes that live memory may take, the weights included.
  * \param peak Bytes that it takes at most, by the plan.
- * \param kept The fields of the tuple that the function does not free.
+ * \param kept The weights that the function does not free, counted through nested tuples.
  * \param tuple The weights.
  * \throws ValueError Names the figures, and the weights that are held elsewhere.
  */
 static void CheckMemoryLimit(const ffi::String& function, int64_t limit, int64_t peak,
                              const ffi::Shape& kept, ffi::AnyView tuple) {
-  const auto* fields = tuple.as<ffi::ArrayObj>();
-  TVM_FFI_CHECK(fields != nullptr, TypeError)
+  TVM_FFI_CHECK(tuple.as<ffi::ArrayObj>() != nullptr, TypeError)
       << "vm.builtin.check_memory_limit: expected a tuple (ffi.Array), but got `"
       << tuple.GetTypeKey() << "`";
-  std::vector<bool> is_freed(fields->size(), true);
-  for (int64_t index : kept) is_freed.at(index) = false;
-  Occurrences found;
-  std::unordered_map<const ffi::TensorObj*, size_t> position;
-  for (size_t i = 0; i < fields->size(); ++i) {
-    if (is_freed[i]) Collect((*fields)[i], "[" + std::to_string(i) + "]", &found, &position);
-  }
+  Occurrences occurrences{{kept.begin(), kept.end()}};
+  occurrences.Collect(tuple, "");
   int64_t held = 0;
   int64_t held_count = 0;
   std::ostringstream held_names;
-  for (const auto& [tensor, occurrence] : found) {
-    const int64_t references = ffi::GetRef<ffi::Tensor>(tensor).use_count() - 1;
-    if (references <= occurrence.count) continue;
-    held += occurrence.bytes;
+  for (const Occurrence& occurrence : occurrences.found) {
+    const int64_t references = ffi::GetRef<ffi::Tensor>(occurrence.tensor).use_count() - 1;
+    if (references <= occurrence.count || occurrence.is_kept) continue;
+    held += static_cast<int64_t>(ffi::GetDataSize(*occurrence.tensor));
     if (++held_count <= 4) held_names << (held_count > 1 ? ", " : "") << occurrence.path;
   }
   if (peak + held <= limit) return;

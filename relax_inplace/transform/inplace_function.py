@@ -204,8 +204,8 @@ class _Writer:
         freed = set(self.schedule.freed_first).union(*self.schedule.frees)
         kept = [
             index
-            for index, weights in enumerate(self.weights_in)
-            if not any(weight.buffer in freed for weight in weights)
+            for index, weight in enumerate(self.graph.root.weights())
+            if weight.buffer not in freed
         ]
         operands = [
             ir.StringImm(name),

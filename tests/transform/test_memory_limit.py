@@ -361,6 +361,36 @@ def test_a_weight_that_stays_may_be_referred_to():
     assert taken[1].same_as(held)
 
 
+def test_a_weight_that_stays_in_one_of_its_slots():
+    tensor = passed(weights(1))[0]
+    taken = tvm_ffi.Array([tensor, tensor])
+    mod = transform([(8, 4), (8, 4)], ["a = R.exp(w0)"], ["a", "w1"])
+    called(limited(mod, 3 * SIZE), taken)
+    assert taken[1].same_as(tensor)
+
+
+def test_a_weight_that_stays_in_a_nested_tuple():
+    mod = from_source(
+        """
+@I.ir_module
+class Module:
+    @R.function
+    def transform_params(
+        params: R.Tuple(R.Tuple(R.Tensor((8, 4), "float32"), R.Tensor((8, 4), "float32")))
+    ):
+        pair = params[0]
+        w = pair[0]
+        v = pair[1]
+        a = R.exp(w)
+        return ((a, v),)
+"""
+    )
+    taken = passed([weights()])
+    held = taken[0][1]
+    result = called(limited(mod, 3 * SIZE), taken)
+    assert result[0][1].same_as(held)
+
+
 def test_a_weight_that_is_not_among_params_may_be_referred_to():
     taken = passed(weights())
     held = taken[1]
