@@ -164,7 +164,8 @@ def _with_pool_emptied(function: relax.Function, kernels: set[ir.GlobalVar]) -> 
         function = rewrite_bindings(function, lambda _sequence: rewrite)
     if pool.holds_any():
         body = function.body
-        blocks = [*body.blocks[:], relax.BindingBlock([_clear()])]
+        *blocks, last = body.blocks[:]  # all of lowered code is in plain blocks
+        blocks.append(relax.BindingBlock([*last.bindings[:], _clear()]))
         function = with_body(function, relax.SeqExpr(blocks, body.body, body.span))
     return function
 
