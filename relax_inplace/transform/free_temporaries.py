@@ -34,7 +34,7 @@ from tvm import ir, relax, tirx
 
 from ..analysis.updates import bindings_of, functions_that_update
 from ..op import BUILTIN, VOID, is_statement
-from .binding_rewriter import rewrite_bindings, with_body
+from .binding_rewriter import rewrite_bindings, with_blocks, with_body
 
 __all__ = ["FreeTemporaries"]
 
@@ -166,7 +166,7 @@ def _with_pool_emptied(function: relax.Function, kernels: set[ir.GlobalVar]) -> 
         body = function.body
         *blocks, last = body.blocks[:]  # all of lowered code is in plain blocks
         blocks.append(relax.BindingBlock([*last.bindings[:], _clear()]))
-        function = with_body(function, relax.SeqExpr(blocks, body.body, body.span))
+        function = with_body(function, with_blocks(body, blocks))
     return function
 
 
