@@ -11,7 +11,16 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from tvm import ir, relax, sym, tirx
 
-__all__ = ["ByteSize", "LargestOf", "Size", "at_bounds", "largest", "size_of", "tensors_in"]
+__all__ = [
+    "ByteSize",
+    "LargestOf",
+    "Size",
+    "at_bounds",
+    "largest",
+    "size_of",
+    "tensors_in",
+    "unknown_size",
+]
 
 
 class ByteSize:
@@ -66,6 +75,10 @@ class ByteSize:
         """Whether it is at least the other one, whatever the dimensions."""
         difference = self - other
         return all(factor > 0 for factor in difference.terms.values())
+
+    def unknown(self) -> list[str]:
+        """The names of tensors whose types do not say how large they are."""
+        return [text.strip("|") for text in self.terms if text.startswith("|")]
 
     def expr(self) -> ir.PrimExpr:
         """As an expression of TVM."""
@@ -130,6 +143,11 @@ class LargestOf:
 
     __repr__ = __str__
 
+    def unknown(self) -> list[str]:
+        """The names of tensors whose types do not say how large they are."""
+        sizes = [size for size in self.sizes if isinstance(size, ByteSize)]
+        return [name for size in sizes for name in size.unknown()]
+
     def expr(self) -> ir.PrimExpr:
         """As an expression of TVM."""
         result, *others = (_as_expr(size) for size in self.sizes)
@@ -184,11 +202,16 @@ def size_of(ty: ir.Type, name: str = "?") -> Size:
     return total
 
 
+def unknown_size(name: str) -> ByteSize:
+    """What a type does not say: ``|name|``."""
+    text = f"|{name}|"
+    return ByteSize({text: 1}, {text: tirx.Var(text, "int64")})
+
+
 def _tensor_size(ty: relax.TensorType, name: str) -> Size:
     shape = ty.shape
     if not isinstance(shape, relax.ShapeExpr) or ty.dtype is None:
-        text = f"|{name}|"
-        return ByteSize({text: 1}, {text: tirx.Var(text, "int64")})
+        return unknown_size(name)
     dtype = ty.dtype
     factor = (dtype.dtype.bits * dtype.dtype.lanes + 7) // 8
     symbolic = []

@@ -19,7 +19,7 @@ from ..errors import StructuredError
 from .kernels import Kernels
 from .schedule import Schedule, plan_graph
 from .slicing import MOST_SLICES, SlicedStep, split
-from .transform_graph import Step, TransformGraph
+from .transform_graph import Step, TransformGraph, UnsupportedTransformError
 
 __all__ = ["MemoryLimitError", "bytes_of_limit", "plan_within"]
 
@@ -85,11 +85,20 @@ def plan_within(
     Raises
     ------
     MemoryLimitError
+        Nothing fits.
+    UnsupportedTransformError
+        The bytes of a tensor are not known, at run time neither.
     """
     schedule = plan_graph(graph, None, bounds)
     hopeless: set[Step] = set()
     while True:
         peak = schedule.peak()
+        if not isinstance(peak, int) and peak.unknown():
+            raise UnsupportedTransformError.of(
+                function=graph.name,
+                reason=f"memory_limit={limit}: the bytes of `{peak.unknown()[0]}` are not known; "
+                "its type has to say its shape and dtype",
+            )
         if not isinstance(peak, int) or peak <= limit:
             return schedule
         worst = _worst_step(schedule, limit, hopeless)

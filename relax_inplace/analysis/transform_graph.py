@@ -30,7 +30,7 @@ from typing import Any, TypeAlias
 from tvm import ir, relax
 
 from ..errors import StructuredError
-from .byte_size import Size, at_bounds, size_of, tensors_in
+from .byte_size import Size, at_bounds, size_of, tensors_in, unknown_size
 from .fusion import Fusion, find_fusion
 
 __all__ = [
@@ -107,7 +107,9 @@ class Weight:
     buffer: Buffer = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
-        self.buffer = Buffer(self.name, size_of(self.ty, self.name), self)
+        is_known = not isinstance(self.ty, relax.AnyType)
+        size = size_of(self.ty, self.name) if is_known else unknown_size(self.name)
+        self.buffer = Buffer(self.name, size, self)
 
 
 @dataclasses.dataclass(eq=False)

@@ -10,8 +10,10 @@ from pipelines import LLVM, PIPELINES, load
 from transforms import argument, assert_bitwise, passed, run_both, transforms
 from tvm import relax
 from tvm.script import from_source
+from tvm.script import ir as I
+from tvm.script import relax as R
 
-from relax_inplace.analysis import MemoryLimitError, plan_memory
+from relax_inplace.analysis import MemoryLimitError, UnsupportedTransformError, plan_memory
 from relax_inplace.transform import InplaceTransformParams
 
 
@@ -440,3 +442,15 @@ def test_a_factor_of_weights_whose_bytes_are_not_known():
 def test_numpy_numbers():
     assert str(limited(doubled(), np.int64(3 * SIZE))) == str(limited(doubled(), 3 * SIZE))
     assert str(limited(doubled(), np.float32(1.5))) == str(limited(doubled(), 1.5))
+
+
+def test_bytes_that_nothing_says():
+    @I.ir_module
+    class Unknown:
+        @R.function
+        def transform_params(params: R.Tuple(R.Any)):
+            a = params[0]
+            return (a,)
+
+    with pytest.raises(UnsupportedTransformError, match="the bytes of `a` are not known"):
+        InplaceTransformParams(memory_limit=100)(Unknown)
