@@ -288,7 +288,7 @@ def row_wise(draw):
 
 
 @given(row_wise(), st.floats(0, 1), st.sampled_from(sorted(PIPELINES)))
-@settings(max_examples=100)
+@settings(max_examples=40)
 def test_any_row_wise_transform_within_any_limit(parts, share, pipeline):
     mod = transform(*parts)
     whole = plan(mod)
