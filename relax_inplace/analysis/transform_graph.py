@@ -404,6 +404,7 @@ class _Builder:
         self.last_impure: Step | None = None
         self.last_writer: dict[Buffer, Step] = {}
         self.touching: dict[Buffer, list[Step]] = {}
+        self.writers: list[Step] = []  # pure ones that overwrite an operand
         self.fusions: dict[relax.Function, Fusion] = {}
 
     def build(self) -> TransformGraph:
@@ -581,6 +582,7 @@ class _Builder:
                 step.after[self.last_impure] = None
             self.last_impure = step
         elif writes:
+            self.writers.append(step)
             self._require_own(value, uses)
 
     def _may_be_impure(self, value: relax.Expr) -> bool:
@@ -722,18 +724,38 @@ class _Builder:
                 )
 
     def _needed(self) -> list[Step]:
+        graph = self.graph
         needed: set[Step] = set()
+        used = {buffer for output in graph.outputs for buffer in buffers_of(graph.layout(output))}
         pending = [step for step in self.steps if step.is_impure or step.runs_first]
-        for output in self.graph.outputs:
-            pending += self.graph.needs(output)[0]
+        for output in graph.outputs:
+            pending += graph.needs(output)[0]
         while pending:
             step = pending.pop()
             if step not in needed:
                 needed.add(step)
+                used.update(*(kernel.uses for kernel in step.kernels))
                 pending += step.operands
+            if not pending:  # what overwrites a tensor that is used is needed, whoever reads it
+                pending = [s for s in self.writers if s not in needed and s.uses() & used]
         for step in needed:
             step.after = {other: None for other in step.after if other in needed}
-        return [step for step in self.steps if step in needed]
+        return _in_order([step for step in self.steps if step in needed])
+
+
+def _in_order(steps: list[Step]) -> list[Step]:
+    """As they are, but for a fused step that begins before another one that it needs."""
+    ordered: dict[Step, None] = {}
+    for first in steps:
+        pending = [first]
+        while pending:
+            step = pending[-1]
+            before = [other for other in step.after if other not in ordered]
+            if before:
+                pending += before[::-1]
+            else:
+                ordered[pending.pop()] = None
+    return list(ordered)
 
 
 def _field(

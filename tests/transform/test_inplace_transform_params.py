@@ -686,6 +686,16 @@ FORMS = {
         b = inner(params[0])
         return (a, b, w)
     """,
+    "a fused step that begins before one that it needs": """
+        w = params[0]
+        with R.dataflow():
+            a = R.add(w, w)
+            e = R.exp(w)
+            b = R.add(e, a)
+            unused = R.tanh(e)
+            R.output(b)
+        return (b, params[1], b)
+    """,
     "packed functions": """
         a = R.call_pure_packed("vm.builtin.copy", params[0], ty_args=R.Tensor((4, 4), "float32"))
         b = R.call_dps_packed("tests.negate", (params[1],), out_ty=R.Tensor((4, 4), "float32"))
@@ -707,6 +717,32 @@ def test_form(name, pipeline):
     before = form(name)
     lifted = relax.transform.LambdaLift() if name == "a local function" else (lambda mod: mod)
     run_both(lifted(before), lifted(rewritten(before)), pipeline)
+
+
+@I.ir_module
+class Overwritten:
+    """What overwrites a tensor is needed if the tensor is, though nobody reads its result."""
+
+    @T.prim_func(private=True, s_tir=True)
+    def double(a: T.Buffer((4, 4), "float32")):
+        for i, j in T.grid(4, 4):
+            with T.sblock("double"):
+                vi, vj = T.axis.remap("SS", [i, j])
+                a[vi, vj] = a[vi, vj] * T.float32(2)
+
+    @R.function
+    def transform_params(params: R.Tuple(R.Tensor((4, 4), "float32"))):
+        cls = Overwritten
+        a = R.negative(params[0])
+        both = (params[0], a)
+        doubled = R.call_tir_inplace(
+            cls.double, (a,), inplace_indices=[0], out_ty=R.Tensor((4, 4), "float32")
+        )
+        return (both[1],)
+
+
+def test_what_overwrites_an_output():
+    run_both(Overwritten, rewritten(Overwritten))
 
 
 @I.ir_module
