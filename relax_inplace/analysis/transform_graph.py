@@ -30,6 +30,7 @@ from typing import Any, TypeAlias
 from tvm import ir, relax
 
 from ..errors import StructuredError
+from ..op import is_update
 from .byte_size import Size, at_bounds, size_of, tensors_in, unknown_size
 from .fusion import Fusion, find_fusion
 
@@ -505,6 +506,10 @@ class _Builder:
         if isinstance(value, ir.Call):
             if self._is_reset(value):
                 return  # the releases that are planned here take its place
+            if is_update(value):
+                raise self._unsupported(
+                    f"the binding of `{var.name}` updates a tuple in place already"
+                )
             callee = value.op
             if isinstance(callee, ir.GlobalVar):
                 called = self.mod[callee] if callee in self.mod.functions else None

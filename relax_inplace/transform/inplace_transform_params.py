@@ -25,6 +25,8 @@ from ..analysis.kernels import Kernels
 from ..analysis.memory_limit import bytes_of_limit, plan_within
 from ..analysis.schedule import plan_graph
 from ..analysis.transform_graph import TransformGraph, UnsupportedTransformError
+from ..analysis.updates import bindings_of
+from ..op import is_update
 from .inplace_function import InplaceFunction, choose, write_inplace_function
 
 __all__ = ["InplaceTransformParams"]
@@ -140,13 +142,18 @@ def _selected(mod: ir.IRModule, names: Sequence[str] | None) -> list[ir.GlobalVa
     selected = {}
     for name in names:
         if name in relax_functions:
-            selected[name] = relax_functions[name]
+            if not _updates(mod[relax_functions[name]]):  # else it is rewritten already
+                selected[name] = relax_functions[name]
         elif _inplace_name(name) not in relax_functions:  # else it is rewritten already
             raise ValueError(
                 f"InplaceTransformParams: functions={list(names)}, but the module has no Relax "
                 f"function `{name}`; it has {sorted(relax_functions)}"
             )
     return list(selected.values())
+
+
+def _updates(function: relax.Function) -> bool:
+    return any(is_update(binding.value) for binding in bindings_of(function))
 
 
 def _inplace_name(name: str) -> str:

@@ -15,7 +15,7 @@ from tvm.script import ir as I
 from tvm.script import relax as R
 from tvm.script import tirx as T
 
-from relax_inplace.analysis import UnsupportedTransformError
+from relax_inplace.analysis import UnsupportedTransformError, plan_memory
 from relax_inplace.op import is_statement, is_update
 from relax_inplace.transform import InplaceTransformParams
 
@@ -821,6 +821,14 @@ def test_again_changes_nothing():
 def test_again_by_name_changes_nothing(functions):
     once = rewritten(Several, functions=functions)
     assert rewritten(once, functions=functions).same_as(once)
+
+
+def test_what_is_rewritten_already():
+    once = rewritten(OneToOne)
+    name = "inplace_transform_params"
+    assert rewritten(once, functions=name).same_as(once)
+    with pytest.raises(UnsupportedTransformError, match="`p0` updates a tuple in place already"):
+        plan_memory(once[name])
 
 
 def test_a_private_function_becomes_public():
