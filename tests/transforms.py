@@ -8,7 +8,7 @@ import numpy as np
 import tvm
 import tvm_ffi
 from hypothesis import strategies as st
-from pipelines import load
+from pipelines import IS_FUSED, load
 from tvm import relax
 
 RANDOM = np.random.default_rng(0)
@@ -18,21 +18,21 @@ NUMBER = 3  # of every other one, and of a number that is a weight
 # -- running both ways ------------------------------------------------------------------------
 
 
-def argument(ty, sizes=SIZES):
+def argument(ty, sizes=SIZES, span=100):
     """A random argument of a type, as numpy arrays; `sizes` gives the symbolic dimensions."""
     if isinstance(ty, relax.TupleType):
-        return [argument(field, sizes) for field in ty.fields]
+        return [argument(field, sizes, span) for field in ty.fields]
     if isinstance(ty, tvm.ir.PrimType):
         return NUMBER
     if isinstance(ty, relax.AnyType):
-        return RANDOM.integers(-100, 100, (3, 4)).astype("float32")
+        return RANDOM.integers(-span, span, (3, 4)).astype("float32")
     if isinstance(ty, relax.ShapeType):
         return tvm_ffi.Shape(_dimensions(ty.values, ty.ndim, sizes))
     shape = _dimensions(getattr(ty.shape, "values", None), ty.ndim, sizes)
     dtype = str(ty.dtype)
     if dtype == "bool":
         return np.array(bool(RANDOM.integers(2)))
-    return RANDOM.integers(-100, 100, shape).astype(dtype)
+    return RANDOM.integers(-span, span, shape).astype(dtype)
 
 
 def _dimensions(values, ndim, sizes):
@@ -90,7 +90,10 @@ def run_both(before, after, pipeline="compile", name="transform_params", sizes=S
     """Run before out of place and after in place on equal arguments; compare bit by bit."""
     function = before[name]
     new_name = name.replace("transform_params", "inplace_transform_params")
-    args = [argument(param.ty, sizes) for param in function.params]
+    # "passes first" fuses what neither the function nor the pass has in a dataflow block, differently
+    # in place and out of place; and TVM computes `exp(w) - exp(w)` in one kernel as 0, even of inf.
+    span = 100 if IS_FUSED[pipeline] is not None else 3
+    args = [argument(param.ty, sizes, span) for param in function.params]
     leading = int(function.attrs["num_input"]) if "num_input" in function.attrs else 0
     expected = load(before, pipeline)[name](*map(passed, args))
     weights = args[leading:]

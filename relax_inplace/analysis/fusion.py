@@ -3,10 +3,10 @@
 Definition
 ----------
 Bindings of a dataflow block that ``FuseOps`` (src/relax/transform/fuse_ops.cc) puts into one group,
-in a function as it is given, after ``LegalizeOps`` and ``AnnotateTIROpPattern``: what TVM's
-``zero_pipeline`` and its default pipelines per target do. Asked of ``FuseOps`` itself, on a copy of
-the function in which each operator is a call to a kernel of the same pattern, for which an operator
-of given attributes and operand types is legalised once.
+after ``LegalizeOps``, ``AnnotateTIROpPattern`` and ``FoldConstant``, which removes dead code: what
+TVM's ``zero_pipeline`` and its default pipelines per target do. Asked of ``FuseOps`` itself, on a
+copy of the function in which each operator is a call to a kernel of the same pattern, for which an
+operator of given attributes and operand types is legalised once.
 
 The in-place function keeps these groups together and everything else apart, so that the same
 kernels run as out of place, whether the pipeline fuses or not.
@@ -114,7 +114,6 @@ class _Finder:
     def _fused(self) -> ir.IRModule:
         functions: dict[ir.GlobalVar, ir.BaseFunc] = {}
         blocks = []
-        used = _used(self.function.body)
         for b, block in enumerate(self.function.body.blocks[:]):
             if not isinstance(block, relax.DataflowBlock):
                 blocks.append(block)
@@ -128,9 +127,7 @@ class _Finder:
                     gvar = ir.GlobalVar(f"{_PREFIX}{b}_{i}")
                     relax.expr._update_type(gvar, kernel.ty)
                     functions[gvar] = kernel
-                    # FuseOps warns of what nothing reads, unless it is an output.
-                    var = binding.var if binding.var in used else _as_output(binding.var)
-                    binding = relax.VarBinding(var, _as_call_tir(gvar, binding))
+                    binding = relax.VarBinding(binding.var, _as_call_tir(gvar, binding))
                 bindings.append(binding)
             blocks.append(relax.DataflowBlock(bindings))
         body = relax.SeqExpr(blocks, self.function.body.body)
@@ -141,6 +138,9 @@ class _Finder:
             self.function.is_pure,
             self.function.attrs,
         )
+        # As FoldConstant does, which the pipelines run before FuseOps: what is dead fuses with
+        # nothing, and keeps nothing from being fused.
+        copy = relax.analysis.remove_all_unused(copy)
         for called in relax.analysis.all_global_vars(copy):
             if called in self.mod.functions:
                 functions[called] = self.mod[called]
@@ -176,18 +176,6 @@ def _as_call_tir(gvar: ir.GlobalVar, binding: relax.VarBinding) -> ir.Call:
     return relax.Call(
         ir.Op.get("relax.call_tir"), [gvar, relax.Tuple(operands)], None, [ty], ret_ty=ty
     )
-
-
-def _used(body: relax.SeqExpr) -> set[relax.Var]:
-    used = set(relax.analysis.free_vars(body.body)[:])
-    for block in body.blocks[:]:
-        for binding in block.bindings[:]:
-            used.update(relax.analysis.free_vars(binding.value)[:])
-    return used
-
-
-def _as_output(var: relax.Var) -> relax.Var:
-    return relax.Var(var.name, var.ty)
 
 
 def _is_operand(var: relax.Var) -> bool:

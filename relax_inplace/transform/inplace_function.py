@@ -160,6 +160,7 @@ class _Writer:
         ]
         self.tuples = _Tuples(self, graph.root, graph.params, len(graph.outputs))
         self.spent: set[Weight] = set()
+        self.made: dict[Known, relax.Expr] = {}  # outputs, by what they are
         self.placed: dict[int, relax.Expr] = {}  # outputs in their slot, or in a variable
         self.returns_argument = len(fields) == len(graph.outputs) and all(
             weights[0].is_modifiable or self._is_own(index)
@@ -411,7 +412,13 @@ class _Writer:
             self.tuples.replace(self.graph.root, index, value)
 
     def _output(self, index: int) -> relax.Expr:
-        value = self._operand_of_output(self.graph.outputs[index])
+        output = self.graph.outputs[index]
+        if output not in self.made:  # two equal tuples would be taken for one, if one is updated
+            self.made[output] = self._made(output)
+        return self.made[output]
+
+    def _made(self, output: Known) -> relax.Expr:
+        value = self._operand_of_output(output)
         if isinstance(value, relax.Var):
             return value
         if isinstance(value, relax.Tuple):

@@ -696,6 +696,15 @@ FORMS = {
             R.output(b)
         return (b, params[1], b)
     """,
+    "what is dead fuses with nothing": """
+        w = params[0]
+        with R.dataflow():
+            a = R.exp(w)
+            b = R.subtract(a, a)
+            unused = R.multiply(a, a)
+            R.output(b)
+        return (b, params[1], params[2])
+    """,
     "packed functions": """
         a = R.call_pure_packed("vm.builtin.copy", params[0], ty_args=R.Tensor((4, 4), "float32"))
         b = R.call_dps_packed("tests.negate", (params[1],), out_ty=R.Tensor((4, 4), "float32"))
