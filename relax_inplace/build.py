@@ -8,7 +8,7 @@ TVM's offers:
   :mod:`~relax_inplace.transform.lower_update_chain`,
   :mod:`~relax_inplace.transform.keep_tuple_copies` and
   :mod:`~relax_inplace.transform.hide_tuple_types`;
-- after the last one: :mod:`~relax_inplace.transform.kill_checked_fields`,
+- after the last one: :mod:`~relax_inplace.transform.kill_unused_registers`,
   :mod:`~relax_inplace.transform.free_temporaries` and
   :mod:`~relax_inplace.transform.check_contiguous`, as ``VMShapeLower`` has run only then.
 
@@ -39,7 +39,7 @@ from .transform.check_contiguous import check_contiguous
 from .transform.free_temporaries import free_temporaries
 from .transform.hide_tuple_types import hide_tuple_types
 from .transform.keep_tuple_copies import keep_tuple_copies
-from .transform.kill_checked_fields import kill_checked_fields
+from .transform.kill_unused_registers import kill_unused_registers
 from .transform.lower_update_chain import lower_update_chain
 
 __all__ = ["install"]
@@ -113,7 +113,7 @@ def _without_updates(stock: Any) -> Any:
 
 def _finish(mod: ir.IRModule, updating: set[ir.GlobalVar]) -> ir.IRModule:
     """What is to be done to a lowered module."""
-    mod = free_temporaries(kill_checked_fields(mod, updating), updating)
+    mod = free_temporaries(kill_unused_registers(mod, updating), updating)
     return check_contiguous(mod, updating)
 
 

@@ -84,6 +84,7 @@ class Run:
     result: object
     argument: object
     peak: int
+    weights: list  # as they were
 
 
 def run_both(before, after, pipeline="compile", name="transform_params", sizes=SIZES):
@@ -105,7 +106,7 @@ def run_both(before, after, pipeline="compile", name="transform_params", sizes=S
         inplace = load(after, pipeline)[new_name]
         peak, result = live_bytes.peak_of(lambda: inplace(*taken), watches)
     assert_bitwise(result, expected)
-    return Run(result, taken[-1], peak)
+    return Run(result, taken[-1], peak, weights[0])
 
 
 def check_slots(run, params=None):
@@ -116,7 +117,7 @@ def check_slots(run, params=None):
             for tensor in tensors_in(field):
                 assert any(tensor.same_as(result) for result in results)
         else:
-            assert isinstance(field, tvm_ffi.Array) or field is not None
+            assert_bitwise(field, passed(run.weights[index]))
 
 
 # -- random transforms --------------------------------------------------------------------------

@@ -240,7 +240,7 @@ def _described(schedule: Schedule) -> MemoryPlan:
             buffer.name
             for kernel in step.kernels
             for buffer in kernel.allocates
-            if buffer not in kept and (buffer not in used_inside or not schedule.is_fused_away)
+            if buffer not in kept and not (schedule.fused and buffer in used_inside)
         ]
         steps.append(
             PlannedStep(
@@ -299,7 +299,7 @@ def _planned_weights(schedule: Schedule) -> list[PlannedWeight]:
         result.append(
             PlannedWeight(
                 weight.name,
-                _slot(weight),
+                ".".join(map(str, weight.path)),
                 at_bounds(weight.buffer.size, schedule.bounds),
                 moment,
                 _reason(weight, moment, schedule, readers.get(weight, []), used_by),
@@ -339,15 +339,6 @@ def _reason(
     if earlier:
         return f"{last} reads it last; read before by step {_listed(earlier)}"
     return f"{last} reads it"
-
-
-def _slot(weight: Weight) -> str:
-    path = [weight.index]
-    container: Container | None = weight.container
-    while container is not None and container.parent is not None:
-        path.append(container.index)
-        container = container.parent
-    return ".".join(map(str, reversed(path)))
 
 
 def _listed(names: list[str], shown: int = 4) -> str:

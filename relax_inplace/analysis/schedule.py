@@ -45,6 +45,16 @@ class Schedule:
     frees : list of (list of Buffer)
         What each step reads last.
     is_exact : bool
+        Whether no other order has a lower peak.
+    fused : bool or None
+        Whether the kernels of a step run as one; None for the worse of both.
+    bounds : mapping of str to int
+        Values of symbolic dimensions, for figures.
+    buffers : list of Buffer
+        All of them; ``problem`` knows them by their indices.
+    problem : Problem
+    order : list of int
+        ``steps``, by their indices in the graph.
     """
 
     graph: TransformGraph
@@ -57,11 +67,6 @@ class Schedule:
     buffers: list[Buffer]
     problem: Problem
     order: list[int]
-
-    @property
-    def is_fused_away(self) -> bool:
-        """Whether what only the kernels of one step see is never allocated."""
-        return self.fused is True
 
     def finished(self) -> list[list[int]]:
         """For each step the outputs that are finished after it; first, those that need none."""

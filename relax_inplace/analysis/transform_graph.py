@@ -107,6 +107,11 @@ class Weight:
     is_modifiable: bool
     buffer: Buffer = dataclasses.field(init=False)
 
+    @property
+    def path(self) -> list[int]:
+        """The indices that lead to it from the whole tuple."""
+        return [*self.container.path, self.index]
+
     def __post_init__(self) -> None:
         is_known = not isinstance(self.ty, relax.AnyType)
         size = size_of(self.ty, self.name) if is_known else unknown_size(self.name)
@@ -128,6 +133,11 @@ class Container:
     index: int
     ty: relax.TupleType
     fields: list[Container | Weight] = dataclasses.field(default_factory=list)
+
+    @property
+    def path(self) -> list[int]:
+        """The indices that lead to it from the whole tuple."""
+        return [] if self.parent is None else [*self.parent.path, self.index]
 
     def weights(self) -> Iterator[Weight]:
         """Of this tuple and of those nested in it, in order."""
@@ -384,6 +394,7 @@ def _is_call_to(expr: relax.Expr, name: str) -> bool:
     return isinstance(expr, ir.Call) and isinstance(expr.op, ir.Op) and expr.op == _op(name)
 
 
+_ALIASES = (relax.Var, ir.Constant, relax.ShapeExpr, relax.Tuple, relax.TupleGetItem)
 _RESET = "vm.builtin.tuple_reset_item"  # what LiftTransformParams' consume_params leaves
 _KERNEL_ATTRS = ("Primitive", "Composite", "Codegen")  # functions that stand for one kernel
 
@@ -497,10 +508,7 @@ class _Builder:
             step.runs_first = True
             graph._layout[var] = graph.layout(value)
             return
-        if isinstance(value, (relax.Var, ir.Constant, relax.Tuple, relax.TupleGetItem)):
-            graph._known[var] = value
-            return
-        if isinstance(value, relax.ShapeExpr):
+        if isinstance(value, _ALIASES):
             graph._known[var] = value
             return
         if isinstance(value, ir.Call):
@@ -563,13 +571,7 @@ class _Builder:
     def _order_effects(self, step: Step, value: relax.Expr, uses: set[Buffer]) -> None:
         """Keep impure calls, and calls that overwrite an operand, in their place."""
         is_impure = self._may_be_impure(value)
-        writes = is_impure or (
-            isinstance(value, ir.Call)
-            and (
-                _is_call_to(value, "relax.call_tir_inplace")
-                or _is_call_to(value, "relax.call_inplace_packed")
-            )
-        )
+        writes = is_impure or bool(_overwritten(value))
         for buffer in uses:
             before = self.touching.setdefault(buffer, []) if writes else ()
             writer = self.last_writer.get(buffer)
@@ -588,7 +590,7 @@ class _Builder:
             self.last_impure = step
         elif writes:
             self.writers.append(step)
-            self._require_own(value, uses)
+            self._require_own(value)
 
     def _may_be_impure(self, value: relax.Expr) -> bool:
         # A function that is pure holds nothing impure: TVM has checked it.
@@ -599,13 +601,13 @@ class _Builder:
             return False
         return bool(relax.analysis.contains_impure_call(value))
 
-    def _require_own(self, value: ir.Call, uses: set[Buffer]) -> None:
-        for buffer in uses:
+    def _require_own(self, value: ir.Call) -> None:
+        operands = [operand for operand in _overwritten(value) if operand is not None]
+        for buffer in (b for o in operands for b in buffers_of(self.graph.layout(o))):
             kept = buffer.weight is not None and not buffer.weight.is_modifiable
             if kept or buffer in self._leading_buffers():
                 raise self._unsupported(
-                    f"`{_one_line(value)}` may overwrite `{buffer.name}`, which is not to be "
-                    "modified"
+                    f"`{_one_line(value)}` overwrites `{buffer.name}`, which is not to be modified"
                 )
 
     def _leading_buffers(self) -> set[Buffer]:
@@ -642,24 +644,13 @@ class _Builder:
             )
         elif isinstance(value, relax.Function):
             layout = frozenset(kernel.uses)  # a closure holds what it captures
-        elif _is_call_to(value, "relax.call_tir_inplace") or _is_call_to(
-            value, "relax.call_inplace_packed"
-        ):
-            operands = value.args[1]
-            args = (
-                operands.fields[:]
-                if isinstance(operands, relax.Tuple)
-                else [operands]
-                if _is_call_to(value, "relax.call_tir_inplace")
-                else value.args[1:]
-            )
-            indices = [int(i) for i in value.attrs.inplace_indices[:]]
-            fields = var.ty.fields[:] if isinstance(var.ty, relax.TupleType) else [var.ty]
+        elif overwritten := _overwritten(value):
+            types = var.ty.fields[:] if isinstance(var.ty, relax.TupleType) else [var.ty]
             layouts = [
                 allocated(ty, var.name)
-                if index < 0
-                else frozenset(buffers_of(graph.layout(args[index])))
-                for ty, index in zip(fields, indices, strict=True)
+                if operand is None
+                else frozenset(buffers_of(graph.layout(operand)))
+                for ty, operand in zip(types, overwritten, strict=True)
             ]
             layout = layouts if isinstance(var.ty, relax.TupleType) else layouts[0]
         else:
@@ -798,6 +789,21 @@ def _selected(
 
 def _is_kernel(function: relax.Function) -> bool:
     return bool(function.attrs) and any(attr in function.attrs for attr in _KERNEL_ATTRS)
+
+
+def _overwritten(value: relax.Expr) -> list[relax.Expr | None]:
+    """For each result of a call that works in place the operand it overwrites, None if it is new.
+
+    Empty for any other expression.
+    """
+    if _is_call_to(value, "relax.call_tir_inplace"):
+        operands = value.args[1]
+        args = operands.fields[:] if isinstance(operands, relax.Tuple) else [operands]
+    elif _is_call_to(value, "relax.call_inplace_packed"):
+        args = value.args[1:]
+    else:
+        return []
+    return [args[i] if i >= 0 else None for i in map(int, value.attrs.inplace_indices[:])]
 
 
 def _tensor_operand(value: relax.Expr) -> relax.Expr:

@@ -5,13 +5,13 @@ import tvm  # noqa: F401  first: what is imported with it imports parts of this 
 from .check_contiguous import CheckContiguous
 from .free_temporaries import FreeTemporaries
 from .inplace_transform_params import InplaceTransformParams
-from .kill_checked_fields import KillCheckedFields
+from .kill_unused_registers import KillUnusedRegisters
 from .lower_update_chain import LowerUpdateChain
 
 __all__ = [
     "CheckContiguous",
     "FreeTemporaries",
     "InplaceTransformParams",
-    "KillCheckedFields",
+    "KillUnusedRegisters",
     "LowerUpdateChain",
 ]

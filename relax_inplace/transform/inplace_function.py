@@ -48,6 +48,7 @@ __all__ = ["InplaceFunction", "choose", "write_inplace_function"]
 # Fields times updates of the longest chain: 16 bytes each.
 _LONGEST_CHAIN = 1 << 20
 _CHECK_LIMIT = "vm.builtin.check_memory_limit"
+_NAMES = (relax.Var, relax.TupleGetItem, relax.Tuple)  # what may stand for something else
 _DROPPED_ATTRS = ("num_input", "relax.force_pure")
 
 
@@ -289,8 +290,7 @@ class _Writer:
         self.renamed[slicing.result] = whole
 
     def _slice(self, operand: Operand, axis: int, start: int, rows: int) -> relax.Var:
-        is_weight = isinstance(operand, Weight)
-        source = self._read(operand) if is_weight else self._operand(operand, False)
+        source = self._operand(operand, False)
         kernel = self.slice_kernels.reader(source.ty, axis, rows)
         args = relax.Tuple([source, relax.prim_value(start)])
         call = relax.op.call_tir(kernel, args, out_ty=sliced_type(source.ty, axis, rows))
@@ -330,11 +330,9 @@ class _Writer:
             return expr
         return self._operand(expr, in_dataflow)
 
-    def _operand(self, expr: relax.Expr, in_dataflow: bool) -> relax.Expr:
+    def _operand(self, value: Known, in_dataflow: bool) -> relax.Expr:
         """A leaf of an expression in normal form, or a tuple of them."""
-        if not isinstance(expr, (relax.Var, relax.TupleGetItem, relax.Tuple)):
-            return expr
-        known = self.graph.resolve(expr)
+        known = self.graph.resolve(value) if isinstance(value, _NAMES) else value
         if isinstance(known, Weight):
             return self._read(known)
         if isinstance(known, Container):
@@ -350,15 +348,7 @@ class _Writer:
         return known
 
     def _tuple(self, fields: Iterable[Known], in_dataflow: bool) -> relax.Tuple:
-        values = []
-        for field in fields:
-            if isinstance(field, Weight):
-                values.append(self._read(field))
-            elif isinstance(field, Container):
-                values.append(self._tuple(field.fields, in_dataflow))
-            else:
-                values.append(self._operand(field, in_dataflow))
-        return self.normalize(relax.Tuple(values))
+        return self.normalize(relax.Tuple([self._operand(field, in_dataflow) for field in fields]))
 
     def _bind_captured(self, expr: relax.Expr, in_dataflow: bool) -> None:
         """Bind what changed its name to the old one, instead of looking for it inside.
@@ -391,7 +381,7 @@ class _Writer:
         """Empty the slots of spent weights, or replace them by outputs that are finished."""
         self.spent.update(weights)
         for weight in weights:
-            index = _path(weight)[0]
+            index = weight.path[0]
             if weight.container is not self.graph.root:
                 self.tuples.empty(weight)  # its tuple may outlive the slot that is replaced
             has_output = index < len(self.graph.outputs) and index not in not_finished
@@ -402,14 +392,12 @@ class _Writer:
 
     def _finish(self, index: int) -> None:
         """Give an output to its slot, if that is free by now; else it keeps its variable."""
-        in_slot = index < len(self.weights_in) and isinstance(self.placed.get(index), relax.Var)
-        if in_slot and index in self.tuples.replaced:
+        if index in self.tuples.replaced:
             return
-        value = self.placed.get(index)
-        if value is None:
-            value = self.placed[index] = self._output(index)
+        if index not in self.placed:
+            self.placed[index] = self._output(index)
         if self._slot_is_free(index):
-            self.tuples.replace(self.graph.root, index, value)
+            self.tuples.replace(self.graph.root, index, self.placed[index])
 
     def _output(self, index: int) -> relax.Expr:
         output = self.graph.outputs[index]
@@ -418,7 +406,7 @@ class _Writer:
         return self.made[output]
 
     def _made(self, output: Known) -> relax.Expr:
-        value = self._operand_of_output(output)
+        value = self._operand(output, False)
         if isinstance(value, relax.Var):
             return value
         if isinstance(value, relax.Tuple):
@@ -434,13 +422,6 @@ class _Writer:
         var = relax.Var(name, value.ty)
         self._block(False).bindings += filled_in_place(var, value)
         return var
-
-    def _operand_of_output(self, output: Known) -> relax.Expr:
-        if isinstance(output, Weight):
-            return self._read(output)
-        if isinstance(output, Container):
-            return self._tuple(output.fields, False)
-        return self._operand(output, False)
 
     def _place_moved(self, moved: list[int]) -> None:
         """Store the outputs that are weights, or hold some, once no step reads a slot any more."""
@@ -526,11 +507,11 @@ class _Tuples:
         """The name of the whole tuple, at the end."""
         changed = [container for container in self.updated if container is not self.root]
         while changed:  # the innermost first: putting one back changes the one around it
-            container = max(changed, key=lambda one: len(_path(one)))
+            container = max(changed, key=lambda one: len(one.path))
             changed.remove(container)
             parent = container.parent
             assert parent is not None
-            if _path(container)[0] in self.replaced:
+            if container.path[0] in self.replaced:
                 continue
             if self.are_statements:
                 self._name_result(container)
@@ -572,16 +553,6 @@ def _is_update_of(binding: relax.Binding, source: relax.Var) -> bool:
     return (
         isinstance(value, ir.Call) and value.op.same_as(the_op()) and source.same_as(value.args[0])
     )
-
-
-def _path(field: Weight | Container) -> list[int]:
-    """The indices that lead to a field from the whole tuple."""
-    path: list[int] = []
-    container: Weight | Container | None = field
-    while container is not None and container.index >= 0:
-        path.append(container.index)
-        container = container.container if isinstance(container, Weight) else container.parent
-    return path[::-1]
 
 
 def _escaping(schedule: Schedule) -> set[relax.Var]:

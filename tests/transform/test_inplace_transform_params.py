@@ -1022,7 +1022,7 @@ NOT_ITS_OWN = {
         a = R.call_inplace_packed("f", x, inplace_indices=[0], ty_args=R.Tensor((4,), "float32"))
         return (a,)
         """,
-        "may overwrite `x`, which is not to be modified",
+        "overwrites `x`, which is not to be modified",
     ),
     "a view of an input": (
         """

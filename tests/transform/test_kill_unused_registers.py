@@ -1,4 +1,4 @@
-"""KillCheckedFields: before and after, on what TVM leaves in registers."""
+"""KillUnusedRegisters: before and after, on what TVM leaves in registers."""
 
 import tvm
 from pipelines import LLVM
@@ -6,7 +6,7 @@ from tvm import relax
 from tvm.script import ir as I
 from tvm.script import relax as R
 
-from relax_inplace.transform import KillCheckedFields
+from relax_inplace.transform import KillUnusedRegisters
 
 
 @I.ir_module
@@ -68,8 +68,8 @@ class LoweredAfter:
 
 
 def test_before_and_after():
-    tvm.ir.assert_structural_equal(KillCheckedFields()(Lowered), LoweredAfter)
-    tvm.ir.assert_structural_equal(KillCheckedFields()(LoweredAfter), LoweredAfter)
+    tvm.ir.assert_structural_equal(KillUnusedRegisters()(Lowered), LoweredAfter)
+    tvm.ir.assert_structural_equal(KillUnusedRegisters()(LoweredAfter), LoweredAfter)
 
 
 @I.ir_module
@@ -117,7 +117,7 @@ class AfterBranchAfter:
 
 
 def test_after_a_branch():
-    tvm.ir.assert_structural_equal(KillCheckedFields()(AfterBranch), AfterBranchAfter)
+    tvm.ir.assert_structural_equal(KillUnusedRegisters()(AfterBranch), AfterBranchAfter)
 
 
 def test_every_check_of_a_real_pipeline_stays():
@@ -133,7 +133,7 @@ def test_every_check_of_a_real_pipeline_stays():
 
     with LLVM:
         lowered = relax.get_default_pipeline(LLVM)(Chain)
-    after = KillCheckedFields()(lowered)
+    after = KillUnusedRegisters()(lowered)
 
     def bindings(mod):
         return [b for block in mod["main"].body.blocks for b in block.bindings]
@@ -157,4 +157,4 @@ def test_functions_without_updates_stay_as_they_are():
 
     with LLVM:
         lowered = relax.get_default_pipeline(LLVM)(Pure)
-    assert KillCheckedFields()(lowered).same_as(lowered)
+    assert KillUnusedRegisters()(lowered).same_as(lowered)

@@ -1,4 +1,4 @@
-"""KillCheckedFields: no register keeps a field or a tensor alive after its last use.
+"""KillUnusedRegisters: no register keeps a field or a tensor alive after its last use.
 
 ``VMShapeLower`` (src/relax/backend/vm/vm_shape_lower.cc, VisitType_ for TupleType) reads every
 field of a tuple parameter into a register, to check its dtype, rank and shape at entry. It runs
@@ -26,13 +26,13 @@ from ..analysis.updates import functions_that_update
 from ..op import VOID
 from .binding_rewriter import Rewrite, rewrite_bindings
 
-__all__ = ["KillCheckedFields"]
+__all__ = ["KillUnusedRegisters"]
 
 _KILL = "relax.vm.kill_object"
 _ALLOCATIONS = ("relax.vm.alloc_storage", "relax.vm.alloc_tensor")
 
 
-def KillCheckedFields() -> tvm.transform.Pass:  # noqa: N802  named as TVM names passes
+def KillUnusedRegisters() -> tvm.transform.Pass:  # noqa: N802  named as TVM names passes
     """Create the pass that empties the registers that TVM leaves full, once they are not needed.
 
     For a lowered module; touches only functions that update a tuple, and their callers. It runs
@@ -44,14 +44,14 @@ def KillCheckedFields() -> tvm.transform.Pass:  # noqa: N802  named as TVM names
     tvm.transform.Pass
     """
 
-    @tvm.transform.module_pass(opt_level=0, name="KillCheckedFields")
+    @tvm.transform.module_pass(opt_level=0, name="KillUnusedRegisters")
     def run(mod: ir.IRModule, _context: tvm.transform.PassContext) -> ir.IRModule:
-        return kill_checked_fields(mod, functions_that_update(mod))
+        return kill_unused_registers(mod, functions_that_update(mod))
 
     return run
 
 
-def kill_checked_fields(mod: ir.IRModule, updating: set[ir.GlobalVar]) -> ir.IRModule:
+def kill_unused_registers(mod: ir.IRModule, updating: set[ir.GlobalVar]) -> ir.IRModule:
     """What the pass does."""
     if not updating:
         return mod
