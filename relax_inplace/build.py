@@ -38,6 +38,7 @@ from .op import is_update, the_op
 from .transform.check_contiguous import check_contiguous
 from .transform.free_temporaries import free_temporaries
 from .transform.hide_tuple_types import hide_tuple_types
+from .transform.keep_param_map import keep_param_map
 from .transform.keep_tuple_copies import keep_tuple_copies
 from .transform.kill_unused_registers import kill_unused_registers
 from .transform.lower_update_chain import lower_update_chain
@@ -121,6 +122,7 @@ def _prepare(mod: Any) -> Any:
     """What is to be done to a module before a pipeline, lowered by hand already or not."""
     if not isinstance(mod, ir.IRModule):
         return mod  # what it is not, TVM says
+    mod = keep_param_map(mod)
     updating = functions_that_update(mod)
     if not updating:
         return mod

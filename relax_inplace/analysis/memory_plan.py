@@ -5,15 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from tvm import ir, relax
 
 from .branches import find_branches
-from .byte_size import ByteSize, LargestOf, Size, at_bounds, largest
+from .byte_size import LargestOf, Size, at_bounds, largest
 from .kernels import Kernels
 from .memory_limit import bytes_of_limit, plan_within
 from .schedule import NOMINAL_DIMENSION, Schedule, bounds_of, plan_graph
+from .table import listed, plain_size, shown, table
 from .transform_graph import (
     Buffer,
     Container,
@@ -104,29 +104,29 @@ class MemoryPlan:
 
     def __str__(self) -> str:
         """Tables of the steps and of the weights."""
-        steps = _table(
+        steps = table(
             ["step", "computes", "reads", "writes", "frees", "before", "worst", "after"],
             [
                 [
                     str(number),
                     step.name,
-                    _listed(step.reads),
-                    _listed(step.writes),
-                    _listed(step.frees),
-                    _bytes(step.before),
-                    _bytes(step.worst),
-                    _bytes(step.after),
+                    listed(step.reads),
+                    listed(step.writes),
+                    listed(step.frees),
+                    shown(step.before),
+                    shown(step.worst),
+                    shown(step.after),
                 ]
                 for number, step in enumerate(self.steps, 1)
             ],
         )
-        weights = _table(
+        weights = table(
             ["slot", "weight", "bytes", "freed after", "because"],
             [
                 [
                     weight.slot,
                     weight.name,
-                    _bytes(weight.size),
+                    shown(weight.size),
                     _moment(weight.freed_after),
                     weight.because,
                 ]
@@ -134,24 +134,18 @@ class MemoryPlan:
             ],
         )
         return (
-            f"{self.function}: peak {_bytes(self.peak)}, before {_bytes(self.before)}, after "
-            f"{_bytes(self.after)}, lower bound {_bytes(self.lower_bound)}; order: {self.order}\n\n"
+            f"{self.function}: peak {shown(self.peak)}, before {shown(self.before)}, after "
+            f"{shown(self.after)}, lower bound {shown(self.lower_bound)}; order: {self.order}\n\n"
             f"{steps}\n\n{weights}\n"
         )
 
     def to_json(self) -> str:
         """All of it; sizes are numbers, or text where they are symbolic."""
-
-        def plain(value: Any) -> Any:
-            if isinstance(value, (ByteSize, LargestOf)):
-                return str(value)
-            raise TypeError(type(value).__name__)
-
         # Not dataclasses.asdict, which would take a ByteSize apart.
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         fields["steps"] = [vars(step) for step in self.steps]
         fields["weights"] = [vars(weight) for weight in self.weights]
-        return json.dumps(fields, default=plain, indent=1)
+        return json.dumps(fields, default=plain_size, indent=1)
 
 
 def plan_memory(
@@ -337,32 +331,9 @@ def _reason(
         return f"{last} is the last to use a view of it"
     earlier = [f"{position} ({step.name})" for position, step in readers if position < moment]
     if earlier:
-        return f"{last} reads it last; read before by step {_listed(earlier)}"
+        return f"{last} reads it last; read before by step {listed(earlier)}"
     return f"{last} reads it"
-
-
-def _listed(names: list[str], shown: int = 4) -> str:
-    if len(names) > shown:
-        names = [*names[: shown - 1], f"{len(names) - shown + 1} more"]
-    return ", ".join(names)
 
 
 def _moment(step: int | None) -> str:
     return "-" if step is None else "start" if step == 0 else f"step {step}"
-
-
-def _bytes(size: Any) -> str:
-    return f"{size:,}" if isinstance(size, int) else str(size)
-
-
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    columns = list(zip(head, *rows, strict=True))
-    widths = [max(map(len, column)) for column in columns]
-    numbers = [all(cell[:1].isdigit() for cell in column[1:]) for column in columns]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if is_number else cell.ljust(width)
-            for cell, width, is_number in zip(row, widths, numbers, strict=True)
-        ).rstrip()
-        for row in [head, *rows]
-    )

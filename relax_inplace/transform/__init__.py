@@ -6,6 +6,7 @@ from .check_contiguous import CheckContiguous
 from .free_temporaries import FreeTemporaries
 from .inplace_transform_params import InplaceTransformParams
 from .kill_unused_registers import KillUnusedRegisters
+from .lift_inplace_transform_params import LiftInplaceTransformParams
 from .lower_update_chain import LowerUpdateChain
 
 __all__ = [
@@ -13,5 +14,6 @@ __all__ = [
     "FreeTemporaries",
     "InplaceTransformParams",
     "KillUnusedRegisters",
+    "LiftInplaceTransformParams",
     "LowerUpdateChain",
 ]

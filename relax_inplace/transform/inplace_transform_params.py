@@ -24,14 +24,14 @@ from ..analysis.branches import find_branches
 from ..analysis.kernels import Kernels
 from ..analysis.memory_limit import bytes_of_limit, plan_within
 from ..analysis.schedule import plan_graph
+from ..analysis.shared_weights import TRANSFORM
 from ..analysis.transform_graph import TransformGraph, UnsupportedTransformError
 from ..analysis.updates import bindings_of
 from ..op import is_update
 from .inplace_function import InplaceFunction, choose, write_inplace_function
 
-__all__ = ["InplaceTransformParams"]
+__all__ = ["InplaceTransformParams", "inplace_name", "rewritten"]
 
-_SUFFIX = "transform_params"
 _PREFIX = "inplace_"
 
 
@@ -106,23 +106,25 @@ def _rewrite_module(
 ) -> ir.IRModule:
     selected = _selected(mod, names)
     taken = {gvar.name_hint for gvar in mod.get_global_vars()}
-    rewritten: dict[ir.GlobalVar, dict[ir.GlobalVar, ir.BaseFunc]] = {}
+    replaced: dict[ir.GlobalVar, dict[ir.GlobalVar, ir.BaseFunc]] = {}
     callers = _callers(mod, selected)
     for gvar in selected:
         try:
-            new_name = _inplace_name(gvar.name_hint)
+            new_name = inplace_name(gvar.name_hint)
             _require_replaceable(gvar.name_hint, new_name, taken, callers.get(gvar))
-            rewritten[gvar] = _rewritten(mod, gvar, new_name, params, memory_limit)
+            replaced[gvar] = rewritten(
+                mod, gvar.name_hint, mod[gvar], new_name, params, memory_limit
+            )
         except UnsupportedTransformError as error:
             if strict:
                 raise
             warnings.warn(f"{error}; it stays as it was", stacklevel=2)
         else:
             taken.add(new_name)
-    if not rewritten:
+    if not replaced:
         return mod
-    kept = {gvar: function for gvar, function in mod.functions_items() if gvar not in rewritten}
-    for functions in rewritten.values():
+    kept = {gvar: function for gvar, function in mod.functions_items() if gvar not in replaced}
+    for functions in replaced.values():
         kept.update(functions)
     return ir.IRModule(kept, attrs=mod.attrs, global_infos=mod.global_infos)
 
@@ -137,14 +139,14 @@ def _selected(mod: ir.IRModule, names: Sequence[str] | None) -> list[ir.GlobalVa
         names = sorted(
             name
             for name in relax_functions
-            if name.endswith(_SUFFIX) and not name.endswith(_PREFIX + _SUFFIX)
+            if name.endswith(TRANSFORM) and not name.endswith(_PREFIX + TRANSFORM)
         )
     selected = {}
     for name in names:
         if name in relax_functions:
             if not _updates(mod[relax_functions[name]]):  # else it is rewritten already
                 selected[name] = relax_functions[name]
-        elif _inplace_name(name) not in relax_functions:  # else it is rewritten already
+        elif inplace_name(name) not in relax_functions:  # else it is rewritten already
             raise ValueError(
                 f"InplaceTransformParams: functions={list(names)}, but the module has no Relax "
                 f"function `{name}`; it has {sorted(relax_functions)}"
@@ -156,9 +158,10 @@ def _updates(function: relax.Function) -> bool:
     return any(is_update(binding.value) for binding in bindings_of(function))
 
 
-def _inplace_name(name: str) -> str:
-    if name.endswith(_SUFFIX):
-        return name[: -len(_SUFFIX)] + _PREFIX + _SUFFIX
+def inplace_name(name: str) -> str:
+    """What a transform is called once it works in place."""
+    if name.endswith(TRANSFORM):
+        return name[: -len(TRANSFORM)] + _PREFIX + TRANSFORM
     return _PREFIX + name
 
 
@@ -183,9 +186,10 @@ def _require_replaceable(name: str, new_name: str, taken: set[str], caller: str 
         )
 
 
-def _rewritten(
+def rewritten(
     mod: ir.IRModule,
-    gvar: ir.GlobalVar,
+    name: str,
+    function: relax.Function,
     new_name: str,
     params: Sequence[str | int] | None,
     memory_limit: int | float | None,
@@ -200,11 +204,11 @@ def _rewritten(
                 rewrite(branches.on_true, f"{prefix}_true"),
                 rewrite(branches.on_false, f"{prefix}_false"),
             )
-        graph = TransformGraph.build(gvar.name_hint, function, mod, params)
+        graph = TransformGraph.build(name, function, mod, params)
         if memory_limit is None:
             return write_inplace_function(plan_graph(graph), prefix)
         limit = bytes_of_limit(graph, memory_limit)
         return write_inplace_function(plan_within(graph, limit, Kernels(mod)), prefix, limit)
 
-    result = rewrite(mod[gvar], new_name)
+    result = rewrite(function, new_name)
     return {ir.GlobalVar(new_name): result.function(new_name), **result.kernels}

@@ -1,0 +1,489 @@
+"""What functions compute from their weights alone, each value once.
+
+Definition
+----------
+A *value* is a weight, or what a *computation* makes from values: a pure call or a ``match_cast``
+whose operands are values and constants, whose symbolic dimensions the weights define, and which is
+not random. Computations are equal if their operations, attributes, types and operands are, kernels
+by their content, in one function or in several (value numbering); the first one stands for all.
+
+Not a computation: what depends on an input, on an impure call or on a branch; what is behind
+``R.builtin.stop_lift_params``; a call that works in place. And what such a call, or an impure one,
+may write to: the function needs a fresh one each time.
+
+A tuple is its fields: of values, or of what a call returns.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import TypeAlias
+
+import tvm_ffi
+from tvm import ir, relax, tirx
+from tvm_ffi import structural
+
+from .byte_size import Size, size_of
+from .shared_weights import LiftError, SharedWeights, WeightUser
+from .updates import bindings_of
+
+__all__ = ["Computation", "NumberedUser", "Value", "ValueGraph", "find_values", "is_stop", "leaves"]
+
+
+@dataclasses.dataclass(eq=False)
+class Value:
+    """A tensor (or a shape or a number) that is a weight or made from weights alone.
+
+    Attributes
+    ----------
+    var : relax.Var
+        Its name in the transform.
+    made_by : Computation or None
+        None for a weight.
+    index : int or None
+        The weight it is; None for what is computed.
+    path : tuple of int
+        In the tuple of weights, or in the tuple that the computation returns; empty for all of it.
+    """
+
+    var: relax.Var
+    made_by: Computation | None
+    index: int | None
+    path: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """Of the variable."""
+        return str(self.var.name)
+
+    @property
+    def size(self) -> Size:
+        """Bytes."""
+        return size_of(self.var.ty, self.name)
+
+
+# What a variable holds: a value, a constant, or a tuple of such.
+Tree: TypeAlias = Value | relax.Expr | list["Tree"]
+
+
+def is_stop(expr: relax.Expr) -> bool:
+    """Whether it is ``R.builtin.stop_lift_params``."""
+    return type(expr) is ir.Call and type(expr.op) is ir.Op and expr.op.name == _STOP
+
+
+def leaves(tree: Tree) -> Iterator[Value]:
+    """The values in it, in order."""
+    if isinstance(tree, list):
+        for field in tree:
+            yield from leaves(field)
+    elif isinstance(tree, Value):
+        yield tree
+
+
+@dataclasses.dataclass(eq=False)
+class Computation:
+    """A call, or a ``match_cast``, in the names of the transform.
+
+    Attributes
+    ----------
+    binding : relax.Binding
+        Its variable is that of its value, or of a tuple of them.
+    operands : list of Value
+    result : Tree
+    needs_weight : bool
+        Whether it depends on a weight at all.
+    """
+
+    binding: relax.Binding
+    operands: list[Value]
+    result: Tree = dataclasses.field(default_factory=list)
+    needs_weight: bool = False
+
+    @property
+    def is_cast(self) -> bool:
+        """Whether it is a ``match_cast``."""
+        return isinstance(self.binding, relax.MatchCast)
+
+
+@dataclasses.dataclass(eq=False)
+class NumberedUser:
+    """A function, and what its variables hold.
+
+    Attributes
+    ----------
+    user : WeightUser
+    holds : dict of relax.Var to Tree
+        What is computed from weights alone.
+    """
+
+    user: WeightUser
+    holds: dict[relax.Var, Tree]
+
+
+@dataclasses.dataclass(eq=False)
+class ValueGraph:
+    """What the functions that share weights compute from them alone.
+
+    Attributes
+    ----------
+    shared : SharedWeights
+    weights : list of Tree
+        The fields of the tuple.
+    computations : list of Computation
+        Operands first.
+    users : list of NumberedUser
+    dimensions : set of tirx.Var
+        The symbolic dimensions that weights define, with those that casts of them do.
+    tied : dict of Value to Value
+        For a weight that is known to be equal to another one, that one.
+    """
+
+    shared: SharedWeights
+    weights: list[Tree]
+    computations: list[Computation]
+    users: list[NumberedUser]
+    dimensions: set[tirx.Var]
+    tied: dict[Value, Value]
+
+
+def find_values(
+    mod: ir.IRModule, shared: SharedWeights, tied: Sequence[Sequence[str | int]] = ()
+) -> ValueGraph:
+    """Find what the functions compute from their weights alone.
+
+    Parameters
+    ----------
+    mod : tvm.ir.IRModule
+    shared : SharedWeights
+    tied : sequence of sequences of str or int
+        Weights, by name or index, that are known to be equal: the first stands for the others.
+
+    Raises
+    ------
+    LiftError
+        Tied weights have different types, or there is no such weight.
+    """
+    weights = [
+        _weight_tree(ty, name, index, (index,))
+        for index, (name, ty) in enumerate(zip(shared.names, shared.type.fields[:], strict=True))
+    ]
+    dimensions = set(relax.analysis.definable_tir_vars_in_type(shared.type)[:])
+    fields = _tie(shared, weights, tied)
+    same = {
+        weight: other
+        for weight, other in zip(leaves(weights), leaves(fields), strict=True)
+        if weight is not other
+    }
+    graph = ValueGraph(shared, weights, [], [], dimensions, same)
+    numbering = _Numbering(mod, graph)
+    for user in shared.users:
+        graph.users.append(numbering.number(user, fields))
+    return graph
+
+
+def _weight_tree(ty: ir.Type, name: str, index: int, path: tuple[int, ...]) -> Tree:
+    if isinstance(ty, relax.TupleType):
+        fields = enumerate(ty.fields[:])
+        return [_weight_tree(field, f"{name}[{i}]", index, (*path, i)) for i, field in fields]
+    return Value(relax.DataflowVar(name, ty), None, index, path)
+
+
+def _tie(
+    shared: SharedWeights, weights: list[Tree], tied: Sequence[Sequence[str | int]]
+) -> list[Tree]:
+    """The fields of the tuple, equal ones the same."""
+    positions = {name: index for index, name in enumerate(shared.names)}
+    fields, types = list(weights), shared.type.fields[:]
+    stands_for = list(range(len(weights)))
+    for group in tied:
+        indices = []
+        for one in group:
+            index = positions.get(one, one) if isinstance(one, str) else one
+            if type(index) is not int or not 0 <= index < len(weights):
+                raise LiftError.of(
+                    functions=shared.listed,
+                    reason=f"tied={list(group)!r}: there is no weight {one!r}; expected an index "
+                    f"below {len(weights)}, or one of the names {_some(shared.names)}",
+                )
+            indices.append(index)
+        first = min((stands_for[index] for index in indices), default=0)
+        for index in indices:
+            if not tvm_ffi.structural_equal(types[index], types[first], map_free_vars=False):
+                raise LiftError.of(
+                    functions=shared.listed,
+                    reason=f"tied={list(group)!r}: `{shared.names[first]}` is {types[first]}, "
+                    f"`{shared.names[index]}` is {types[index]}",
+                )
+            was = stands_for[index]
+            stands_for = [first if one == was else one for one in stands_for]
+    return [fields[index] for index in stands_for]
+
+
+def _some(names: Sequence[str], shown: int = 8) -> str:
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return f"{list(names[:shown])}{more}"
+
+
+_STOP = "relax.builtin.stop_lift_params"
+_RANDOM_OPS = ("relax.nn.dropout",)
+_RANDOM_FUNCTIONS = ("tvm.contrib.random.", "tvm.contrib.curand.")
+# What allocates, frees, overwrites, or calls what is not known before it runs.
+_NOT_LIFTED = (
+    "relax.builtin.",
+    "relax.memory.",
+    "relax.vm.",
+    "relax.call_tir_inplace",
+    "relax.call_inplace_packed",
+    "relax.call_py_func",
+    "relax.call_builtin_with_ctx",
+    "relax.invoke_",
+    "relax.inplace_update_tuple",
+    "relax.null_value",
+)
+_CALLS = ("relax.call_dps_packed", "relax.call_pure_packed")
+_IN_PLACE = ("relax.call_tir_inplace", "relax.call_inplace_packed")
+
+
+class _Numbering:
+    """Gives equal computations of several functions one value."""
+
+    def __init__(self, mod: ir.IRModule, graph: ValueGraph):
+        self.mod = mod
+        self.graph = graph
+        self.known: dict[structural.StructuralKey, Computation] = {}
+        self.casts: dict[Value, list[Computation]] = {}
+        self.functions: dict[ir.GlobalVar, ir.GlobalVar] = {}  # equal ones, to the first of them
+        self.content: dict[structural.StructuralKey, ir.GlobalVar] = {}
+        self.is_liftable: dict[str, bool] = {}
+
+    def number(self, user: WeightUser, fields: list[Tree]) -> NumberedUser:
+        while True:
+            reader = _Reader(self, user, fields)
+            reader.sequence(user.function.body)
+            if not reader.renamed:
+                return NumberedUser(user, reader.holds)
+            # An equal cast defines dimensions that have a name already.
+            renamed = user.function.bind_symbolic_vars(reader.renamed)
+            user.function = renamed
+
+    def computation(self, call: ir.Call, operands: list[Value], name: str) -> Computation:
+        key = structural.StructuralKey(call)
+        known = self.known.get(key)
+        if known is None:
+            binding = relax.VarBinding(relax.DataflowVar(name, call.ty), call)
+            known = self.known[key] = self._new(Computation(binding, operands))
+        return known
+
+    def cast(self, value: Value, ty: ir.Type, name: str) -> Computation:
+        binding = relax.MatchCast(relax.DataflowVar(name, ty), value.var, ty)
+        made = self._new(Computation(binding, [value]))
+        self.casts.setdefault(value, []).append(made)
+        self.graph.dimensions.update(relax.analysis.definable_tir_vars_in_type(ty)[:])
+        return made
+
+    def _new(self, made: Computation) -> Computation:
+        made.needs_weight = any(
+            value.made_by is None or value.made_by.needs_weight for value in made.operands
+        )
+        var = made.binding.var
+        made.result = self._fields(made, var, var.ty, ())
+        self.graph.computations.append(made)
+        return made
+
+    def _fields(
+        self, made: Computation, var: relax.Var, ty: ir.Type, path: tuple[int, ...]
+    ) -> Tree:
+        if not isinstance(ty, relax.TupleType):
+            return Value(var, made, None, path)
+        fields = []
+        for i, field in enumerate(ty.fields[:]):
+            field_var = relax.DataflowVar(f"{var.name}_{i}", field)
+            fields.append(self._fields(made, field_var, field, (*path, i)))
+        return fields
+
+    def function(self, gvar: ir.GlobalVar) -> ir.GlobalVar:
+        """The first function that is the same but for its name."""
+        first = self.functions.get(gvar)
+        if first is None:
+            content = self.mod[gvar]
+            if content.attrs and "global_symbol" in content.attrs:
+                content = content.without_attr("global_symbol")
+            key = structural.StructuralKey(content)
+            first = self.functions[gvar] = self.content.setdefault(key, gvar)
+        return first
+
+    def may_lift(self, call: ir.Call) -> bool:
+        """Whether a call is pure and not random, going by what it calls."""
+        callee = call.op
+        if type(callee) is ir.GlobalVar:
+            return self._is_pure_function(callee)
+        if type(callee) is not ir.Op:
+            return False
+        name = callee.name
+        known = self.is_liftable.get(name)
+        if known is None:
+            known = self.is_liftable[name] = (
+                bool(callee.get_attr("FPurity"))
+                and name not in _RANDOM_OPS
+                and not name.startswith(_NOT_LIFTED)
+            )
+        if known and name in _CALLS:
+            return not str(call.args[0].global_symbol).startswith(_RANDOM_FUNCTIONS)
+        return known
+
+    def _is_pure_function(self, gvar: ir.GlobalVar) -> bool:
+        called = self.mod[gvar] if gvar in self.mod.functions else None
+        return (
+            isinstance(called, relax.Function)
+            and bool(called.is_pure)
+            and not any(gvar.same_as(user.gvar) for user in self.graph.shared.users)
+            and not any(is_stop(binding.value) for binding in bindings_of(called))
+        )
+
+
+class _Reader:
+    """Reads a function."""
+
+    def __init__(self, numbering: _Numbering, user: WeightUser, fields: list[Tree]):
+        self.numbering = numbering
+        self.dimensions = numbering.graph.dimensions
+        self.holds: dict[relax.Var, Tree] = {}
+        if user.is_bundled:
+            self.holds[user.weights[0]] = fields
+        else:
+            self.holds.update(zip(user.weights, fields, strict=True))
+        self.written = _may_be_written(user.function)
+        self.is_symbolic = bool(relax.analysis.defined_symbolic_vars(user.function)[:])
+        self.renamed: dict[tirx.Var, tirx.Var] = {}
+
+    def sequence(self, body: relax.SeqExpr) -> None:
+        for block in body.blocks[:]:
+            for binding in block.bindings[:]:
+                if isinstance(binding, relax.MatchCast):
+                    tree = self._cast(binding)
+                else:
+                    tree = self._value(binding.value, binding.var)
+                if tree is not None:
+                    self.holds[binding.var] = tree
+
+    def _cast(self, binding: relax.MatchCast) -> Tree | None:
+        value = self._value(binding.value, binding.var)
+        if not isinstance(value, Value) or binding.var in self.written:
+            return None
+        for made in self.numbering.casts.get(value, ()):
+            cast = made.binding
+            theirs, own = (relax.analysis.tir_vars_in_type(ty)[:] for ty in (cast.ty, binding.ty))
+            renamed = dict(zip(own, theirs, strict=False))
+            if tvm_ffi.structural_equal(cast.ty, binding.ty, map_free_vars=True) and all(
+                new.same_as(old) or old not in self.dimensions for old, new in renamed.items()
+            ):
+                self.renamed.update(
+                    {old: new for old, new in renamed.items() if not new.same_as(old)}
+                )
+                return made.result
+        return self.numbering.cast(value, binding.ty, binding.var.name).result
+
+    def _value(self, expr: relax.Expr, var: relax.Var) -> Tree | None:
+        kind = type(expr)
+        if kind is ir.Call:
+            if var in self.written:
+                return None
+            return self._call(expr, var)
+        if kind is relax.If:
+            self.sequence(expr.true_branch)
+            self.sequence(expr.false_branch)
+            return None
+        return self._leaf(expr)
+
+    def _leaf(self, expr: relax.Expr) -> Tree | None:
+        kind = type(expr)
+        if kind is ir.Var or kind is relax.DataflowVar:
+            return self.holds.get(expr, expr if expr in self.dimensions else None)
+        if kind is relax.TupleGetItem:
+            source = self._leaf(expr.tuple_value)
+            return source[expr.index] if isinstance(source, list) else None
+        if kind is relax.Tuple:
+            fields = []
+            for field in expr.fields[:]:
+                tree = self._leaf(field)
+                if tree is None:
+                    return None
+                fields.append(tree)
+            return fields
+        if kind is relax.ShapeExpr or isinstance(expr.ty, ir.PrimType):
+            return expr if self._is_defined(expr) else None
+        return expr if isinstance(expr, (ir.Constant, ir.StringImm)) else None
+
+    def _call(self, call: ir.Call, var: relax.Var) -> Tree | None:
+        numbering = self.numbering
+        if not numbering.may_lift(call):
+            return None
+        operands: list[Value] = []
+        args: list[relax.Expr] = []
+        for arg in call.args[:]:
+            kind = type(arg)
+            if kind is ir.GlobalVar:
+                args.append(numbering.function(arg))
+            elif kind is relax.ExternFunc:
+                args.append(arg)
+            else:
+                tree = self._leaf(arg)
+                if tree is None:
+                    return None
+                operands += leaves(tree)
+                args.append(_expression(tree))
+        if self.is_symbolic and not (
+            self._is_defined(call.ty) and all(self._is_defined(ty) for ty in call.ty_args[:])
+        ):
+            return None
+        op = call.op if type(call.op) is ir.Op else numbering.function(call.op)
+        copy = relax.Call(op, args, call.attrs, call.ty_args, ret_ty=call.ty)
+        return numbering.computation(copy, operands, var.name).result
+
+    def _is_defined(self, given: ir.Type | relax.Expr) -> bool:
+        """Whether all its symbolic dimensions are those of weights."""
+        if isinstance(given, ir.Type):
+            variables = relax.analysis.tir_vars_in_type(given)[:]
+        elif isinstance(given, relax.ShapeExpr):
+            variables = relax.analysis.tir_vars_in_type(given.ty)[:]
+        else:
+            variables = tirx.analysis.undefined_vars(given)
+        return all(var in self.dimensions for var in variables)
+
+
+def _expression(tree: Tree) -> relax.Expr:
+    """In the names of the transform."""
+    if isinstance(tree, Value):
+        return tree.var
+    if isinstance(tree, list):
+        return relax.Tuple([_expression(field) for field in tree])
+    return tree
+
+
+def _may_be_written(function: relax.Function) -> set[relax.Var]:
+    """Variables that something of the function may write to.
+
+    What works in place writes to an operand, and what is not pure may. Either may be a view of
+    something, and that of something else, so everything it is made from is among them.
+    """
+    bindings = list(bindings_of(function))
+    written: set[relax.Var] = set()
+    for binding in bindings:
+        value = binding.value
+        if type(value) is ir.Call and _writes(value):
+            written.update(relax.analysis.free_vars(value)[:])
+    if written:
+        for binding in reversed(bindings):
+            if binding.var in written and not isinstance(binding.value, relax.If):
+                written.update(relax.analysis.free_vars(binding.value)[:])
+    return written
+
+
+def _writes(call: ir.Call) -> bool:
+    if type(call.op) is ir.Op:
+        name = str(call.op.name)
+        return name in _IN_PLACE or (
+            not call.op.get_attr("FPurity") and name not in ("relax.print", "relax.assert_op")
+        )
+    return bool(relax.analysis.contains_impure_call(call))

@@ -1,0 +1,196 @@
+"""LiftInplaceTransformParams: the weight transforms of a model become one that works in place.
+
+Definition
+----------
+What the functions that share weights compute from them alone (:mod:`..analysis.weight_values`) is
+lifted out of them, all of it, and structurally equal computations once: the union, where TVM's
+``LiftTransformParams(shared_transform=True)`` keeps what all functions have in common. What is
+stored, and where, says :mod:`..analysis.lift_plan`; :mod:`.lifted_functions` writes it:
+
+- ``inplace_transform_params(params)``, by :mod:`.inplace_transform_params`: in an order of least
+  peak, it replaces the weights by what is stored;
+- each function, which takes the new tuple in the place of its weights, and reads from it what it
+  computed before.
+
+So ``f(x, *weights)`` becomes ``f(x, inplace_transform_params(weights))``. Each value is computed by
+the operations it was computed by, from the same operands.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Sequence
+
+import tvm
+from tvm import ir, relax
+
+from ..analysis.byte_size import at_bounds
+from ..analysis.lift_plan import LiftPlan, plan_lift, users_called
+from ..analysis.lift_report import LiftReport, described
+from ..analysis.schedule import NOMINAL_DIMENSION
+from ..analysis.shared_weights import TRANSFORM, LiftError, find_shared_weights
+from ..analysis.table import shown
+from ..analysis.updates import bindings_of
+from ..analysis.weight_values import find_values, is_stop
+from .inplace_transform_params import inplace_name, rewritten
+from .keep_param_map import PARAM_MAP
+from .lifted_functions import without_stops, write_transform, write_user
+
+__all__ = ["LiftInplaceTransformParams"]
+
+
+def LiftInplaceTransformParams(  # noqa: N802  named as TVM names passes
+    functions: str | Sequence[str] | None = None,
+    *,
+    params: str | None = None,
+    names: Sequence[str] | None = None,
+    tied: Sequence[Sequence[str | int]] = (),
+    max_resident: int | float | None = None,
+    memory_limit: int | float | None = None,
+) -> tvm.transform.Pass:
+    """Create the pass that lifts what a model does to its weights into one in-place transform.
+
+    Parameters
+    ----------
+    functions : str or sequence of str, optional
+        The functions that share the weights. By default all that have weights: parameters after
+        ``num_input`` others, or a tuple as the last parameter.
+    params : str, optional
+        The name of the tuple of weights in functions without ``num_input``, if it is not the last
+        parameter.
+    names : sequence of str, optional
+        Of the weights, in the order of the tuple. By default what the functions call them.
+    tied : sequence of sequences of str or int
+        Weights that are known to be equal, by name or index, such as
+        ``[("embed.weight", "lm_head.weight")]``. The first of each stands for the others.
+    max_resident : int or float, optional
+        The most bytes that the transformed weights may take; a float is a factor of the original
+        ones. What would make them larger is not lifted; see :mod:`relax_inplace.analysis.lift_plan`
+        for the choice, :func:`relax_inplace.analysis.explain_lift` for its result. Without it the
+        pass warns if they grow.
+    memory_limit : int or float, optional
+        The most bytes that the transform may hold at once: see :func:`InplaceTransformParams`.
+
+    Returns
+    -------
+    tvm.transform.Pass
+        Raises :class:`~relax_inplace.analysis.LiftError`, and then has changed nothing, for
+        functions that do not share their weights, or are called by others that hand them other
+        weights.
+
+    Notes
+    -----
+    All functions take one tuple afterwards, in the place of their first weight. Weights that none
+    of them needs are not in it. The attribute ``relax_inplace.param_map`` of the module says where
+    each came from and went to; in a compiled module, the function ``inplace_param_map`` returns it.
+
+    Where a ``transform_params`` of the module makes the weights of the functions
+    (``LiftTransformParams`` leaves it so), it is made part of the new one. A function that has a
+    ``<name>_transform_params`` of its own gets ``<name>_inplace_transform_params``.
+    """
+    selected = [functions] if isinstance(functions, str) else functions
+
+    @tvm.transform.module_pass(opt_level=0, name="LiftInplaceTransformParams")
+    def run(mod: ir.IRModule, _context: tvm.transform.PassContext) -> ir.IRModule:
+        param_maps = {}
+        for shared in find_shared_weights(mod, selected, params, names):
+            plan = plan_lift(find_values(mod, shared, tied), max_resident)
+            made_by = shared.transform
+            new_name = inplace_name(TRANSFORM if made_by is None else made_by.name_hint)
+            if _is_lifted(mod, plan, new_name):
+                continue
+            _require_no_other_callers(mod, plan)
+            report = described(plan)
+            if max_resident is None:
+                _warn_if_larger(report)
+            mod = _lifted(mod, plan, new_name, memory_limit)
+            param_maps[new_name] = report.param_map()
+        mod = _without_stops(mod)
+        if not param_maps:
+            return mod
+        known = json.loads(mod.attrs[PARAM_MAP]) if mod.attrs and PARAM_MAP in mod.attrs else {}
+        return mod.with_attr(PARAM_MAP, json.dumps({**known, **param_maps}))
+
+    return run
+
+
+def _is_lifted(mod: ir.IRModule, plan: LiftPlan, new_name: str) -> bool:
+    """Whether the weights are those of an in-place transform of the module already."""
+    shared = plan.graph.shared
+    if new_name not in {gvar.name_hint for gvar in mod.get_global_vars()}:
+        return False
+    if shared.transform is None and plan.hands_on():
+        return True
+    raise LiftError.of(
+        functions=shared.listed,
+        reason=f"the module has a `{new_name}` already, but there is more to lift; run "
+        "LiftInplaceTransformParams once, after the passes that change what is done to weights",
+    )
+
+
+def _require_no_other_callers(mod: ir.IRModule, plan: LiftPlan) -> None:
+    graph = plan.graph
+    changed = [numbered.user.gvar for numbered in graph.users]
+    if graph.shared.transform is not None:
+        changed.append(graph.shared.transform)
+    numbered_of = {numbered.user.gvar: numbered for numbered in graph.users}
+    for gvar, function in mod.functions_items():
+        if not isinstance(function, relax.Function):
+            continue
+        called = set(relax.analysis.all_global_vars(function)).intersection(changed) - {gvar}
+        numbered = numbered_of.get(gvar)
+        if numbered is not None:
+            for binding in bindings_of(numbered.user.function):
+                user = users_called(binding.value, numbered, graph)  # or an error
+                called.discard(user.gvar if user is not None else None)
+        if called:
+            other = min(one.name_hint for one in called)
+            raise LiftError.of(
+                functions=graph.shared.listed,
+                reason=f"`{gvar.name_hint}` calls `{other}`, whose weights it would have to "
+                "transform; lift both, with functions=[...], or inline one",
+            )
+
+
+def _warn_if_larger(report: LiftReport) -> None:
+    before, after = (
+        at_bounds(size, {}, NOMINAL_DIMENSION) for size in (report.before, report.after)
+    )
+    assert isinstance(before, int) and isinstance(after, int)
+    if after > before:
+        warnings.warn(
+            f"LiftInplaceTransformParams: the transformed weights of {report.listed} take "
+            f"{shown(report.after)} bytes, the original ones {shown(report.before)}; "
+            "max_resident=1.0 leaves what makes them larger where it is, analysis.explain_lift "
+            "shows what that is",
+            stacklevel=2,
+        )
+
+
+def _lifted(
+    mod: ir.IRModule, plan: LiftPlan, new_name: str, memory_limit: int | float | None
+) -> ir.IRModule:
+    shared = plan.graph.shared
+    functions = dict(mod.functions_items())
+    transform = write_transform(plan, mod)
+    in_place = rewritten(mod, new_name, transform, new_name, None, memory_limit)
+    functions.update({one.user.gvar: write_user(plan, one) for one in plan.graph.users})
+    if shared.transform is not None:
+        del functions[shared.transform]
+    return ir.IRModule({**functions, **in_place}, attrs=mod.attrs, global_infos=mod.global_infos)
+
+
+def _without_stops(mod: ir.IRModule) -> ir.IRModule:
+    """Without ``R.builtin.stop_lift_params``, in all functions."""
+    stopped = [
+        gvar
+        for gvar, function in mod.functions_items()
+        if isinstance(function, relax.Function)
+        and any(is_stop(binding.value) for binding in bindings_of(function))
+    ]
+    if stopped:
+        mod = mod.clone()
+        for gvar in stopped:
+            mod[gvar] = without_stops(mod[gvar])
+    return mod
