@@ -35,7 +35,7 @@ from .shared_weights import LiftError, WeightUser
 from .updates import bindings_of
 from .weight_values import Computation, NumberedUser, Tree, Value, ValueGraph, leaves
 
-__all__ = ["LiftPlan", "Slot", "is_stored", "live_variables", "plan_lift", "users_called"]
+__all__ = ["LiftPlan", "Slot", "bound_after", "is_stored", "plan_lift", "users_called"]
 
 # The fields of the new tuple: values, or tuples of them where the old one had a tuple.
 Slot: TypeAlias = Value | list["Slot"]
@@ -125,16 +125,48 @@ def plan_lift(graph: ValueGraph, max_resident: int | float | None = None) -> Lif
     return plan
 
 
-def live_variables(numbered: NumberedUser, plan: LiftPlan) -> set[relax.Var]:
-    """The variables of a function that something uses once stored values are read instead."""
-    live = set(_used_by(numbered, numbered.user.function.body.body, plan.graph))
-    for binding in reversed(list(bindings_of(numbered.user.function))):
-        tree = numbered.holds.get(binding.var)
-        if tree is None:
-            live.update(_used_by(numbered, binding.value, plan.graph))
-        elif binding.var in live and not is_stored(tree, plan):
-            live.update(relax.analysis.free_vars(binding.value)[:])
-    return live
+def bound_after(numbered: NumberedUser, plan: LiftPlan) -> dict[relax.Var, relax.Expr | None]:
+    """What variables of a function are bound to afterwards, of those that weights alone make.
+
+    None for one that is read from the tuple. One that is not there is not used any more.
+    """
+    function, holds = numbered.user.function, numbered.holds
+    bindings = list(bindings_of(function))
+    names = {b.var: b.value for b in bindings if b.var in holds and type(b.value) in _NAMES}
+    bound: dict[relax.Var, relax.Expr | None] = {}
+    used = set(_used_by(numbered, function.body.body, plan.graph))
+    for binding in reversed(bindings):
+        var, value = binding.var, binding.value
+        if var not in holds:
+            used.update(_used_by(numbered, value, plan.graph))
+        elif var in used:
+            if is_stored(holds[var], plan):
+                bound[var] = None
+            else:
+                bound[var] = (
+                    value if isinstance(binding, relax.MatchCast) else _resolve(value, names)
+                )
+                used.update(relax.analysis.free_vars(bound[var])[:])
+    bound.update((var, None) for var in numbered.user.weights if var in used)
+    return bound
+
+
+_NAMES = (ir.Var, relax.DataflowVar, relax.Tuple, relax.TupleGetItem)
+
+
+def _resolve(expr: relax.Expr, names: Mapping[relax.Var, relax.Expr]) -> relax.Expr:
+    """Past second names and the fields of tuples, so that no more of a tuple is used."""
+    while True:
+        if type(expr) is relax.TupleGetItem:
+            source = _resolve(expr.tuple_value, names)
+            if type(source) is not relax.Tuple:
+                same = source.same_as(expr.tuple_value)
+                return expr if same else relax.TupleGetItem(source, expr.index)
+            expr = source.fields[expr.index]
+        elif expr in names:
+            expr = names[expr]
+        else:
+            return expr
 
 
 def is_stored(tree: Tree, plan: LiftPlan) -> bool:
@@ -406,15 +438,14 @@ def _missing_dimensions(plan: LiftPlan) -> list[tirx.Var]:
     stored = relax.TupleType([value.var.ty for value in plan.stored()])
     missing: dict[tirx.Var, None] = {}
     for numbered in graph.users:
-        function, live = numbered.user.function, live_variables(numbered, plan)
+        function, bound = numbered.user.function, bound_after(numbered, plan)
         inputs = relax.TupleType([var.ty for var in numbered.user.inputs])
         used = list(relax.analysis.tir_vars_in_type(relax.TupleType([stored, inputs]))[:])
         used += relax.analysis.tir_vars_in_type(function.ret_ty)[:]
         params = relax.TupleType([stored, inputs])
         defined = list(relax.analysis.definable_tir_vars_in_type(params)[:])
         for binding in bindings_of(function):
-            tree = numbered.holds.get(binding.var)
-            if tree is None or (binding.var in live and not is_stored(tree, plan)):
+            if binding.var not in numbered.holds or bound.get(binding.var) is not None:
                 used += _dimensions_in(binding)
                 if isinstance(binding, relax.MatchCast):
                     defined += relax.analysis.definable_tir_vars_in_type(binding.ty)[:]

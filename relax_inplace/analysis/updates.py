@@ -16,22 +16,22 @@ _WITH_BINDINGS = (relax.Function, relax.If, relax.SeqExpr)
 
 
 def bindings_of(expr: relax.Expr) -> Iterator[relax.Binding]:
-    """Every binding in a function, at any depth of branches and local functions."""
-    pending = [expr]
-    while pending:
-        expr = pending.pop()
-        if isinstance(expr, relax.Function):
-            pending.append(expr.body)
-        elif isinstance(expr, relax.If):
-            pending += [expr.true_branch, expr.false_branch]
-        elif isinstance(expr, relax.SeqExpr):
-            for block in expr.blocks[:]:  # a slice: iterating an ffi.Array takes 4 times as long
-                for binding in block.bindings[:]:
-                    yield binding
-                    value = binding.value
-                    # The classes of tvm-ffi are abstract base classes: isinstance is slow to say no
-                    if type(value) in _WITH_BINDINGS:
-                        pending.append(value)
+    """Every binding in a function, at any depth of branches and local functions.
+
+    What is inside a binding comes right before it: everything after what it uses.
+    """
+    kind = type(expr)  # the classes of tvm-ffi are abstract base classes: isinstance is slow
+    if kind is relax.Function:
+        yield from bindings_of(expr.body)
+    elif kind is relax.If:
+        yield from bindings_of(expr.true_branch)
+        yield from bindings_of(expr.false_branch)
+    elif kind is relax.SeqExpr:
+        for block in expr.blocks[:]:  # a slice: iterating an ffi.Array takes 4 times as long
+            for binding in block.bindings[:]:
+                if type(binding.value) in _WITH_BINDINGS:
+                    yield from bindings_of(binding.value)
+                yield binding
 
 
 def functions_that_update(mod: ir.IRModule) -> set[ir.GlobalVar]:

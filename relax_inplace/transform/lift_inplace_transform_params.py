@@ -35,7 +35,7 @@ from ..analysis.updates import bindings_of
 from ..analysis.weight_values import find_values, is_stop
 from .inplace_transform_params import inplace_name, rewritten
 from .keep_param_map import PARAM_MAP
-from .lifted_functions import without_stops, write_transform, write_user
+from .lifted_functions import without_stops, write_transform, write_users
 
 __all__ = ["LiftInplaceTransformParams"]
 
@@ -175,10 +175,10 @@ def _lifted(
     functions = dict(mod.functions_items())
     transform = write_transform(plan, mod)
     in_place = rewritten(mod, new_name, transform, new_name, None, memory_limit)
-    functions.update({one.user.gvar: write_user(plan, one) for one in plan.graph.users})
-    if shared.transform is not None:
-        del functions[shared.transform]
-    return ir.IRModule({**functions, **in_place}, attrs=mod.attrs, global_infos=mod.global_infos)
+    for gvar in [user.gvar for user in shared.users] + [shared.transform]:
+        functions.pop(gvar, None)
+    functions.update({**write_users(plan), **in_place})
+    return ir.IRModule(functions, attrs=mod.attrs, global_infos=mod.global_infos)
 
 
 def _without_stops(mod: ir.IRModule) -> ir.IRModule:

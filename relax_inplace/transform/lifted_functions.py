@@ -7,16 +7,16 @@ read from its field where it was computed before; what only led there goes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from tvm import ir, relax, tirx
 
-from ..analysis.lift_plan import LiftPlan, is_stored, live_variables, users_called
+from ..analysis.lift_plan import LiftPlan, bound_after, users_called
 from ..analysis.shared_weights import WeightUser
 from ..analysis.weight_values import NumberedUser, Tree, Value, is_stop, leaves
 from .binding_rewriter import rewrite_bindings, with_blocks
 
-__all__ = ["without_stops", "write_transform", "write_user"]
+__all__ = ["without_stops", "write_transform", "write_users"]
 
 
 def write_transform(plan: LiftPlan, mod: ir.IRModule) -> relax.Function:
@@ -60,15 +60,29 @@ def write_transform(plan: LiftPlan, mod: ir.IRModule) -> relax.Function:
     return relax.Function(params, body, result.ty, attrs=ir.make_node("ir.DictAttrs", **attrs))
 
 
-def write_user(plan: LiftPlan, numbered: NumberedUser) -> relax.Function:
-    """Write a function that takes the new tuple in the place of its weights."""
+def write_users(plan: LiftPlan) -> dict[ir.GlobalVar, relax.Function]:
+    """Write the functions that take the new tuple in the place of their weights.
+
+    A global variable has the type of its function, so they get new ones, of the same names.
+    """
+    users = plan.graph.users
+    renamed = {one.user.gvar: ir.GlobalVar(one.user.name) for one in users}
+    written = {renamed[one.user.gvar]: _written(plan, one, renamed) for one in users}
+    for gvar, function in written.items():
+        relax.expr._update_type(gvar, function.ty)
+    return written
+
+
+def _written(
+    plan: LiftPlan, numbered: NumberedUser, renamed: Mapping[ir.GlobalVar, ir.GlobalVar]
+) -> relax.Function:
     user, function = numbered.user, numbered.user.function
     types = [_type(slot) for slot in plan.slots]
     if plan.dimensions:
         types.append(relax.ShapeType(plan.dimensions))
     params = relax.Var(_name_of_tuple([user]), relax.TupleType(types))
     place = _places(plan)
-    live = live_variables(numbered, plan)
+    bound = bound_after(numbered, plan)
 
     def read(var: relax.Var, tree: Tree, in_dataflow: bool) -> list[relax.Binding]:
         if isinstance(tree, Value):
@@ -82,23 +96,24 @@ def write_user(plan: LiftPlan, numbered: NumberedUser) -> relax.Function:
 
     def rewrite(binding: relax.Binding) -> list[relax.Binding]:
         var, value = binding.var, binding.value
-        tree = numbered.holds.get(var)
-        if tree is not None:
-            if var not in live:
+        if var in numbered.holds:
+            if var not in bound:
                 return []
-            if is_stored(tree, plan):
-                return read(var, tree, isinstance(var, relax.DataflowVar))
-        elif is_stop(value):
+            kept = bound[var]
+            if kept is None:
+                return read(var, numbered.holds[var], isinstance(var, relax.DataflowVar))
+            return [binding if kept.same_as(value) else relax.VarBinding(var, kept)]
+        if is_stop(value):
             return [relax.VarBinding(var, value.args[0])]
-        else:
-            called = users_called(value, numbered, plan.graph)
-            if called is not None:
-                return [relax.VarBinding(var, _with_params(value, called, params))]
+        called = users_called(value, numbered, plan.graph)
+        if called is not None:
+            call = _with_params(value, renamed[called.gvar], called, params)
+            return [relax.VarBinding(var, call)]
         return [binding]
 
     body = rewrite_bindings(function, lambda sequence: rewrite).body
     blocks = [block for block in body.blocks[:] if len(block.bindings)]
-    given = [b for w in user.weights if w in live for b in read(w, numbered.holds[w], False)]
+    given = [b for w in user.weights if w in bound for b in read(w, numbered.holds[w], False)]
     if given:
         blocks.insert(0, relax.BindingBlock(given))
     inputs = user.inputs
@@ -111,7 +126,11 @@ def write_user(plan: LiftPlan, numbered: NumberedUser) -> relax.Function:
         function.span,
     )
     # The transform has the dimensions of the weights, and no two functions may have the same.
-    own = {var: tirx.Var(var.name, var.ty) for var in relax.analysis.defined_symbolic_vars(written)}
+    own = {
+        var: tirx.Var(var.name, var.ty)
+        for var in relax.analysis.defined_symbolic_vars(written)[:]
+        if var in plan.graph.dimensions
+    }
     return written.bind_symbolic_vars(own) if own else written
 
 
@@ -177,9 +196,11 @@ def _places(plan: LiftPlan) -> dict[Value, tuple[int, ...]]:
     return places
 
 
-def _with_params(call: ir.Call, called: WeightUser, params: relax.Var) -> ir.Call:
+def _with_params(
+    call: ir.Call, gvar: ir.GlobalVar, called: WeightUser, params: relax.Var
+) -> ir.Call:
     """A call of another function that takes the weights, which hands the new tuple on."""
     args = list(call.args[:])
     count = len(called.weights)
     args[called.position : called.position + count] = [params]
-    return relax.Call(call.op, args, call.attrs, call.ty_args, call.span, ret_ty=call.ty)
+    return relax.Call(gvar, args, call.attrs, call.ty_args, call.span, ret_ty=call.ty)

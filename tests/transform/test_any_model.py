@@ -1,0 +1,37 @@
+"""Random models: each function computes the same on lifted weights, in every pipeline."""
+
+import warnings
+
+import tvm
+from hypothesis import assume, given, note
+from hypothesis import strategies as st
+from models import as_model, models, run_model
+from pipelines import PIPELINES
+from test_any_transform import FUSE_TIR_FAILS as FAILS
+from transforms import NOTES
+from tvm import relax
+
+from relax_inplace.transform import LiftInplaceTransformParams
+
+# In "passes first", out of place too: on a function that returns a shape after calls of kernels.
+FUSE_TIR_FAILS = (*FAILS, "prim_var.has_value()")
+
+
+@given(models(), st.sampled_from(sorted(PIPELINES)), st.sampled_from([None, 0.8, 1.0, 1.5]))
+def test_any_model(drawn, pipeline, max_resident):
+    before = as_model(drawn)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            after = LiftInplaceTransformParams(max_resident=max_resident)(before)
+        except ValueError as error:
+            assume("even if nothing is lifted" not in str(error))
+            raise
+    note(f"{pipeline}\n{after}")
+    relax.analysis.well_formed(after)
+    NOTES.clear()
+    try:
+        run_model(before, after, pipeline)
+    except tvm.error.InternalError as error:
+        assume(not any(text in str(error) for text in FUSE_TIR_FAILS))
+        raise
