@@ -3,7 +3,7 @@
 # make lint    ruff, mypy, clang-format
 # make format  let ruff and clang-format rewrite
 # make fuzz    the random properties, 5,000 examples each; 200 graphs against brute force
-# make bench   time to compile, in place against out of place
+# make bench   time to compile and to lift; memory and time of TVM's ways
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -40,6 +40,7 @@ bench: .venv/pyvenv.cfg
 	$(BIN)/pip install --quiet .
 	$(BIN)/python benchmarks/tvm_ways.py
 	$(BIN)/python benchmarks/compile_time.py
+	$(BIN)/python benchmarks/lift_time.py
 
 .venv/pyvenv.cfg:
 	$(PYTHON) -m venv .venv

@@ -131,12 +131,14 @@ def bound_after(numbered: NumberedUser, plan: LiftPlan) -> dict[relax.Var, relax
     None for one that is read from the tuple. One that is not there is not used any more.
     """
     function, holds = numbered.user.function, numbered.holds
-    bindings = list(bindings_of(function))
-    names = {b.var: b.value for b in bindings if b.var in holds and type(b.value) in _NAMES}
+    names = {
+        var: value
+        for binding, var, value in numbered.bindings
+        if type(binding) is relax.VarBinding and type(value) in _NAMES and var in holds
+    }
     bound: dict[relax.Var, relax.Expr | None] = {}
     used = set(_used_by(numbered, function.body.body, plan.graph))
-    for binding in reversed(bindings):
-        var, value = binding.var, binding.value
+    for binding, var, value in reversed(numbered.bindings):
         if var not in holds:
             used.update(_used_by(numbered, value, plan.graph))
         elif var in used:
@@ -233,9 +235,9 @@ class _Storage:
 
     def _used_outside(self, numbered: NumberedUser) -> Iterator[Value]:
         """The values that a function uses in something that is not made from weights alone."""
-        function, holds = numbered.user.function, numbered.holds
-        expressions = [b.value for b in bindings_of(function) if b.var not in holds]
-        for expression in [*expressions, function.body.body]:
+        holds = numbered.holds
+        expressions = [value for _, var, value in numbered.bindings if var not in holds]
+        for expression in [*expressions, numbered.user.function.body.body]:
             for var in _used_by(numbered, expression, self.graph):
                 if var in holds:
                     yield from leaves(holds[var])
@@ -444,27 +446,28 @@ def _missing_dimensions(plan: LiftPlan) -> list[tirx.Var]:
         used += relax.analysis.tir_vars_in_type(function.ret_ty)[:]
         params = relax.TupleType([stored, inputs])
         defined = list(relax.analysis.definable_tir_vars_in_type(params)[:])
-        for binding in bindings_of(function):
-            if binding.var not in numbered.holds or bound.get(binding.var) is not None:
-                used += _dimensions_in(binding)
-                if isinstance(binding, relax.MatchCast):
+        for binding, var, value in numbered.bindings:
+            if var not in numbered.holds or bound.get(var) is not None:
+                used += _dimensions_in(var, value)
+                if type(binding) is relax.MatchCast:
                     defined += relax.analysis.definable_tir_vars_in_type(binding.ty)[:]
         known = set(defined)
         missing.update((var, None) for var in used if var in graph.dimensions and var not in known)
     return list(missing)
 
 
-def _dimensions_in(binding: relax.Binding) -> Iterator[tirx.Var]:
-    yield from relax.analysis.tir_vars_in_type(binding.var.ty)[:]
-    pending = [binding.value]
+def _dimensions_in(var: relax.Var, value: relax.Expr) -> Iterator[tirx.Var]:
+    yield from relax.analysis.tir_vars_in_type(var.ty)[:]
+    pending = [value]
     while pending:
         value = pending.pop()
         if type(value) is relax.Tuple:
             pending += value.fields[:]
         elif type(value) is relax.Function:
-            pending_types = [value.ret_ty, *(param.ty for param in value.params[:])]
-            for ty in pending_types:
+            for ty in (value.ret_ty, *(param.ty for param in value.params[:])):
                 yield from relax.analysis.tir_vars_in_type(ty)[:]
+            for binding in bindings_of(value):
+                yield from _dimensions_in(binding.var, binding.value)
         elif isinstance(value.ty, ir.PrimType):
             yield from tirx.analysis.undefined_vars(value)
         elif type(value) is ir.Call:

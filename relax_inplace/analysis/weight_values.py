@@ -17,8 +17,9 @@ A tuple is its fields: of values, or of what a call returns.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import tvm_ffi
 from tvm import ir, relax, tirx
@@ -57,7 +58,7 @@ class Value:
         """Of the variable."""
         return str(self.var.name)
 
-    @property
+    @functools.cached_property
     def size(self) -> Size:
         """Bytes."""
         return size_of(self.var.ty, self.name)
@@ -106,6 +107,14 @@ class Computation:
         return isinstance(self.binding, relax.MatchCast)
 
 
+class Bound(NamedTuple):
+    """A binding, read once: tvm-ffi makes a new object of each attribute each time."""
+
+    binding: relax.Binding
+    var: relax.Var
+    value: relax.Expr
+
+
 @dataclasses.dataclass(eq=False)
 class NumberedUser:
     """A function, and what its variables hold.
@@ -113,11 +122,14 @@ class NumberedUser:
     Attributes
     ----------
     user : WeightUser
+    bindings : list of Bound
+        Those of the function and of its branches.
     holds : dict of relax.Var to Tree
         What is computed from weights alone.
     """
 
     user: WeightUser
+    bindings: list[Bound]
     holds: dict[relax.Var, Tree]
 
 
@@ -260,9 +272,8 @@ class _Numbering:
     def number(self, user: WeightUser, fields: list[Tree]) -> NumberedUser:
         while True:
             reader = _Reader(self, user, fields)
-            reader.sequence(user.function.body)
             if not reader.renamed:
-                return NumberedUser(user, reader.holds)
+                return NumberedUser(user, reader.bindings, reader.holds)
             # An equal cast defines dimensions that have a name already.
             renamed = user.function.bind_symbolic_vars(reader.renamed)
             user.function = renamed
@@ -353,19 +364,17 @@ class _Reader:
             self.holds[user.weights[0]] = fields
         else:
             self.holds.update(zip(user.weights, fields, strict=True))
-        self.written = _may_be_written(user.function)
+        self.bindings = list(_bindings(user.function.body))
+        self.written = _may_be_written(self.bindings)
         self.is_symbolic = bool(relax.analysis.defined_symbolic_vars(user.function)[:])
         self.renamed: dict[tirx.Var, tirx.Var] = {}
-
-    def sequence(self, body: relax.SeqExpr) -> None:
-        for block in body.blocks[:]:
-            for binding in block.bindings[:]:
-                if isinstance(binding, relax.MatchCast):
-                    tree = self._cast(binding)
-                else:
-                    tree = self._value(binding.value, binding.var)
-                if tree is not None:
-                    self.holds[binding.var] = tree
+        for binding, var, value in self.bindings:
+            if type(binding) is relax.MatchCast:
+                tree = self._cast(binding)
+            else:
+                tree = self._value(value, var)
+            if tree is not None:
+                self.holds[var] = tree
 
     def _cast(self, binding: relax.MatchCast) -> Tree | None:
         value = self._value(binding.value, binding.var)
@@ -390,10 +399,6 @@ class _Reader:
             if var in self.written:
                 return None
             return self._call(expr, var)
-        if kind is relax.If:
-            self.sequence(expr.true_branch)
-            self.sequence(expr.false_branch)
-            return None
         return self._leaf(expr)
 
     def _leaf(self, expr: relax.Expr) -> Tree | None:
@@ -461,29 +466,43 @@ def _expression(tree: Tree) -> relax.Expr:
     return tree
 
 
-def _may_be_written(function: relax.Function) -> set[relax.Var]:
+def _bindings(body: relax.SeqExpr) -> Iterator[Bound]:
+    """Those of a sequence and of the branches in it: everything after what it uses."""
+    for block in body.blocks[:]:
+        for binding in block.bindings[:]:
+            value = binding.value
+            if type(value) is relax.If:
+                yield from _bindings(value.true_branch)
+                yield from _bindings(value.false_branch)
+            yield Bound(binding, binding.var, value)
+
+
+def _may_be_written(bindings: list[Bound]) -> set[relax.Var]:
     """Variables that something of the function may write to.
 
     What works in place writes to an operand, and what is not pure may. Either may be a view of
     something, and that of something else, so everything it is made from is among them.
     """
-    bindings = list(bindings_of(function))
     written: set[relax.Var] = set()
-    for binding in bindings:
-        value = binding.value
-        if type(value) is ir.Call and _writes(value):
+    for _, _, value in bindings:
+        if _writes(value):
             written.update(relax.analysis.free_vars(value)[:])
     if written:
-        for binding in reversed(bindings):
-            if binding.var in written and not isinstance(binding.value, relax.If):
-                written.update(relax.analysis.free_vars(binding.value)[:])
+        for _, var, value in reversed(bindings):
+            if var in written and type(value) is not relax.If:
+                written.update(relax.analysis.free_vars(value)[:])
     return written
 
 
-def _writes(call: ir.Call) -> bool:
-    if type(call.op) is ir.Op:
-        name = str(call.op.name)
-        return name in _IN_PLACE or (
-            not call.op.get_attr("FPurity") and name not in ("relax.print", "relax.assert_op")
-        )
-    return bool(relax.analysis.contains_impure_call(call))
+def _writes(value: relax.Expr) -> bool:
+    kind = type(value)
+    if kind is relax.Function:
+        return any(_writes(inner.value) for inner in bindings_of(value))
+    if kind is not ir.Call:
+        return False
+    if type(value.op) is not ir.Op:
+        return bool(relax.analysis.contains_impure_call(value))
+    name = value.op.name
+    return name in _IN_PLACE or (
+        not value.op.get_attr("FPurity") and name not in ("relax.print", "relax.assert_op")
+    )

@@ -138,12 +138,15 @@ def _require_no_other_callers(mod: ir.IRModule, plan: LiftPlan) -> None:
     for gvar, function in mod.functions_items():
         if not isinstance(function, relax.Function):
             continue
-        called = set(relax.analysis.all_global_vars(function)).intersection(changed) - {gvar}
         numbered = numbered_of.get(gvar)
-        if numbered is not None:
-            for binding in bindings_of(numbered.user.function):
-                user = users_called(binding.value, numbered, graph)  # or an error
-                called.discard(user.gvar if user is not None else None)
+        if numbered is None:
+            called = set(relax.analysis.all_global_vars(function)).intersection(changed) - {gvar}
+        else:
+            called = set()
+            for _, _, value in numbered.bindings:
+                # all_global_vars would visit the type of the tuple at each read of a field.
+                if users_called(value, numbered, graph) is None:
+                    called.update(_global_vars(value).intersection(changed))
         if called:
             other = min(one.name_hint for one in called)
             raise LiftError.of(
@@ -151,6 +154,14 @@ def _require_no_other_callers(mod: ir.IRModule, plan: LiftPlan) -> None:
                 reason=f"`{gvar.name_hint}` calls `{other}`, whose weights it would have to "
                 "transform; lift both, with functions=[...], or inline one",
             )
+
+
+def _global_vars(value: relax.Expr) -> set[ir.GlobalVar]:
+    if type(value) is ir.Call:
+        return {one for one in (value.op, *value.args[:]) if type(one) is ir.GlobalVar}
+    if type(value) is relax.Function:
+        return set(relax.analysis.all_global_vars(value))
+    return {value} if type(value) is ir.GlobalVar else set()
 
 
 def _warn_if_larger(report: LiftReport) -> None:
