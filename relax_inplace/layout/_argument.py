@@ -7,6 +7,7 @@ Sizes that are known are compared. Of a symbolic size, what a layout needs has t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from tvm import ir, relax, sym, tirx
 
 from ..errors import StructuredError
 
-__all__ = ["LayoutError", "require", "require_equal", "require_multiple", "shape_of"]
+__all__ = ["LayoutError", "require", "require_equal", "require_multiple", "shape_of", "text_of"]
 
 
 class LayoutError(StructuredError):
@@ -90,10 +91,10 @@ def require_multiple(where: str, what: str, size: ir.Expr, factor: int, remedy: 
     require(
         sym.Analyzer().can_prove_equal(tirx.floormod(size, factor), 0),
         where,
-        f"{size} {what} given",
+        f"{text_of(size)} {what} given",
         f"a multiple of {factor}",
         f"write that size as `m * {factor}`, or let R.match_cast check it when the function runs: "
-        f"`({size}) // {factor} * {factor}`",
+        f"`({text_of(size)}) // {factor} * {factor}`",
     )
 
 
@@ -105,7 +106,13 @@ def require_equal(
     require(
         analyzer.can_prove_equal(size, expected),
         where,
-        f"{size} {what} given",
-        f"{expected if isinstance(expected, int) else analyzer.simplify(expected)} ({because})",
+        f"{text_of(size)} {what} given",
+        f"{expected if isinstance(expected, int) else text_of(analyzer.simplify(expected))} "
+        f"({because})",
         remedy,
     )
+
+
+def text_of(size: ir.Expr) -> str:
+    """A size as one would write it: TVM prints ``T.int64(4)``."""
+    return re.sub(r"T\.int64\((-?\d+)\)", r"\1", str(size))

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from tvm import ir, relax
 
-from ._argument import require, require_equal, shape_of
+from ._argument import require, require_equal, shape_of, text_of
 from ._kernel import of_known_type, takes_nn_tensors
 
 __all__ = ["kn_to_nk", "nk_to_kn"]
@@ -118,6 +118,6 @@ def _require_words(
         "words along K",
         words,
         groups * (size // in_word),
-        f"{groups} groups of {size // in_word} words",
+        f"{text_of(groups)} groups of {size // in_word} words",
         f"{_TOGETHER}, and its `bits` and `group_size`",
     )

@@ -7,11 +7,12 @@ are computed, a scale is found for them, and they are rounded to it.
 With c the codes and s the scales of q4f16_1::
 
     w[k, n]  = (c[k, n] - 7) * s[k / 32, n]                       float32, exact
-    scale[n] = float16(max over k of |w[k, n]| / 7)
-    code     = round(w[k, n] / scale[n]), halves away from 0, from -8 to 7
+    scale[n] = float16(max over k of |w[k, n]| / 8)
+    code     = round(w[k, n] / scale[n]), halves to even, from -8 to 7
 
-The scale is that of MLC-LLM's ``ft_quantization.py``, the largest number over 7;
-FasterTransformer's own ``symmetric_quantize`` divides it by 8, and cuts the largest if positive.
+The scale is that of FasterTransformer's ``symmetric_quantize`` (``cutlass_preprocessors.cc``): the
+largest number over 8, which is cut to 7 if it is positive. MLC-LLM's ``ft_quantization.py`` divides by
+7: nothing is cut, but the steps are wider, and the error of normal numbers is larger.
 
 What it costs is in docs/layouts.md: measured by ``tests/layout/test_requantize.py``.
 """
@@ -22,7 +23,7 @@ from typing import Any
 
 from tvm import ir, relax, te, tirx
 
-from ._argument import require_equal, require_multiple, shape_of
+from ._argument import require_equal, require_multiple, shape_of, text_of
 from ._kernel import call_kernel, of_known_type, takes_nn_tensors
 from ._words import code_of
 
@@ -30,7 +31,7 @@ __all__ = ["groups_to_columns"]
 
 _GROUP = 32
 _IN_WORD = 8
-_LARGEST = 7
+_HALF = 8  # of the range: codes are -8 to 7
 _ZERO = 7  # the code of 0 in q4f16_1
 
 
@@ -58,7 +59,9 @@ def groups_to_columns(codes: relax.Expr, scales: relax.Expr) -> tuple[relax.Expr
     together = "give the codes and the scales of one weight"
     require_equal(where, "rows of scales", scale_height, height, "rows of codes", together)
     expected = groups * (_GROUP // _IN_WORD)
-    require_equal(where, "words along K", words, expected, f"{groups} groups of 4 words", together)
+    require_equal(
+        where, "words along K", words, expected, f"{text_of(groups)} groups of 4 words", together
+    )
     require_multiple(where, "rows of codes", height, 2, "two columns of K x N are one byte")
 
     def scales_kernel(codes: te.Tensor, scales: te.Tensor) -> te.Tensor:
@@ -69,7 +72,7 @@ def groups_to_columns(codes: relax.Expr, scales: relax.Expr) -> tuple[relax.Expr
         )
         return te.compute(
             (height,),
-            lambda n: (largest[n] / tirx.const(_LARGEST, "float32")).astype("float16"),
+            lambda n: (largest[n] / tirx.const(_HALF, "float32")).astype("float16"),
             "scales",
         )
 
@@ -78,8 +81,9 @@ def groups_to_columns(codes: relax.Expr, scales: relax.Expr) -> tuple[relax.Expr
 
         def code(k: Any, n: Any) -> ir.Expr:
             scale = columns[n].astype("float32")
-            rounded = te.round(_number(codes, scales, k, n) / scale)
-            low, high = tirx.const(-_LARGEST - 1, "float32"), tirx.const(_LARGEST, "float32")
+            # Not te.round: TVM rounds halves to even with it on CPUs, and away from 0 on CUDA.
+            rounded = tirx.nearbyint(_number(codes, scales, k, n) / scale)
+            low, high = tirx.const(-_HALF, "float32"), tirx.const(_HALF - 1, "float32")
             cut = tirx.min(tirx.max(rounded, low), high)
             # A column of zeros has the scale 0.
             some = te.if_then_else(scale > 0, cut, tirx.const(0, "float32"))

@@ -19,7 +19,7 @@ from typing import Any
 
 from tvm import ir, relax, sym, te, tirx
 
-from ._argument import require, require_equal, require_multiple, shape_of
+from ._argument import require, require_equal, require_multiple, shape_of, text_of
 from ._kernel import call_kernel, of_known_type, takes_nn_tensors
 
 __all__ = ["pack", "pack_vnni", "unpack", "unpack_vnni"]
@@ -90,7 +90,7 @@ def unpack(
     require(
         isinstance(rows, tirx.IntImm) and isinstance(columns, tirx.IntImm),
         where,
-        f"tiles of {rows} x {columns} given",
+        f"tiles of {text_of(rows)} x {text_of(columns)} given",
         "constants",
         "cast the tensor to the tiles it has with R.match_cast",
     )
@@ -102,7 +102,7 @@ def unpack(
             ("rows of tiles", down, sizes[0], rows),
             ("columns of tiles", across, sizes[1], columns),
         ):
-            because = f"{size} in tiles of {length}"
+            because = f"{text_of(size)} in tiles of {text_of(length)}"
             remedy = "give the `shape` that the matrix had when it was packed"
             require_equal(where, what, count, tirx.ceildiv(size, length), because, remedy)
 
