@@ -59,7 +59,7 @@ def shape_of(
         What they are called, for the error.
     """
     form = f"{'/'.join(dtypes) or 'a tensor'} ({', '.join(axes)})"
-    dtype, shape = value.ty.dtype, value.ty.shape
+    shape: Any = getattr(value.ty, "shape", None)  # None, too, of a tensor of unknown shape
     require(
         isinstance(shape, relax.ShapeExpr) and len(shape.values) == len(axes),
         where,
@@ -68,9 +68,9 @@ def shape_of(
         "the type of a weight has to say its shape: annotate the parameter, or use R.match_cast",
     )
     require(
-        not dtypes or str(dtype) in dtypes,
+        not dtypes or str(value.ty.dtype) in dtypes,
         where,
-        f"`{name}` is {dtype}",
+        f"`{name}` is {value.ty.dtype}",
         form,
         "layouts move bits and never convert numbers: give the tensor as it is stored",
     )

@@ -19,7 +19,7 @@ from tvm.relax.utils import gen_call_tir_inputs
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder.ir.frame import IRModuleFrame
 
-from ._argument import LayoutError
+from ._argument import LayoutError, require
 
 __all__ = ["call_kernel", "of_known_type", "takes_nn_tensors"]
 
@@ -55,11 +55,13 @@ def _expression(value: Any) -> Any:
     return value._expr if isinstance(value, nn.Tensor) else value
 
 
-def call_kernel(name: str, kernel: Callable[..., Any], *args: Any) -> relax.Expr:
+def call_kernel(where: str, name: str, kernel: Callable[..., Any], *args: Any) -> relax.Expr:
     """Call a kernel, as the active builder would with ``call_te`` or ``R.emit_te``.
 
     Parameters
     ----------
+    where : str
+        The layout that calls, for the error.
     name : str
         For the PrimFunc. The builder appends a number if it is taken.
     kernel : callable
@@ -72,7 +74,7 @@ def call_kernel(name: str, kernel: Callable[..., Any], *args: Any) -> relax.Expr
     LayoutError
         No builder is active.
     """
-    builder = _active_builder(name)
+    builder = _active_builder(where)
     if isinstance(builder, relax.BlockBuilder):
         return builder.call_te(kernel, *args, primfunc_name_hint=name)
     function, operands, types = gen_call_tir_inputs(kernel, *args)
@@ -81,7 +83,14 @@ def call_kernel(name: str, kernel: Callable[..., Any], *args: Any) -> relax.Expr
 
 def of_known_type(where: str, expr: relax.Expr) -> relax.Expr:
     """The expression itself, or, if TVM has not inferred its type yet, a variable bound to it."""
-    if isinstance(expr.ty, relax.TensorType):
+    require(
+        isinstance(expr, relax.Expr),
+        where,
+        f"a {type(expr).__name__}",
+        "a Relax expression or an nn.Tensor",
+        "a layout is part of a function that is being built, and does not convert arrays itself",
+    )
+    if not expr.ty.is_missing():
         return expr
     builder = _active_builder(where)
     if isinstance(builder, relax.BlockBuilder):
@@ -95,7 +104,7 @@ def _active_builder(where: str) -> relax.BlockBuilder | IRBuilder:
         builder = IRBuilder.current()
         if any(isinstance(frame, IRModuleFrame) for frame in builder.frames):
             return builder
-        given = "an @R.function in no module given"
+        given = "an @R.function in no module"
     else:
         builder = relax.BlockBuilder.current()
         if builder is not None:
@@ -104,7 +113,7 @@ def _active_builder(where: str) -> relax.BlockBuilder | IRBuilder:
     raise LayoutError.of(
         where=where,
         given=given,
-        expected="a module that takes the kernel",
+        expected="a module to put the kernel into",
         remedy="call it inside `with bb.function(...)`, in `nn.Module.forward`, or in an "
         "@R.function of an @I.ir_module",
     )

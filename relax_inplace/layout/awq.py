@@ -87,8 +87,8 @@ def to_groups(
         return te.compute((words, groups), word, "zeros")
 
     return (
-        call_kernel("awq_codes_to_groups", codes_kernel, qweight),
-        call_kernel("awq_zeros_to_groups", zeros_kernel, qzeros),
+        call_kernel(where, "awq_codes_to_groups", codes_kernel, qweight),
+        call_kernel(where, "awq_zeros_to_groups", zeros_kernel, qzeros),
         relax.op.permute_dims(scales),
     )
 
@@ -144,8 +144,8 @@ def from_groups(
         return te.compute((groups, words), word, "qzeros")
 
     return (
-        call_kernel("awq_codes_from_groups", codes_kernel, codes),
-        call_kernel("awq_zeros_from_groups", zeros_kernel, zeros),
+        call_kernel(where, "awq_codes_from_groups", codes_kernel, codes),
+        call_kernel(where, "awq_zeros_from_groups", zeros_kernel, zeros),
         relax.op.permute_dims(scales),
     )
 

@@ -89,7 +89,7 @@ def to_mixed_gemm(codes: relax.Expr, *, arch: int = 80, bits: int = 4) -> relax.
 
         return te.compute((height, width), byte, "mixed_gemm")
 
-    return call_kernel(f"to_mixed_gemm_int{bits}_sm{arch}", kernel, codes)
+    return call_kernel(where, f"to_mixed_gemm_int{bits}_sm{arch}", kernel, codes)
 
 
 @takes_nn_tensors
@@ -129,7 +129,7 @@ def from_mixed_gemm(codes: relax.Expr, *, arch: int = 80, bits: int = 4) -> rela
 
         return te.compute((height, width), byte, "row_major")
 
-    return call_kernel(f"from_mixed_gemm_int{bits}_sm{arch}", kernel, codes)
+    return call_kernel(where, f"from_mixed_gemm_int{bits}_sm{arch}", kernel, codes)
 
 
 def _checked(where: str, codes: relax.Expr, arch: int, bits: int) -> relax.Expr:

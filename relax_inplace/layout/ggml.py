@@ -94,7 +94,7 @@ def interleave(
         shape = (height // rows, width // form.size, rows * form.size)
         return te.compute(shape, byte, "interleaved")
 
-    return call_kernel(f"interleave_{block}_{rows}x{bytes}", kernel, weight)
+    return call_kernel(where, f"interleave_{block}_{rows}x{bytes}", kernel, weight)
 
 
 @takes_nn_tensors
@@ -140,7 +140,7 @@ def deinterleave(
 
         return te.compute((height * rows, width * form.size), byte, "rows")
 
-    return call_kernel(f"deinterleave_{block}_{rows}x{bytes}", kernel, weight)
+    return call_kernel(where, f"deinterleave_{block}_{rows}x{bytes}", kernel, weight)
 
 
 def _block(where: str, name: str, rows: int, bytes: int) -> _Block:

@@ -71,8 +71,8 @@ def to_groups(
     require_equal(where, "columns of scales", scale_height, height, "as qweight has", _TOGETHER)
     require_equal(where, "rows of scales", scale_groups, groups, "as qzeros has", _TOGETHER)
     return (
-        _transposed("gptq_codes_to_groups", qweight, "uint32"),
-        _transposed("gptq_zeros_to_groups", qzeros, "uint32"),
+        _transposed(where, "gptq_codes_to_groups", qweight, "uint32"),
+        _transposed(where, "gptq_zeros_to_groups", qzeros, "uint32"),
         relax.op.permute_dims(scales),
     )
 
@@ -111,8 +111,8 @@ def from_groups(
     require_equal(where, "rows of scales", scale_height, height, "as codes has", _TOGETHER)
     require_equal(where, "columns of scales", scale_groups, groups, "as zeros has", _TOGETHER)
     return (
-        _transposed("gptq_codes_from_groups", codes, "int32"),
-        _transposed("gptq_zeros_from_groups", zeros, "int32"),
+        _transposed(where, "gptq_codes_from_groups", codes, "int32"),
+        _transposed(where, "gptq_zeros_from_groups", zeros, "int32"),
         relax.op.permute_dims(scales),
     )
 
@@ -128,7 +128,7 @@ def _codes_in_word(where: str, bits: int) -> int:
     return 32 // bits
 
 
-def _transposed(name: str, words: relax.Expr, dtype: str) -> relax.Expr:
+def _transposed(where: str, name: str, words: relax.Expr, dtype: str) -> relax.Expr:
     """The same bits, transposed."""
     if str(words.ty.dtype) == dtype:
         return relax.op.permute_dims(words)
@@ -137,4 +137,4 @@ def _transposed(name: str, words: relax.Expr, dtype: str) -> relax.Expr:
         height, width = words.shape
         return te.compute((width, height), lambda i, j: words[j, i].astype(dtype), "transposed")
 
-    return call_kernel(name, kernel, words)
+    return call_kernel(where, name, kernel, words)

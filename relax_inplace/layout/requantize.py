@@ -11,8 +11,8 @@ With c the codes and s the scales of q4f16_1::
     code     = round(w[k, n] / scale[n]), halves to even, from -8 to 7
 
 The scale is that of FasterTransformer's ``symmetric_quantize`` (``cutlass_preprocessors.cc``): the
-largest number over 8, which is cut to 7 if it is positive. MLC-LLM's ``ft_quantization.py`` divides by
-7: nothing is cut, but the steps are wider, and the error of normal numbers is larger.
+largest number over 8, which is cut to 7 if it is positive. MLC-LLM's ``ft_quantization.py`` divides
+by 7: nothing is cut, but the steps are wider, and the error of normal numbers is larger.
 
 What it costs is in docs/layouts.md: measured by ``tests/layout/test_requantize.py``.
 """
@@ -94,9 +94,11 @@ def groups_to_columns(codes: relax.Expr, scales: relax.Expr) -> tuple[relax.Expr
 
         return te.compute((words * _IN_WORD, height // 2), byte, "codes")
 
-    columns = call_kernel("column_scales", scales_kernel, codes, scales)
+    columns = call_kernel(where, "column_scales", scales_kernel, codes, scales)
     columns = of_known_type(where, columns)
-    return call_kernel("requantize_to_columns", codes_kernel, codes, scales, columns), columns
+    return call_kernel(
+        where, "requantize_to_columns", codes_kernel, codes, scales, columns
+    ), columns
 
 
 def _number(codes: te.Tensor, scales: te.Tensor, k: Any, n: Any) -> ir.Expr:

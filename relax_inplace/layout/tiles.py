@@ -63,7 +63,7 @@ def pack(weight: relax.Expr, rows: int, columns: int) -> relax.Expr:
 
         return te.compute((down, across, rows, columns), element, "tiles")
 
-    return call_kernel(f"pack_tiles_{rows}x{columns}", kernel, weight)
+    return call_kernel(where, f"pack_tiles_{rows}x{columns}", kernel, weight)
 
 
 @takes_nn_tensors
@@ -114,7 +114,7 @@ def unpack(
         )
 
     name = f"unpack_tiles_{rows.value}x{columns.value}"
-    return call_kernel(name, kernel, tiles, *(sym.Analyzer().simplify(n) for n in sizes))
+    return call_kernel(where, name, kernel, tiles, *(sym.Analyzer().simplify(n) for n in sizes))
 
 
 @takes_nn_tensors
@@ -143,7 +143,7 @@ def pack_vnni(weight: relax.Expr) -> relax.Expr:
             (width // v, height, v), lambda a, i, j: weight[i, a * v + j], "neighbours"
         )
 
-    return call_kernel(f"pack_vnni_{v}", kernel, weight)
+    return call_kernel(where, f"pack_vnni_{v}", kernel, weight)
 
 
 @takes_nn_tensors
@@ -171,7 +171,7 @@ def unpack_vnni(weight: relax.Expr) -> relax.Expr:
         count, height, _ = weight.shape
         return te.compute((height, count * v), lambda i, j: weight[j // v, i, j % v], "matrix")
 
-    return call_kernel(f"unpack_vnni_{v}", kernel, weight)
+    return call_kernel(where, f"unpack_vnni_{v}", kernel, weight)
 
 
 def _require_tile(where: str, rows: int, columns: int) -> None:
