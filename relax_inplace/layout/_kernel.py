@@ -94,7 +94,7 @@ def of_known_type(where: str, expr: relax.Expr) -> relax.Expr:
         return expr
     builder = _active_builder(where)
     if isinstance(builder, relax.BlockBuilder):
-        return builder.normalize(expr)
+        return builder.emit(expr)
     return script.emit(expr)
 
 

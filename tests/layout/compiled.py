@@ -62,11 +62,14 @@ def compiled(function, *tensors):
 
 
 def kernels(function, *tensors):
-    """How many kernels run, by TVM's default pipeline."""
+    """The kernels that are called, and how TVM's pattern analysis calls them."""
     mod, _ = module_of(function, types_of(*tensors))
-    with tvm.target.Target("llvm"):
-        mod = relax.get_default_pipeline(tvm.target.Target("llvm"))(mod)
-    return [gv.name_hint for gv, f in mod.functions_items() if isinstance(f, tvm.tirx.PrimFunc)]
+    mod = tvm.transform.Sequential(
+        [relax.transform.LegalizeOps(), relax.transform.AnnotateTIROpPattern()]
+    )(mod)
+    values = [b.value for block in mod["main"].body.blocks for b in block.bindings]
+    called = [value.args[0] for value in values if isinstance(value, tvm.ir.Call)]
+    return [(gvar.name_hint, int(mod[gvar].attrs["op_pattern"])) for gvar in called]
 
 
 def assert_bits(left, right):

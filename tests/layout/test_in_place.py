@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import tvm
-from compiled import types_of
+from compiled import kernels, types_of
 from transforms import argument, check_slots, run_both
 from tvm import relax
 from tvm.relax.frontend import nn
@@ -208,6 +208,15 @@ def transform(function, weights):
             out = builder.emit_output(relax.Tuple(results))
         builder.emit_func_output(out)
     return builder.finalize()
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_one_kernel_for_each_tensor(name):
+    """Which TVM takes for injective: it may fuse it."""
+    function, weights = LAYOUTS[name]
+    called = kernels(function, *weights[0])
+    assert len(called) == len(weights[0])
+    assert {pattern for _, pattern in called} == {2}  # kInjective of relax/op_attr_types.h
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
