@@ -103,12 +103,14 @@ def require_equal(
 ) -> None:
     """Raise unless two sizes are equal, or, if one is symbolic, provably so."""
     analyzer = sym.Analyzer()
+    wanted = str(expected) if isinstance(expected, int) else text_of(analyzer.simplify(expected))
+    if not isinstance(size, tirx.IntImm):
+        remedy += f"; TVM has to be able to prove it: write that size as `{wanted}`"
     require(
         analyzer.can_prove_equal(size, expected),
         where,
         f"{text_of(size)} {what} given",
-        f"{expected if isinstance(expected, int) else text_of(analyzer.simplify(expected))} "
-        f"({because})",
+        f"{wanted} ({because})",
         remedy,
     )
 

@@ -9,12 +9,14 @@ layout         there                         element ``w[i, j]`` is at
 
 ``pack`` is the blocked form of any tiled matrix product. ``pack_vnni`` is what an instruction reads
 that multiplies v neighbours along K and adds the products: ``vpdpbusd`` and AMX's ``tdpbssd`` take
-four int8, ``vdpbf16ps`` and ``tdpbf16ps`` two bfloat16. TVM's ``dot_16x4_vnni``
-(``s_tir/tensor_intrin/x86.py``) has 16 columns of it as its operand ``B[16, 4]``.
+four int8 (``packed_B`` of ggml's ``ggml-cpu/amx/mmq.cpp``; TVM's ``dot_16x4_vnni``, of
+``s_tir/tensor_intrin/x86.py``, has 16 columns as its operand ``B[16, 4]``), ``vdpbf16ps`` and
+``tdpbf16ps`` two bfloat16 (Intel's manual: none of the sources above has them).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from tvm import ir, relax, sym, te, tirx
@@ -68,7 +70,7 @@ def pack(weight: relax.Expr, rows: int, columns: int) -> relax.Expr:
 
 @takes_nn_tensors
 def unpack(
-    tiles: relax.Expr, shape: tuple[ir.Expr | int, ir.Expr | int] | None = None
+    tiles: relax.Expr, shape: Sequence[ir.Expr | int] | relax.ShapeExpr | None = None
 ) -> relax.Expr:
     """Put tiles together again; what they were filled up with is left out.
 
@@ -76,7 +78,7 @@ def unpack(
     ----------
     tiles : relax.Expr
         (A, B, n, k), as :func:`pack` returns them; n and k are constants.
-    shape : tuple of two sizes, optional
+    shape : two sizes, optional
         (N, K) of the matrix, where it is not (A * n, B * k).
 
     Returns
@@ -94,16 +96,17 @@ def unpack(
         "constants",
         "cast the tensor to the tiles it has with R.match_cast",
     )
-    if shape is None:
-        sizes = [down * rows, across * columns]
-    else:
-        sizes = [tirx.const(n, "int64") if isinstance(n, int) else n for n in shape]
+    sizes = [down * rows, across * columns]
+    if shape is not None:
+        sizes = list(shape.values if isinstance(shape, relax.ShapeExpr) else shape)
+        sizes = [tirx.const(size, "int64") if isinstance(size, int) else size for size in sizes]
+        remedy = "give the `shape` that the matrix had when it was packed"
+        require(len(sizes) == 2, where, f"a shape of {len(sizes)} sizes", "(N, K)", remedy)
         for what, count, size, length in (
             ("rows of tiles", down, sizes[0], rows),
             ("columns of tiles", across, sizes[1], columns),
         ):
             because = f"{text_of(size)} in tiles of {text_of(length)}"
-            remedy = "give the `shape` that the matrix had when it was packed"
             require_equal(where, what, count, tirx.ceildiv(size, length), because, remedy)
 
     def kernel(tiles: te.Tensor, height: ir.Expr, width: ir.Expr) -> te.Tensor:

@@ -64,7 +64,7 @@ def test_cutlass_makes_the_same_bytes(form):
     assert hashlib.sha256(out.tobytes()).hexdigest()[:16] == CUTLASS[form]
 
 
-@settings(max_examples=8)
+@settings(max_examples=20)
 @given(st.sampled_from(FORMS), st.integers(1, 3), st.integers(1, 3))
 def test_static_sizes(form, height, width):
     bits, arch = form

@@ -60,7 +60,7 @@ def test_ggml_makes_the_same_bytes(form):
     assert hashlib.sha256(out.tobytes()).hexdigest()[:16] == GGML[form]
 
 
-@settings(max_examples=10)
+@settings(max_examples=20)
 @given(st.sampled_from(list(GGML)), st.integers(1, 3), st.integers(1, 4))
 def test_static_sizes(form, groups, blocks):
     weight = random_bits(

@@ -6,6 +6,7 @@ import references
 from compiled import assert_bits, compiled, random_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tvm import relax
 
 from relax_inplace.layout import LayoutError, tiles
 
@@ -28,7 +29,7 @@ def test_a_small_case():
     )
 
 
-@settings(max_examples=12)
+@settings(max_examples=20)
 @given(st.integers(1, 13), st.integers(1, 13), st.integers(1, 5), st.integers(1, 5), st.data())
 def test_static_sizes(height, width, rows, columns, data):
     dtype = data.draw(st.sampled_from(DTYPES))
@@ -36,7 +37,7 @@ def test_static_sizes(height, width, rows, columns, data):
     there = compiled(lambda w: tiles.pack(w, rows, columns), (weight.shape, dtype))
     packed = references.tiles(weight, rows, columns)
     assert_bits(there(weight), packed)
-    back = compiled(lambda w: tiles.unpack(w, weight.shape), (packed.shape, dtype))
+    back = compiled(lambda w: tiles.unpack(w, relax.ShapeExpr(weight.shape)), (packed.shape, dtype))
     assert_bits(back(packed), weight)
 
 
@@ -104,7 +105,13 @@ def test_vnni(vnni, height, count):
             "`shape` that the matrix had when it was packed",
         ),
         (
-            lambda w: tiles.unpack(w),
+            lambda w: tiles.unpack(w, (8, 8, 1)),
+            ((2, 2, 4, 4), "int8"),
+            "layout.tiles.unpack: a shape of 3 sizes, expected (N, K); give the `shape` that the "
+            "matrix had when it was packed",
+        ),
+        (
+            tiles.unpack,
             ((2, 2, "n", 4), "int8"),
             "layout.tiles.unpack: tiles of n x 4 given, expected constants; cast the tensor to the "
             "tiles it has with R.match_cast",
