@@ -68,7 +68,7 @@ def shape_of(
         "the type of a weight has to say its shape: annotate the parameter, or use R.match_cast",
     )
     require(
-        not dtypes or str(value.ty.dtype) in dtypes,
+        value.ty.dtype is not None and (not dtypes or str(value.ty.dtype) in dtypes),
         where,
         f"`{name}` is {value.ty.dtype}",
         form,

@@ -79,13 +79,13 @@ def to_mixed_gemm(codes: relax.Expr, *, arch: int = 80, bits: int = 4) -> relax.
             if arch < 75:
                 places = _order(in_word, in_byte, j % 4)
                 columns = [j // 4 * in_word + place for place in places]
-                return _packed([_code(codes, i, column, bits) for column in columns], bits)
+                return _biased_byte([_code(codes, i, column, bits) for column in columns], bits)
             at = i * width + j
             column, word, rest = _place(at, height, bits)
             rows = [
                 _row(word * in_word + place, in_word) for place in _order(in_word, in_byte, rest)
             ]
-            return _packed([_code(codes, row, column, bits) for row in rows], bits)
+            return _biased_byte([_code(codes, row, column, bits) for row in rows], bits)
 
         return te.compute((height, width), byte, "mixed_gemm")
 
@@ -125,7 +125,7 @@ def from_mixed_gemm(codes: relax.Expr, *, arch: int = 80, bits: int = 4) -> rela
             return _bits_of(codes[at // width, at % width], place % in_byte, bits)
 
         def byte(i: Any, j: Any) -> ir.Expr:
-            return _packed([code(i, j * in_byte + p) for p in range(in_byte)], bits)
+            return _biased_byte([code(i, j * in_byte + p) for p in range(in_byte)], bits)
 
         return te.compute((height, width), byte, "row_major")
 
@@ -172,8 +172,8 @@ def _bits_of(byte: ir.Expr, place: Any, bits: int) -> ir.Expr:
     return (unsigned >> shift) & tirx.const((1 << bits) - 1, "uint8")
 
 
-def _packed(codes: list[ir.Expr], bits: int) -> ir.Expr:
-    """A byte of codes. Adding half of the range, without a carry, flips the highest bit of each."""
+def _biased_byte(codes: list[ir.Expr], bits: int) -> ir.Expr:
+    """A byte of codes, half of the range added to each: that is to flip their highest bits."""
     shifted = [
         code << tirx.const(bits * place, "uint8") if place else code
         for place, code in enumerate(codes)

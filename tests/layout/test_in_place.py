@@ -127,6 +127,9 @@ def test_what_is_no_tensor():
     unknown = relax.Var("x", relax.TensorType(None, "float16", ndim=2))
     with pytest.raises(LayoutError, match=r"the type of a weight has to say its shape"):
         layout.tiles.pack(unknown, 4, 8)
+    unknown = relax.Var("x", relax.TensorType((8, 16), None))
+    with pytest.raises(LayoutError, match=r"`weight` is None, expected a tensor \(N, K\)"):
+        layout.tiles.pack(unknown, 4, 8)
 
 
 # -- in place -----------------------------------------------------------------------------------
