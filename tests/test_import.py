@@ -53,6 +53,7 @@ WRITES_THE_OP = """
         "import tvm.relax, relax_inplace, relax_inplace",
         "import relax_inplace.libinfo",
         "import relax_inplace.analysis",
+        "import relax_inplace.layout",
         "import relax_inplace.transform",
         "from relax_inplace.transform import InplaceTransformParams",
         "from relax_inplace import inplace_update_tuple",

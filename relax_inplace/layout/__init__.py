@@ -1,0 +1,31 @@
+"""Weight layouts: each a pair of functions on Relax expressions, there and back.
+
+A layout moves bits and never changes a value; :mod:`.requantize` does, and is no layout. Each
+tensor that a layout makes is one kernel, or one Relax op: in place, it needs one temporary.
+
+>>> from relax_inplace import layout
+>>> @I.ir_module
+... class Model:
+...     @R.function
+...     def transform_params(params: R.Tuple(R.Tensor((4096, 4096), "float16"))):
+...         w = layout.tiles.pack(params[0], 16, 64)
+...         return (w,)
+
+The functions take ``nn.Tensor`` in ``nn.Module.forward``, too. The table is in docs/layouts.md.
+"""
+
+import tvm  # noqa: F401  first: what is imported with it imports parts of this package
+
+from . import awq, faster_transformer, ggml, gptq, group_quantized, requantize, tiles
+from ._argument import LayoutError
+
+__all__ = [
+    "LayoutError",
+    "awq",
+    "faster_transformer",
+    "ggml",
+    "gptq",
+    "group_quantized",
+    "requantize",
+    "tiles",
+]
