@@ -1,17 +1,20 @@
 """Convert a decoder's weights to the layout its kernels want, in the memory they occupy.
 
-A Llama-style decoder stores its weights as MLC-LLM's q4f16_1 does: 4-bit groups, N x K. Its
-matrix multiplications read them as q4f16_0: K x N. The model says so where it uses a weight:
+A Llama-style decoder stores its weights as MLC-LLM's q4f16_1 does: 4-bit groups, N x K. Its matrix
+multiplications read them in another layout, and the model says so where it uses a weight, in each
+of its functions, `prefill` and `decode`:
 
-    q_weight = op.permute_dims(self.q_weight)
+    codes, scales = layout.group_quantized.nk_to_kn(self.q_weight, self.q_scale)
 
-TVM's own LiftTransformParams moves all of these into one function, transform_params(params) ->
-tuple. This script runs that function as it is (out of place), and rewritten by
-relax_inplace.transform.InplaceTransformParams, each in a process of its own, and prints what it
-cost in memory and whether every bit of the result, and of the logits, is the same.
+relax_inplace.transform.LiftInplaceTransformParams moves all of these into one function,
+inplace_transform_params(params). This script runs that, and what TVM's own LiftTransformParams
+makes of the same model (out of place), each in a process of its own. It prints what they cost in
+memory, and whether every bit of the weights, and of the logits, is the same.
 
-    python examples/decoder.py            # about 500 MB of weights
-    python examples/decoder.py --small    # about 40 MB, for tests
+    python examples/decoder.py                  # about 500 MB of weights
+    python examples/decoder.py --small          # about 40 MB, for tests
+    python examples/decoder.py --layout tiles   # or ft: see one_format_many_machines.md
+    python examples/decoder.py --explain        # what is lifted, and where it goes
 """
 
 from __future__ import annotations
@@ -31,6 +34,9 @@ import relax_inplace
 
 GROUP = 32  # weights that share a scale, along K
 PER_WORD = 8  # int4 in a uint32, along K
+TILE = (16, 4)  # rows and words of a tile
+LAYOUTS = ("kn", "tiles", "ft")
+NAME = "transform_params"
 
 
 @dataclasses.dataclass
@@ -54,11 +60,17 @@ SMALL = Config(hidden=512, intermediate=1408, layers=2, heads=8, kv_heads=2, voc
 # -- the model ------------------------------------------------------------------------------
 
 
-def decoder(config: Config):
-    """The IRModule of the decoder: ``forward(tokens, *weights)``."""
-    from tvm import te
+def decoder(config: Config, target: str, bundled: bool = True):
+    """The IRModule of the decoder.
+
+    ``prefill(tokens, weights) -> (logits, cache)``, ``decode(token, cache, weights) -> logits``;
+    the weights are one tuple, or parameters of their own.
+    """
+    from tvm import relax, te
     from tvm.relax.frontend import nn
     from tvm.relax.frontend.nn import op
+
+    from relax_inplace import layout
 
     head_dim = config.hidden // config.heads
 
@@ -71,20 +83,64 @@ def decoder(config: Config):
             self.q_scale = nn.Parameter((n, k // GROUP), "float16")
 
         def forward(self, x: nn.Tensor) -> nn.Tensor:
+            return getattr(self, f"_{target}")(x)
+
+        def _kn(self, x: nn.Tensor) -> nn.Tensor:
+            """Kernels on q4f16_0, K x N."""
+            codes, scales = layout.group_quantized.nk_to_kn(self.q_weight, self.q_scale)
+
+            def weight(codes, scales, k, n):
+                return _dequantize(codes[k // PER_WORD, n], k, scales[k // GROUP, n])
+
+            return self._matmul("kn", weight, x, codes, scales)
+
+        def _tiles(self, x: nn.Tensor) -> nn.Tensor:
+            """Kernels on tiles of 16 rows and 32 codes, each of 256 bytes in a row."""
+            rows, words = TILE
+            codes = layout.tiles.pack(self.q_weight, rows, words)
+            scales = layout.tiles.pack(self.q_scale, rows, 1)
+
+            def weight(codes, scales, k, n):
+                word = k // PER_WORD
+                return _dequantize(
+                    codes[n // rows, word // words, n % rows, word % words],
+                    k,
+                    scales[n // rows, k // GROUP, n % rows, 0],
+                )
+
+            return self._matmul("tiles", weight, x, codes, scales)
+
+        def _ft(self, x: nn.Tensor) -> nn.Tensor:
+            """What FasterTransformer's GEMM reads on a GPU of the Ampere generation.
+
+            There is no such kernel for a CPU: the codes are put in order again before they are
+            used. `stop_lift_params` keeps that where it is; it would be lifted, too.
+            """
+            codes, scales = layout.requantize.groups_to_columns(self.q_weight, self.q_scale)
+            codes = layout.faster_transformer.to_mixed_gemm(codes, arch=80)
+            stopped = relax.op.builtin.stop_lift_params(codes._expr)
+            in_order = layout.faster_transformer.from_mixed_gemm(
+                op.wrap_nested(stopped, "stopped"), arch=80
+            )
+
+            def weight(codes, scales, k, n):
+                shift = (n % 2 * 4).astype("int8")
+                code = ((codes[k, n // 2] >> shift) & te.const(15, "int8")).astype("int32")
+                signed = code - te.if_then_else(code > 7, 16, 0)
+                return signed.astype("float32") * scales[n].astype("float32")
+
+            return self._matmul("ft", weight, x, in_order, scales)
+
+        def _matmul(self, name: str, weight, *operands: nn.Tensor) -> nn.Tensor:
             def matmul(x, codes, scales):
-                scale = te.compute(scales.shape, lambda *at: scales(*at).astype("float32"), "scale")
                 k = te.reduce_axis((0, self.k), "k")
                 return te.compute(
                     (*x.shape[:-1], self.n),
-                    lambda b, s, n: te.sum(
-                        x[b, s, k] * _dequantize(codes[k // PER_WORD, n], k, scale[k // GROUP, n]),
-                        k,
-                    ),
+                    lambda b, s, n: te.sum(x[b, s, k] * weight(codes, scales, k, n), k),
                     "matmul",
                 )
 
-            codes, scales = op.permute_dims(self.q_weight), op.permute_dims(self.q_scale)
-            return op.tensor_expr_op(matmul, "q4f16_0_matmul", [x, codes, scales])
+            return op.tensor_expr_op(matmul, f"{name}_matmul", list(operands))
 
     class QuantizedEmbedding(nn.Module):
         """Rows of a table in 4-bit groups; a lookup wants it as it is stored."""
@@ -98,9 +154,7 @@ def decoder(config: Config):
                 return te.compute(
                     (*tokens.shape, config.hidden),
                     lambda b, s, k: _dequantize(
-                        codes[tokens[b, s], k // PER_WORD],
-                        k,
-                        scales[tokens[b, s], k // GROUP].astype("float32"),
+                        codes[tokens[b, s], k // PER_WORD], k, scales[tokens[b, s], k // GROUP]
                     ),
                     "take",
                 )
@@ -110,15 +164,15 @@ def decoder(config: Config):
     def _dequantize(word, k, scale):
         shift = ((k % PER_WORD) * 4).astype("uint32")
         code = (word >> shift) & te.const(15, "uint32")
-        return (code.astype("float32") - 7.0) * scale
+        return (code.astype("float32") - 7.0) * scale.astype("float32")
 
-    def rotary(x: nn.Tensor) -> nn.Tensor:
-        """Rotary position embedding of (batch, sequence, head, head_dim), positions from 0."""
+    def rotary(x: nn.Tensor, first: int) -> nn.Tensor:
+        """Rotary position embedding of (batch, sequence, head, head_dim), from a position."""
         half = head_dim // 2
 
         def rotate(x):
             def at(b, s, h, d):
-                theta = s.astype("float32") * te.power(
+                theta = (s + first).astype("float32") * te.power(
                     te.const(10000.0, "float32"),
                     (d % half).astype("float32") * te.const(-2.0 / head_dim, "float32"),
                 )
@@ -129,12 +183,12 @@ def decoder(config: Config):
 
         return op.tensor_expr_op(rotate, "rotary", [x])
 
-    def causal(scores: nn.Tensor) -> nn.Tensor:
+    def causal(scores: nn.Tensor, first: int) -> nn.Tensor:
         def mask(scores):
             lowest = te.const(-3.0e38, "float32")
             return te.compute(
                 scores.shape,
-                lambda b, h, q, k: te.if_then_else(k <= q, scores[b, h, q, k], lowest),
+                lambda b, h, q, k: te.if_then_else(k <= q + first, scores[b, h, q, k], lowest),
                 "causal",
             )
 
@@ -147,18 +201,22 @@ def decoder(config: Config):
             self.v_proj = QuantizedLinear(config.hidden, config.kv_heads * head_dim)
             self.o_proj = QuantizedLinear(config.hidden, config.hidden)
 
-        def forward(self, x: nn.Tensor) -> nn.Tensor:
+        def forward(self, x: nn.Tensor, cache: list[nn.Tensor]) -> tuple[nn.Tensor, list]:
             b, s, _ = x.shape
+            first = cache[0].shape[1] if cache else 0
             groups = config.heads // config.kv_heads
-            q = rotary(op.reshape(self.q_proj(x), (b, s, config.heads, head_dim)))
-            k = rotary(op.reshape(self.k_proj(x), (b, s, config.kv_heads, head_dim)))
+            q = rotary(op.reshape(self.q_proj(x), (b, s, config.heads, head_dim)), first)
+            k = rotary(op.reshape(self.k_proj(x), (b, s, config.kv_heads, head_dim)), first)
             v = op.reshape(self.v_proj(x), (b, s, config.kv_heads, head_dim))
+            if cache:
+                k, v = op.concat([cache[0], k], 1), op.concat([cache[1], v], 1)
+            new_cache = [k, v]
             k, v = op.repeat(k, groups, axis=2), op.repeat(v, groups, axis=2)
             q, k, v = (op.permute_dims(t, [0, 2, 1, 3]) for t in (q, k, v))
             scores = op.matmul(q, op.permute_dims(k, [0, 1, 3, 2])) * (head_dim**-0.5)
-            attended = op.matmul(op.softmax(causal(scores), axis=-1), v)
+            attended = op.matmul(op.softmax(causal(scores, first), axis=-1), v)
             attended = op.reshape(op.permute_dims(attended, [0, 2, 1, 3]), (b, s, config.hidden))
-            return self.o_proj(attended)
+            return self.o_proj(attended), new_cache
 
     class FeedForward(nn.Module):
         """SwiGLU."""
@@ -178,9 +236,10 @@ def decoder(config: Config):
             self.post_norm = nn.RMSNorm(config.hidden, -1, 1e-5, bias=False)
             self.feed_forward = FeedForward()
 
-        def forward(self, x: nn.Tensor) -> nn.Tensor:
-            x = x + self.attention(self.input_norm(x))
-            return x + self.feed_forward(self.post_norm(x))
+        def forward(self, x: nn.Tensor, cache: list[nn.Tensor]) -> tuple[nn.Tensor, list]:
+            attended, new_cache = self.attention(self.input_norm(x), cache)
+            x = x + attended
+            return x + self.feed_forward(self.post_norm(x)), new_cache
 
     class Decoder(nn.Module):
         def __init__(self):
@@ -189,8 +248,11 @@ def decoder(config: Config):
             self.norm = nn.RMSNorm(config.hidden, -1, 1e-5, bias=False)
             self.lm_head = QuantizedLinear(config.hidden, config.vocab)
 
-        def forward(self, tokens: nn.Tensor) -> nn.Tensor:
-            x = self.layers_of(self.embedding(tokens))
+        def prefill(self, tokens: nn.Tensor):
+            x, cache = self.embedding(tokens), []
+            for layer in self.layers:
+                x, new_cache = layer(x, [])
+                cache += new_cache
             last = op.tensor_expr_op(
                 lambda x: te.compute(
                     (x.shape[0], 1, x.shape[2]), lambda b, _, h: x[b, x.shape[1] - 1, h], "last"
@@ -198,33 +260,43 @@ def decoder(config: Config):
                 "last",
                 [x],
             )
-            return self.lm_head(self.norm(last))
+            return self.lm_head(self.norm(last)), op.concat(cache, 0)
 
-        def layers_of(self, x: nn.Tensor) -> nn.Tensor:
-            for layer in self.layers:
-                x = layer(x)
-            return x
+        def decode(self, token: nn.Tensor, cache: nn.Tensor):
+            x, caches = self.embedding(token), op.split(cache, 2 * config.layers, 0)
+            for i, layer in enumerate(self.layers):
+                x, _ = layer(x, [caches[2 * i], caches[2 * i + 1]])
+            return self.lm_head(self.norm(x))
 
-    tokens = nn.spec.Tensor([1, config.prompt], "int32")
-    options = {"param_mode": "plain", "effect_mode": "none"}
-    mod, _ = Decoder().export_tvm({"forward": {"tokens": tokens, "$": options}})
+    cache = [2 * config.layers, config.prompt, config.kv_heads, head_dim]
+    options = {"param_mode": "packed" if bundled else "plain", "effect_mode": "none"}
+    mod, _ = Decoder().export_tvm(
+        {
+            "prefill": {"tokens": nn.spec.Tensor([1, config.prompt], "int32"), "$": options},
+            "decode": {
+                "token": nn.spec.Tensor([1, 1], "int32"),
+                "cache": nn.spec.Tensor(cache, "float32"),
+                "$": options,
+            },
+        }
+    )
     return mod
 
 
-def modules(config: Config, inplace: bool):
-    """The transform and the decoder that reads converted weights, as one IRModule each."""
+def lifted(config: Config, target: str, inplace: bool):
+    """The module with its transform, and the transform's name."""
     import tvm
     from tvm import relax
 
-    mod = relax.transform.LiftTransformParams()(decoder(config))
-    functions = dict(mod.functions_items())
-    transform = tvm.IRModule(
-        {gvar: functions.pop(gvar) for gvar in list(functions) if "transform" in gvar.name_hint}
-    )
-    forward = relax.transform.BundleModelParams()(tvm.IRModule(functions))
     if inplace:
-        transform = relax_inplace.transform.InplaceTransformParams()(transform)
-    return transform, forward
+        lift = relax_inplace.transform.LiftInplaceTransformParams()
+        return lift(decoder(config, target)), f"inplace_{NAME}"
+    # TVM's passes take weights one by one, and would bundle the transform's tuple once more.
+    mod = decoder(config, target, bundled=False)
+    functions = dict(relax.transform.LiftTransformParams(shared_transform=True)(mod).functions)
+    transform = {gvar: functions.pop(gvar) for gvar in list(functions) if gvar.name_hint == NAME}
+    bundled = relax.transform.BundleModelParams()(tvm.IRModule(functions))
+    return tvm.IRModule({**dict(bundled.functions), **transform}), NAME
 
 
 # -- one run, in a process of its own -------------------------------------------------------
@@ -253,18 +325,15 @@ def resident_mb(key: str = "VmRSS") -> float:
         return next(int(line.split()[1]) for line in status if line.startswith(key)) / 1024
 
 
-def run(config: Config, inplace: bool) -> dict:
+def run(config: Config, target: str, inplace: bool) -> dict:
     """Convert the weights, run the decoder on them; what it took, and a hash of every result."""
     import numpy as np
     import tvm
     from tvm import relax
 
-    transform, forward = modules(config, inplace)
-    (gvar,) = transform.get_global_vars()
-    types = transform[gvar].params[0].ty.fields
-    convert = relax.VirtualMachine(tvm.compile(transform, "llvm"), tvm.cpu())[gvar.name_hint]
-    decode = relax.VirtualMachine(tvm.compile(forward, "llvm"), tvm.cpu())["forward"]
-    weights = random_weights(types)
+    mod, name = lifted(config, target, inplace)
+    vm = relax.VirtualMachine(tvm.compile(mod, "llvm"), tvm.cpu())
+    weights = random_weights(mod[name].params[0].ty.fields)
     largest = max(w.numpy().nbytes for w in weights) / 2**20
     total = sum(w.numpy().nbytes for w in weights) / 2**20
 
@@ -273,19 +342,21 @@ def run(config: Config, inplace: bool) -> dict:
         refs.write("5")  # resets VmHWM
     before = resident_mb()
     start = time.perf_counter()
-    converted = convert(weights)
+    converted = vm[name](weights)
     seconds = time.perf_counter() - start
     peak = resident_mb("VmHWM")
 
     tokens = tvm.runtime.tensor(np.arange(config.prompt, dtype="int32")[None] * 7 + 1)
-    logits = decode(tokens, converted).numpy()
+    first, cache = vm["prefill"](tokens, converted)
+    token = tvm.runtime.tensor(first.numpy().argmax(-1).astype("int32"))
+    logits = np.concatenate([first.numpy(), vm["decode"](token, cache, converted).numpy()])
     return {
         "weights": total,
         "largest": largest,
         "before": before,
         "peak": peak,
         "seconds": seconds,
-        "fields": [_digest(field.numpy()) for field in converted],
+        "fields": sorted(_digest(field.numpy()) for field in converted),  # TVM has its own order
         "logits": _digest(logits),
         "finite": bool(np.isfinite(logits).all()) and float(np.abs(logits).max()) > 0,
         "same_object": bool(converted.same_as(weights)),
@@ -297,12 +368,13 @@ def _digest(array) -> str:
     return hashlib.sha256(text + array.tobytes()).hexdigest()
 
 
-def run_in_own_process(small: bool, way: str) -> dict:
+def run_in_own_process(small: bool, target: str, way: str) -> dict:
     """Run this script there."""
     # glibc keeps freed blocks below a threshold that rises as larger ones are freed, in holes that
     # the next, smaller tensor does not fill; a fixed threshold gives each back when it is freed.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
-    command = [sys.executable, os.path.abspath(__file__), "--run", way] + ["--small"] * small
+    command = [sys.executable, os.path.abspath(__file__), "--run", way, "--layout", target]
+    command += ["--small"] * small
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=False)
     if done.returncode:
         sys.exit(f"the {way} run failed with exit code {done.returncode}")
@@ -316,16 +388,22 @@ def main() -> int:
     """Run both ways, print the table; 1 if they differ or the in-place one takes too much."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--small", action="store_true", help="about 40 MB of weights, not 500")
+    parser.add_argument("--layout", choices=LAYOUTS, default="kn", help="what the kernels read")
+    parser.add_argument("--explain", action="store_true", help="print what is lifted, no more")
     parser.add_argument("--run", choices=["out-of-place", "in-place"], help=argparse.SUPPRESS)
     args = parser.parse_args()
     config = SMALL if args.small else DEFAULT
     if not os.access("/proc/self/clear_refs", os.W_OK):
         sys.exit("examples/decoder.py measures memory by /proc/self/clear_refs: it needs Linux")
     if args.run:
-        json.dump(run(config, args.run == "in-place"), sys.stdout)
+        json.dump(run(config, args.layout, args.run == "in-place"), sys.stdout)
+        return 0
+    if args.explain:
+        print(relax_inplace.analysis.explain_lift(decoder(config, args.layout)))
         return 0
 
-    out, ours = (run_in_own_process(args.small, way) for way in ("out-of-place", "in-place"))
+    ways = ("out-of-place", "in-place")
+    out, ours = (run_in_own_process(args.small, args.layout, way) for way in ways)
     largest = out["largest"]
     print(
         f"{config.layers} layers, {len(out['fields'])} weights, {out['weights']:.0f} MB, "

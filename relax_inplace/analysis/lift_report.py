@@ -220,7 +220,7 @@ def described(plan: LiftPlan) -> LiftReport:
                     None if value is None else new_names[value],
                     weight.size,
                     0 if value is None else value.size,
-                    [] if value is None else sorted(plan.needed_by[value]),
+                    [] if value is None else sorted(plan.values.needed_by[value]),
                 )
             )
     names = [new_names[value] for value in stored]
@@ -229,7 +229,7 @@ def described(plan: LiftPlan) -> LiftReport:
     return LiftReport(
         [numbered.user.name for numbered in graph.users],
         rows,
-        [LeftComputation(_done_by(made), reason) for made, reason in plan.left.items()],
+        [LeftComputation(_done_by(made), reason) for made, reason in plan.values.left.items()],
         sum((weight.size for weight in weights), start=0),
         sum((value.size for value in stored), start=0),
         len(plan.computations()),

@@ -298,12 +298,15 @@ def _names(users: Sequence[WeightUser], given: Sequence[str] | None) -> list[str
             )
         return list(given)
     found: dict[int, str] = {}
-    taken: set[str] = set()
-    for user in users:
+    for user in users:  # a name that is taken in a module of several functions gets a number
         for index, name in enumerate(_called(user)):
-            if name and index not in found and name not in taken:
+            if name and len(name) < len(found.get(index, name + "_")):
                 found[index] = name
-                taken.add(name)
+    taken: set[str] = set()
+    for index, name in found.items():
+        if name in taken:
+            found[index] = f"{name}[{index}]"
+        taken.add(name)
     bundle = next((user.weights[0].name for user in users if user.is_bundled), "params")
     return [found.get(index, f"{bundle}[{index}]") for index in range(count)]
 

@@ -26,8 +26,9 @@ import tvm
 from tvm import ir, relax
 
 from ..analysis.byte_size import at_bounds
-from ..analysis.lift_plan import LiftPlan, plan_lift, users_called
+from ..analysis.lift_plan import LiftPlan, plan_lift
 from ..analysis.lift_report import LiftReport, described
+from ..analysis.lifted_user import users_called
 from ..analysis.schedule import NOMINAL_DIMENSION
 from ..analysis.shared_weights import TRANSFORM, LiftError, find_shared_weights
 from ..analysis.table import shown
@@ -66,9 +67,10 @@ def LiftInplaceTransformParams(  # noqa: N802  named as TVM names passes
         ``[("embed.weight", "lm_head.weight")]``. The first of each stands for the others.
     max_resident : int or float, optional
         The most bytes that the transformed weights may take; a float is a factor of the original
-        ones. What would make them larger is not lifted; see :mod:`relax_inplace.analysis.lift_plan`
-        for the choice, :func:`relax_inplace.analysis.explain_lift` for its result. Without it the
-        pass warns if they grow.
+        ones. What would make them larger is not lifted: see
+        :mod:`relax_inplace.analysis.stored_values` for the choice,
+        :func:`relax_inplace.analysis.explain_lift` for its result. Without it the pass warns if
+        they grow.
     memory_limit : int or float, optional
         The most bytes that the transform may hold at once: see :func:`InplaceTransformParams`.
 

@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 
 from tvm import ir, relax, tirx
 
-from ..analysis.lift_plan import LiftPlan, bound_after, users_called
+from ..analysis.lift_plan import LiftPlan
+from ..analysis.lifted_user import users_called
 from ..analysis.shared_weights import WeightUser
 from ..analysis.weight_values import NumberedUser, Tree, Value, is_stop, leaves
 from .binding_rewriter import rewrite_bindings, with_blocks
@@ -82,7 +83,7 @@ def _written(
         types.append(relax.ShapeType(plan.dimensions))
     params = relax.Var(_name_of_tuple([user]), relax.TupleType(types))
     place = _places(plan)
-    bound = bound_after(numbered, plan)
+    bound = plan.bound_after(numbered)
 
     def read(var: relax.Var, tree: Tree, in_dataflow: bool) -> list[relax.Binding]:
         if isinstance(tree, Value):

@@ -1,0 +1,127 @@
+"""A function that takes weights, once it reads what is stored of what it computes from them.
+
+What is not made from weights alone stays as it is. A variable that holds a stored value is read
+from the tuple of weights; one that holds another value is computed as before, by what it takes to
+do so; the others go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from tvm import ir, relax
+
+from .shared_weights import LiftError, WeightUser
+from .weight_values import NumberedUser, Tree, Value, ValueGraph, leaves
+
+__all__ = ["bound_after", "used_by", "users_called", "values_read"]
+
+_NAMES = (ir.Var, relax.DataflowVar, relax.Tuple, relax.TupleGetItem)
+
+
+def bound_after(
+    numbered: NumberedUser, graph: ValueGraph, is_stored: Callable[[Value], bool]
+) -> dict[relax.Var, relax.Expr | None]:
+    """What the variables are bound to that hold what weights alone make, and are still used.
+
+    None for one that is read from the tuple.
+    """
+    function, holds = numbered.user.function, numbered.holds
+    names = {
+        var: value
+        for binding, var, value in numbered.bindings
+        if type(binding) is relax.VarBinding and type(value) in _NAMES and var in holds
+    }
+    bound: dict[relax.Var, relax.Expr | None] = {}
+    used = set(used_by(numbered, function.body.body, graph))
+    for binding, var, value in reversed(numbered.bindings):
+        if var not in holds:
+            used.update(used_by(numbered, value, graph))
+        elif var in used:
+            if _is_whole(holds[var], is_stored):
+                bound[var] = None
+            else:
+                kept = value if type(binding) is relax.MatchCast else _resolve(value, names)
+                used.update(relax.analysis.free_vars(kept)[:])
+                bound[var] = kept
+    bound.update((var, None) for var in numbered.user.weights if var in used)
+    return bound
+
+
+def _resolve(expr: relax.Expr, names: Mapping[relax.Var, relax.Expr]) -> relax.Expr:
+    """Past second names and the fields of tuples, so that no more of a tuple is used.
+
+    Not past what a dataflow block hands out: its own variables are not seen outside.
+    """
+    while True:
+        if type(expr) is relax.TupleGetItem:
+            source = _resolve(expr.tuple_value, names)
+            if type(source) is not relax.Tuple:
+                same = source.same_as(expr.tuple_value)
+                return expr if same else relax.TupleGetItem(source, expr.index)
+            expr = source.fields[expr.index]
+        elif expr in names and not _is_handed_out(expr, names[expr]):
+            expr = names[expr]
+        else:
+            return expr
+
+
+def _is_handed_out(var: relax.Var, value: relax.Expr) -> bool:
+    return type(var) is ir.Var and any(
+        type(used) is relax.DataflowVar for used in relax.analysis.free_vars(value)[:]
+    )
+
+
+def values_read(
+    numbered: NumberedUser, graph: ValueGraph, is_stored: Callable[[Value], bool]
+) -> list[Value]:
+    """What the function reads from the tuple."""
+    bound = bound_after(numbered, graph, is_stored)
+    read = (leaves(numbered.holds[var]) for var, kept in bound.items() if kept is None)
+    return list(dict.fromkeys(value for values in read for value in values))
+
+
+def _is_whole(tree: Tree, is_stored: Callable[[Value], bool]) -> bool:
+    """Whether all of it is in the tuple of weights."""
+    if isinstance(tree, list):
+        return all(_is_whole(field, is_stored) for field in tree)
+    return isinstance(tree, Value) and is_stored(tree)
+
+
+def users_called(value: relax.Expr, numbered: NumberedUser, graph: ValueGraph) -> WeightUser | None:
+    """The function that is called, if it shares the weights and is handed them as they are.
+
+    Raises
+    ------
+    LiftError
+        It is handed other weights.
+    """
+    if type(value) is not ir.Call or type(value.op) is not ir.GlobalVar:
+        return None
+    called = next((user for user in graph.shared.users if value.op.same_as(user.gvar)), None)
+    if called is None:
+        return None
+    args = value.args[called.position : called.position + len(called.weights)]
+    handed = [numbered.holds.get(arg) for arg in args]
+    own: list[Tree] = [numbered.holds[weight] for weight in numbered.user.weights]
+    if numbered.user.is_bundled and not called.is_bundled:
+        own = list(own[0])  # type: ignore[arg-type]
+    if len(handed) != len(own) or any(one is not two for one, two in zip(handed, own, strict=True)):
+        raise LiftError.of(
+            functions=graph.shared.listed,
+            reason=f"`{numbered.user.name}` calls `{called.name}` with other weights than its own",
+        )
+    return called
+
+
+def used_by(numbered: NumberedUser, value: relax.Expr, graph: ValueGraph) -> list[relax.Var]:
+    """The variables that an expression uses itself, not in the bindings that are inside it."""
+    if type(value) is relax.If:
+        parts = [value.cond, value.true_branch.body, value.false_branch.body]
+    else:
+        called = users_called(value, numbered, graph)
+        if called is None:
+            return relax.analysis.free_vars(value)[:]
+        first, last = called.position, called.position + len(called.weights)
+        parts = [*value.args[:first], *value.args[last:]]
+    return [var for part in parts for var in relax.analysis.free_vars(part)[:]]
