@@ -13,6 +13,10 @@ Before the first step the slots of weights that nothing reads are emptied. Weigh
 another slot are read and stored after the last step. So a register holds a weight during one step
 only, and a slot holds it until its last read.
 
+A streamed transform has no slots of weights to read or to empty. A weight is loaded by a step of its
+own: ``get_weight`` is called with its index, what it returned is checked, and bound to a variable,
+whose register is killed after the last use. All slots are free, and a new output fills its slot.
+
 A fused step may run as several kernels, where the pipeline does not fuse. A weight that none but
 the earlier ones of them read is emptied between 1 and 2: the register is freed after its last use.
 
@@ -37,8 +41,8 @@ from ..analysis.branches import Branches
 from ..analysis.byte_size import ByteSize, LargestOf
 from ..analysis.schedule import Schedule
 from ..analysis.slicing import Operand, SlicedStep, sliced_type, with_operands
-from ..analysis.transform_graph import Container, Kernel, Known, Step, Weight
-from ..analysis.updates import UPDATES_NOTHING, bindings_of
+from ..analysis.transform_graph import Container, Kernel, Known, Load, Step, Weight
+from ..analysis.updates import STREAMED, UPDATES_NOTHING, bindings_of
 from ..op import VOID, inplace_update_tuple, is_update, the_op
 from .keep_tuple_copies import filled_in_place
 from .slice_kernels import SliceKernels
@@ -48,6 +52,7 @@ __all__ = ["InplaceFunction", "choose", "write_inplace_function"]
 # Fields times updates of the longest chain: 16 bytes each.
 _LONGEST_CHAIN = 1 << 20
 _CHECK_LIMIT = "vm.builtin.check_memory_limit"
+_CHECK_WEIGHT = "vm.builtin.check_weight"
 _NAMES = (relax.Var, relax.TupleGetItem, relax.Tuple)  # what may stand for something else
 _DROPPED_ATTRS = ("num_input", "relax.force_pure")
 
@@ -61,16 +66,18 @@ class InplaceFunction:
     original : relax.Function
         Whose attributes it gets.
     params : list of relax.Var
-        The leading ones, and the tuple of weights.
+        The leading ones, ``get_weight`` if it is streamed, and the tuple that is updated.
     body : relax.SeqExpr
     kernels : dict of tvm.ir.GlobalVar to tvm.tirx.PrimFunc
         What it calls and the module does not have yet.
+    is_streamed : bool
     """
 
     original: relax.Function
     params: list[relax.Var]
     body: relax.SeqExpr
     kernels: dict[ir.GlobalVar, ir.BaseFunc]
+    is_streamed: bool = False
 
     def function(self, name: str) -> relax.Function:
         """The function, with that global symbol."""
@@ -80,6 +87,8 @@ class InplaceFunction:
             if key not in _DROPPED_ATTRS
         }
         attrs["global_symbol"] = name
+        if self.is_streamed:
+            attrs[STREAMED] = True
         if not any(is_update(binding.value) for binding in bindings_of(self.body)):
             attrs[UPDATES_NOTHING] = True
         builder = relax.BlockBuilder()
@@ -107,12 +116,12 @@ def write_inplace_function(
         Bytes, checked when the function is called.
     """
     graph = schedule.graph
-    writer = _Writer(schedule, SliceKernels(prefix))
+    writer = _Writer(schedule, prefix)
     if memory_limit is not None:
         writer.check_limit(graph.name, memory_limit)
     body = writer.write()
-    params = [*graph.leading, graph.params]
-    return InplaceFunction(graph.function, params, body, writer.slice_kernels.functions)
+    kernels, is_streamed = writer.slice_kernels.functions, graph.get_weight is not None
+    return InplaceFunction(graph.function, graph.parameters, body, kernels, is_streamed)
 
 
 def choose(
@@ -133,6 +142,7 @@ def choose(
         params,
         relax.SeqExpr([relax.BindingBlock(before)], result),
         {**on_true.kernels, **on_false.kernels},
+        on_true.is_streamed,
     )
 
 
@@ -144,22 +154,25 @@ class _Block:
 
 
 class _Writer:
-    def __init__(self, schedule: Schedule, slice_kernels: SliceKernels):
+    def __init__(self, schedule: Schedule, prefix: str):
         graph = schedule.graph
         self.schedule = schedule
-        self.slice_kernels = slice_kernels
+        self.prefix = prefix
+        self.slice_kernels = SliceKernels(prefix)
         self.graph = graph
         self.normalize = relax.BlockBuilder().normalize
         self.blocks: list[_Block] = []
         self.reads: dict[Weight, relax.Var] = {}  # in this step
+        self.loaded: dict[Weight, relax.Var] = {}
         self.renamed: dict[relax.Var, relax.Var] = {}
         self.bound: set[relax.Var] = set()  # old names that are bound again, for branches
         self.escaping = _escaping(schedule)
-        fields = graph.root.fields
+        fields = graph.slots.fields
         self.weights_in = [
             [field] if isinstance(field, Weight) else list(field.weights()) for field in fields
         ]
-        self.tuples = _Tuples(self, graph.root, graph.params, len(graph.outputs))
+        self.tuples = _Tuples(self, graph.slots, graph.params, len(graph.outputs))
+        self.defined = {v for p in graph.leading for v in relax.analysis.tir_vars_in_type(p.ty)[:]}
         self.spent: set[Weight] = set()
         self.made: dict[Known, relax.Expr] = {}  # outputs, by what they are
         self.placed: dict[int, relax.Expr] = {}  # outputs in their slot, or in a variable
@@ -171,7 +184,11 @@ class _Writer:
 
     def write(self) -> relax.SeqExpr:
         finished = self.schedule.finished()
-        moved = [i for i, output in enumerate(self.graph.outputs) if self.graph.needs(output)[1]]
+        moved = [
+            index
+            for index, output in enumerate(self.graph.outputs)
+            if any(not weight.is_streamed for weight in self.graph.needs(output)[1])
+        ]
         waiting: set[int] = set(moved)  # finished ones are placed when their slot is free
         not_finished = {index for outputs in finished[1:] for index in outputs}
         unread = [b.weight for b in self.schedule.freed_first if b.weight is not None]
@@ -222,6 +239,9 @@ class _Writer:
     # -- steps --------------------------------------------------------------------------------
 
     def _step(self, step: Step, early: Sequence[Weight]) -> None:
+        if isinstance(step, Load):
+            self._load(step)
+            return
         for weight in step.reads:
             self._read(weight)
         for weight in early:
@@ -296,8 +316,24 @@ class _Writer:
         call = relax.op.call_tir(kernel, args, out_ty=sliced_type(source.ty, axis, rows))
         return self.bind("rows", call)
 
+    def _load(self, load: Load) -> None:
+        """Ask for a weight, and check what has come: a kernel would not say whose fault it is."""
+        weight, name = load.weight, _identifier(load.weight, "weight")
+        is_known = not isinstance(weight.ty, relax.AnyType)
+        loaded = self.bind(f"{name}_given" if is_known else name, load.kernels[0].binding.value)
+        bindings = self._block(False).bindings
+        bindings.append(_check_of(load, loaded, self.prefix, self.defined))
+        if not is_known:
+            self.loaded[weight] = loaded
+            return
+        var = self.loaded[weight] = relax.Var(name, weight.ty)
+        bindings.append(relax.MatchCast(var, loaded, weight.ty))
+        self.defined.update(relax.analysis.tir_vars_in_type(weight.ty)[:])
+
     def _read(self, weight: Weight) -> relax.Var:
         """A variable that holds a weight, for this step."""
+        if weight.is_streamed:
+            return self.loaded[weight]
         var = self.reads.get(weight)
         if var is None:
             var = self.reads[weight] = self.tuples.read(weight)
@@ -369,7 +405,7 @@ class _Writer:
 
     def _is_own(self, index: int) -> bool:
         """Whether an output is the field of its own slot."""
-        fields = self.graph.root.fields
+        fields = self.graph.slots.fields
         return index < len(fields) and self.graph.outputs[index] is fields[index]
 
     def _slot_is_free(self, index: int) -> bool:
@@ -382,12 +418,12 @@ class _Writer:
         self.spent.update(weights)
         for weight in weights:
             index = weight.path[0]
-            if weight.container is not self.graph.root:
+            if weight.container is not self.graph.slots:
                 self.tuples.empty(weight)  # its tuple may outlive the slot that is replaced
             has_output = index < len(self.graph.outputs) and index not in not_finished
             if has_output and self._slot_is_free(index):
                 self._finish(index)
-            elif weight.container is self.graph.root:
+            elif weight.container is self.graph.slots:
                 self.tuples.empty(weight)
 
     def _finish(self, index: int) -> None:
@@ -397,7 +433,7 @@ class _Writer:
         if index not in self.placed:
             self.placed[index] = self._output(index)
         if self._slot_is_free(index):
-            self.tuples.replace(self.graph.root, index, self.placed[index])
+            self.tuples.replace(self.graph.slots, index, self.placed[index])
 
     def _output(self, index: int) -> relax.Expr:
         output = self.graph.outputs[index]
@@ -436,7 +472,7 @@ class _Writer:
                 continue
             if index in self.placed and index not in self.tuples.replaced:
                 self.spent.update(weights)
-                self.tuples.replace(self.graph.root, index, self.placed[index])
+                self.tuples.replace(self.graph.slots, index, self.placed[index])
             elif index not in self.placed:
                 emptied += [weight for weight in weights if weight not in self.spent]
         for weight in emptied:
@@ -479,7 +515,7 @@ class _Tuples:
 
     def read(self, weight: Weight) -> relax.Var:
         source = self.name(weight.container)
-        name = weight.name if weight.name.isidentifier() else f"{source.name}_{weight.index}"
+        name = _identifier(weight, source.name)
         var = self.writer.bind(name, relax.TupleGetItem(source, weight.index))
         self.field_read[var] = weight.index
         return var
@@ -546,6 +582,36 @@ class _Tuples:
         var = relax.Var(name, call.ty)
         self.writer._block(False).bindings.append(relax.VarBinding(var, call))
         return var
+
+
+def _identifier(weight: Weight, container: str) -> str:
+    return weight.name if weight.name.isidentifier() else f"{container}_{weight.index}"
+
+
+def _check_of(load: Load, given: relax.Var, function: str, defined: set[relax.Var]) -> relax.Binding:
+    """A check that what was given is the weight; of dimensions, those that are defined by now."""
+    ty = load.weight.ty
+    if isinstance(ty, relax.TensorType) and isinstance(ty.shape, relax.ShapeExpr):
+        dims = [
+            dim if set(relax.analysis.free_vars(dim)[:]) <= defined else -1
+            for dim in ty.shape.values[:]
+        ]
+        shape: relax.Expr = relax.ShapeExpr(dims)
+    elif isinstance(ty, relax.TensorType) and ty.ndim >= 0:
+        shape = relax.ShapeExpr([-1] * ty.ndim)
+    else:
+        shape = relax.prim_value(-1)
+    dtype = str(ty.dtype) if isinstance(ty, relax.TensorType) and ty.dtype is not None else ""
+    operands = [
+        ir.StringImm(function),
+        relax.prim_value(load.index),
+        ir.StringImm(load.weight.name),
+        given,
+        ir.StringImm(dtype),
+        shape,
+    ]
+    call = relax.Call(relax.ExternFunc(_CHECK_WEIGHT), operands, None, [VOID], ret_ty=VOID)
+    return relax.VarBinding(relax.Var("_", VOID), call)
 
 
 def _is_update_of(binding: relax.Binding, source: relax.Var) -> bool:

@@ -40,6 +40,7 @@ def InplaceTransformParams(  # noqa: N802  named as TVM names passes
     *,
     params: Sequence[str | int] | None = None,
     memory_limit: int | float | None = None,
+    lazy: bool = False,
     strict: bool = True,
 ) -> tvm.transform.Pass:
     """Create the pass that makes weight transforms work in place.
@@ -89,10 +90,15 @@ def InplaceTransformParams(  # noqa: N802  named as TVM names passes
     and ``FuseTIR`` would give it a parameter for each field, whose memory nobody could free.
     """
     names = [functions] if isinstance(functions, str) else functions
+    if lazy and params is not None:
+        raise ValueError(
+            f"InplaceTransformParams: params={list(params)!r} says which weights may be modified, but "
+            "with lazy=True all that get_weight returns is the function's own; leave params out"
+        )
 
     @tvm.transform.module_pass(opt_level=0, name="InplaceTransformParams")
     def run(mod: ir.IRModule, _context: tvm.transform.PassContext) -> ir.IRModule:
-        return _rewrite_module(mod, names, params, memory_limit, strict)
+        return _rewrite_module(mod, names, params, memory_limit, lazy, strict)
 
     return run
 
@@ -102,6 +108,7 @@ def _rewrite_module(
     names: Sequence[str] | None,
     params: Sequence[str | int] | None,
     memory_limit: int | float | None,
+    lazy: bool,
     strict: bool,
 ) -> ir.IRModule:
     selected = _selected(mod, names)
@@ -112,7 +119,7 @@ def _rewrite_module(
         try:
             new_name = _inplace_name(gvar.name_hint)
             _require_replaceable(gvar.name_hint, new_name, taken, callers.get(gvar))
-            rewritten[gvar] = _rewritten(mod, gvar, new_name, params, memory_limit)
+            rewritten[gvar] = _rewritten(mod, gvar, new_name, params, memory_limit, lazy)
         except UnsupportedTransformError as error:
             if strict:
                 raise
@@ -189,6 +196,7 @@ def _rewritten(
     new_name: str,
     params: Sequence[str | int] | None,
     memory_limit: int | float | None,
+    lazy: bool,
 ) -> dict[ir.GlobalVar, ir.BaseFunc]:
     """The in-place function, and the kernels that it needs."""
 
@@ -200,7 +208,7 @@ def _rewritten(
                 rewrite(branches.on_true, f"{prefix}_true"),
                 rewrite(branches.on_false, f"{prefix}_false"),
             )
-        graph = TransformGraph.build(gvar.name_hint, function, mod, params)
+        graph = TransformGraph.build(gvar.name_hint, function, mod, params, lazy)
         if memory_limit is None:
             return write_inplace_function(plan_graph(graph), prefix)
         limit = bytes_of_limit(graph, memory_limit)
