@@ -39,7 +39,11 @@ def _dimensions(values, ndim, sizes):
     """With sizes for the symbols; a prim value for a dimension that the type does not name."""
     if values is None:
         return [NUMBER] * ndim
-    return [sizes.get(d.name, NUMBER) if isinstance(d, tvm.tirx.Var) else int(d) for d in values]
+    analyzer = tvm.sym.Analyzer()
+    for dim in values:
+        for var in tvm.tirx.analysis.undefined_vars(dim):
+            analyzer.bind(var, tvm.tirx.const(sizes.get(var.name, NUMBER), "int64"))
+    return [int(analyzer.simplify(dim)) for dim in values]
 
 
 def passed(value, watches=None):

@@ -208,6 +208,8 @@ def plan_memory(
     name = str(attrs["global_symbol"]) if attrs and "global_symbol" in attrs else "transform_params"
     branches = find_branches(function)
     if branches is not None:
+        if lazy:
+            branches.require_streamable(name)
         plans = [
             plan_memory(
                 branch,

@@ -48,6 +48,7 @@ __all__ = [
     "TransformGraph",
     "UnsupportedTransformError",
     "Weight",
+    "number_of_inputs",
 ]
 
 
@@ -425,6 +426,12 @@ class TransformGraph:
                 self._needs(operand, steps, weights)
 
 
+def number_of_inputs(function: relax.Function) -> int:
+    """How many parameters of a transform come before its weights."""
+    attrs = function.attrs
+    return int(attrs["num_input"]) if attrs and "num_input" in attrs else 0
+
+
 def buffers_of(layout: Layout) -> Iterator[Buffer]:
     """All buffers of a value."""
     if isinstance(layout, list):
@@ -504,8 +511,7 @@ class _Builder:
 
     def _signature(self, name: str) -> TransformGraph:
         params = list(self.function.params[:])
-        attrs = self.function.attrs
-        count = int(attrs["num_input"]) if attrs and "num_input" in attrs else 0
+        count = number_of_inputs(self.function)
         leading, trailing = params[:count], params[count:]
         if not trailing:
             raise UnsupportedTransformError.of(

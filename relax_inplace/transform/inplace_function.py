@@ -41,7 +41,15 @@ from ..analysis.branches import Branches
 from ..analysis.byte_size import ByteSize, LargestOf
 from ..analysis.schedule import Schedule
 from ..analysis.slicing import Operand, SlicedStep, sliced_type, with_operands
-from ..analysis.transform_graph import Container, Kernel, Known, Load, Step, Weight
+from ..analysis.transform_graph import (
+    Container,
+    Kernel,
+    Known,
+    Load,
+    Step,
+    UnsupportedTransformError,
+    Weight,
+)
 from ..analysis.updates import STREAMED, UPDATES_NOTHING, bindings_of
 from ..op import VOID, inplace_update_tuple, is_update, the_op
 from .keep_tuple_copies import filled_in_place
@@ -219,6 +227,12 @@ class _Writer:
     def check_limit(self, name: str, limit: int) -> None:
         """Begin with a check of the memory limit."""
         peak = self.schedule.peak()
+        weights: relax.Expr = self.graph.params
+        if self.graph.get_weight is not None:
+            if isinstance(peak, int):
+                return  # the plan is what happens, whatever the caller holds
+            self._require_known(name, limit, peak)
+            weights = self.bind("nothing", relax.op.null_value())
         expr = peak.expr() if isinstance(peak, (ByteSize, LargestOf)) else peak
         freed = set(self.schedule.freed_first).union(*self.schedule.frees)
         kept = [
@@ -231,10 +245,20 @@ class _Writer:
             relax.prim_value(limit),
             relax.prim_value(expr),
             relax.ShapeExpr(kept),
-            self.graph.params,
+            weights,
         ]
         call = relax.Call(relax.ExternFunc(_CHECK_LIMIT), operands, None, [VOID], ret_ty=VOID)
         self._block(False).bindings.append(relax.VarBinding(relax.Var("_", VOID), call))
+
+    def _require_known(self, name: str, limit: int, peak: ByteSize | LargestOf) -> None:
+        """Refuse a peak that is not known before the first weight is loaded."""
+        if not set(relax.analysis.free_vars(peak.expr())[:]) <= self.defined:
+            raise UnsupportedTransformError.of(
+                function=name,
+                reason=f"lazy=True: whether its peak, {peak} bytes, is within memory_limit={limit} is "
+                "known only when weights have been loaded; give the function the attribute "
+                "tir_var_upper_bound, or an input of those shapes",
+            )
 
     # -- steps --------------------------------------------------------------------------------
 

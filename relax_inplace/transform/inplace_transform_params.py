@@ -203,6 +203,8 @@ def _rewritten(
     def rewrite(function: relax.Function, prefix: str) -> InplaceFunction:
         branches = find_branches(function)
         if branches is not None:
+            if lazy:
+                branches.require_streamable(gvar.name_hint)
             return choose(
                 branches,
                 rewrite(branches.on_true, f"{prefix}_true"),
