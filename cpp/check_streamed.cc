@@ -1,5 +1,5 @@
 // What a streamed transform is given. vm.builtin.check_streamed: its arguments, at entry;
-// vm.builtin.check_weight: what its callable returned, where the weight's name is known.
+// vm.builtin.check_weight, number_weight: what its callable returned, where a weight has a name.
 #include <tvm/ffi/tvm_ffi.h>
 
 #include <cstdint>
@@ -47,8 +47,8 @@ static std::string Text(const ffi::ShapeObj* shape, const std::string& dtype) {
  * but the kernels check that a tensor is contiguous from the first byte of its data.
  *
  * \param args The function's name; the index that the callable was given; the weight's name; what
- *        was returned; then, of a tensor, its dtype, "" if that is not known, and its shape, with -1
- *        for a size that is not known yet, or an integer if the rank is not known.
+ *        was returned; then, of a tensor, its dtype, "" if that is not known, and its shape, with
+ * -1 for a size that is not known yet, or an integer if the rank is not known.
  * \throws TypeError or ValueError Names the weight, what was expected and what was given.
  */
 static void CheckWeight(ffi::PackedArgs args, ffi::Any*) {
@@ -82,6 +82,23 @@ static void CheckWeight(ffi::PackedArgs args, ffi::Any*) {
 }
 
 /*!
+ * \brief Checks a weight that is a number, and returns it.
+ * \param args As above; its dtype, and an integer.
+ * \throws TypeError Names the weight, what was expected and what was given.
+ */
+static void NumberWeight(ffi::PackedArgs args, ffi::Any* result) {
+  const auto dtype = args[4].cast<std::string>();
+  const int32_t expected = dtype == "bool"            ? ffi::TypeIndex::kTVMFFIBool
+                           : dtype.find("float") == 0 ? ffi::TypeIndex::kTVMFFIFloat
+                                                      : ffi::TypeIndex::kTVMFFIInt;
+  TVM_FFI_CHECK(args[3].type_index() == expected, TypeError)
+      << "function `" << args[0].cast<std::string>() << "` asked for weight "
+      << args[1].cast<int64_t>() << ", `" << args[2].cast<std::string>() << "`, a number of "
+      << dtype << ", but get_weight returned `" << args[3].GetTypeKey() << "`";
+  *result = args[3];
+}
+
+/*!
  * \brief Checks the arguments of a streamed transform.
  *
  * VMShapeLower's checks follow, which crash at None: they take a null reference for an object.
@@ -104,13 +121,13 @@ static void CheckStreamed(const ffi::String& function, ffi::AnyView get_weight, 
       << size << ")";
   TVM_FFI_CHECK(static_cast<int64_t>(slots->size()) == size, ValueError)
       << "function `" << function << "` expects a tuple to fill, with a slot for each of its "
-      << size << " outputs, but params has " << slots->size()
-      << ". Nothing has been loaded";
+      << size << " outputs, but params has " << slots->size() << ". Nothing has been loaded";
 }
 
 TVM_FFI_STATIC_INIT_BLOCK() {
   Register("vm.builtin.check_streamed", CheckStreamed);
   RegisterPacked("vm.builtin.check_weight", CheckWeight);
+  RegisterPacked("vm.builtin.number_weight", NumberWeight);
 }
 
 }  // namespace relax_inplace

@@ -1,5 +1,5 @@
-// What KillUnusedRegisters asks of every binding of a lowered function. In Python it would be half of
-// the time that the package adds to a compilation.
+// What KillUnusedRegisters asks of every binding of a lowered function. In Python it would be half
+// of the time that the package adds to a compilation.
 #include <tvm/ffi/tvm_ffi.h>
 
 #include <cstdint>

@@ -50,8 +50,8 @@ class Branches:
         if read:
             raise UnsupportedTransformError.of(
                 function=name,
-                reason=f"lazy=True: the condition of its branch reads `{read[0]}`, so that a weight "
-                "would be asked for twice; make what it needs an input",
+                reason=f"lazy=True: the condition of its branch reads `{read[0]}`, so that a "
+                "weight would be asked for twice; make what it needs an input",
             )
 
     def _used(self) -> set[relax.Var]:

@@ -554,7 +554,8 @@ class _Builder:
             slots.fields.append(Container(slots, index, relax.TupleType([])))
         ty = relax.FuncType([ir.PrimType("int64")], relax.AnyType(), purity=False)
         get_weight = relax.Var("get_weight", ty)
-        graph.slots, graph.params, graph.get_weight = slots, relax.Var("params", slots.ty), get_weight
+        graph.slots, graph.get_weight = slots, get_weight
+        graph.params = relax.Var("params", slots.ty)
         for index, weight in enumerate(graph.root.weights()):
             load = graph.loads[weight] = Load.of(weight, index, get_weight)
             graph._step_of[load.kernels[0].binding.var] = load

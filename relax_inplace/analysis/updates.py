@@ -8,7 +8,13 @@ from tvm import ir, relax
 
 from ..op import is_update
 
-__all__ = ["STREAMED", "UPDATES_NOTHING", "bindings_of", "expanded_parameter", "functions_that_update"]
+__all__ = [
+    "STREAMED",
+    "UPDATES_NOTHING",
+    "bindings_of",
+    "expanded_parameter",
+    "functions_that_update",
+]
 
 # Attributes of rewritten transforms.
 UPDATES_NOTHING = "relax_inplace.updates_nothing"

@@ -5,8 +5,8 @@ are checked by the kernels (src/tirx/transform/tvm_ffi_binder.cc): by the time t
 turns out not to be contiguous, the others have been replaced.
 
 Definition: a function that updates a tuple begins with a call to ``vm.builtin.check_contiguous``
-on all its parameters. A streamed one fills a tuple, whatever is in it: ``vm.builtin.check_streamed``
-checks that there is one, with a slot for each output; the weights are checked as they come.
+on all its parameters. A streamed one fills a tuple, whatever is in it: that there is one, with a
+slot for each output, ``vm.builtin.check_streamed`` checks. Its weights are checked as they come.
 """
 
 from __future__ import annotations

@@ -13,9 +13,9 @@ Before the first step the slots of weights that nothing reads are emptied. Weigh
 another slot are read and stored after the last step. So a register holds a weight during one step
 only, and a slot holds it until its last read.
 
-A streamed transform has no slots of weights to read or to empty. A weight is loaded by a step of its
-own: ``get_weight`` is called with its index, what it returned is checked, and bound to a variable,
-whose register is killed after the last use. All slots are free, and a new output fills its slot.
+A streamed transform has no slots of weights to read or to empty. A weight is loaded by a step of
+its own: ``get_weight`` is called with its index, and what it returned is checked and bound to a
+variable, whose register is killed after the last use. A finished output goes into its slot at once.
 
 A fused step may run as several kernels, where the pipeline does not fuse. A weight that none but
 the earlier ones of them read is emptied between 1 and 2: the register is freed after its last use.
@@ -61,6 +61,7 @@ __all__ = ["InplaceFunction", "choose", "write_inplace_function"]
 _LONGEST_CHAIN = 1 << 20
 _CHECK_LIMIT = "vm.builtin.check_memory_limit"
 _CHECK_WEIGHT = "vm.builtin.check_weight"
+_NUMBER_WEIGHT = "vm.builtin.number_weight"
 _NAMES = (relax.Var, relax.TupleGetItem, relax.Tuple)  # what may stand for something else
 _DROPPED_ATTRS = ("num_input", "relax.force_pure")
 
@@ -255,8 +256,8 @@ class _Writer:
         if not set(relax.analysis.free_vars(peak.expr())[:]) <= self.defined:
             raise UnsupportedTransformError.of(
                 function=name,
-                reason=f"lazy=True: whether its peak, {peak} bytes, is within memory_limit={limit} is "
-                "known only when weights have been loaded; give the function the attribute "
+                reason=f"lazy=True: whether its peak, {peak} bytes, is within memory_limit={limit} "
+                "is known only when weights have been loaded; give the function the attribute "
                 "tir_var_upper_bound, or an input of those shapes",
             )
 
@@ -343,15 +344,16 @@ class _Writer:
     def _load(self, load: Load) -> None:
         """Ask for a weight, and check what has come: a kernel would not say whose fault it is."""
         weight, name = load.weight, _identifier(load.weight, "weight")
-        is_known = not isinstance(weight.ty, relax.AnyType)
-        loaded = self.bind(f"{name}_given" if is_known else name, load.kernels[0].binding.value)
-        bindings = self._block(False).bindings
-        bindings.append(_check_of(load, loaded, self.prefix, self.defined))
-        if not is_known:
-            self.loaded[weight] = loaded
-            return
+        given = self.bind(f"{name}_given", load.kernels[0].binding.value)
+        is_number = isinstance(weight.ty, ir.PrimType)
+        check = _check_of(load, given, self.prefix, self.defined, weight.ty if is_number else VOID)
         var = self.loaded[weight] = relax.Var(name, weight.ty)
-        bindings.append(relax.MatchCast(var, loaded, weight.ty))
+        bindings = self._block(False).bindings
+        if is_number:  # which R.match_cast does not make of what it does not know
+            bindings.append(relax.VarBinding(var, check))
+            return
+        bindings.append(relax.VarBinding(relax.Var("_", VOID), check))
+        bindings.append(relax.MatchCast(var, given, weight.ty))
         self.defined.update(relax.analysis.tir_vars_in_type(weight.ty)[:])
 
     def _read(self, weight: Weight) -> relax.Var:
@@ -612,20 +614,25 @@ def _identifier(weight: Weight, container: str) -> str:
     return weight.name if weight.name.isidentifier() else f"{container}_{weight.index}"
 
 
-def _check_of(load: Load, given: relax.Var, function: str, defined: set[relax.Var]) -> relax.Binding:
-    """A check that what was given is the weight; of dimensions, those that are defined by now."""
+def _check_of(
+    load: Load, given: relax.Var, function: str, defined: set[relax.Var], ret_ty: ir.Type
+) -> relax.Call:
+    """A check that what was given is the weight; of its sizes, those that are defined by now."""
     ty = load.weight.ty
-    if isinstance(ty, relax.TensorType) and isinstance(ty.shape, relax.ShapeExpr):
-        dims = [
-            dim if set(relax.analysis.free_vars(dim)[:]) <= defined else -1
-            for dim in ty.shape.values[:]
-        ]
-        shape: relax.Expr = relax.ShapeExpr(dims)
-    elif isinstance(ty, relax.TensorType) and ty.ndim >= 0:
-        shape = relax.ShapeExpr([-1] * ty.ndim)
-    else:
-        shape = relax.prim_value(-1)
-    dtype = str(ty.dtype) if isinstance(ty, relax.TensorType) and ty.dtype is not None else ""
+    dtype, shape = "", relax.prim_value(-1)
+    if isinstance(ty, ir.PrimType):
+        dtype = str(ty.dtype)
+    elif isinstance(ty, relax.TensorType):
+        dtype = "" if ty.dtype is None else str(ty.dtype)
+        if isinstance(ty.shape, relax.ShapeExpr):
+            shape = relax.ShapeExpr(
+                [
+                    dim if set(relax.analysis.free_vars(dim)[:]) <= defined else -1
+                    for dim in ty.shape.values[:]
+                ]
+            )
+        elif ty.ndim >= 0:
+            shape = relax.ShapeExpr([-1] * ty.ndim)
     operands = [
         ir.StringImm(function),
         relax.prim_value(load.index),
@@ -634,8 +641,8 @@ def _check_of(load: Load, given: relax.Var, function: str, defined: set[relax.Va
         ir.StringImm(dtype),
         shape,
     ]
-    call = relax.Call(relax.ExternFunc(_CHECK_WEIGHT), operands, None, [VOID], ret_ty=VOID)
-    return relax.VarBinding(relax.Var("_", VOID), call)
+    builtin = _CHECK_WEIGHT if ret_ty is VOID else _NUMBER_WEIGHT
+    return relax.Call(relax.ExternFunc(builtin), operands, None, [ret_ty], ret_ty=ret_ty)
 
 
 def _is_update_of(binding: relax.Binding, source: relax.Var) -> bool:
