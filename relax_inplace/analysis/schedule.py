@@ -11,8 +11,8 @@ transform's. Bytes on all devices are counted together.
 The order is one of least peak (:mod:`.step_order`). Among those, the first of: output by output;
 as the function was written; what the search found.
 
-Of a streamed transform nothing is live at the start: a load allocates its weight. A load that one
-step only waits for runs right before it. No order is worse for that: a load frees nothing.
+Of a streamed transform nothing is live at the start: a load allocates its weight. It runs right
+before the first step that waits for it. No order is worse for that: a load frees nothing.
 
 A step of several bindings runs as one kernel where the pipeline fuses, as several where it does not
 (``tvm.compile`` for a CPU). It is ordered by the worse of both.
@@ -187,17 +187,17 @@ def _best_order(
     graph: TransformGraph, problem: Problem, number: dict[Step, int]
 ) -> tuple[list[int], bool]:
     first = _closure(problem, [i for i, step in enumerate(graph.steps) if step.runs_first], set())
-    by_output = _output_by_output(graph, problem, number, first)
+    in_turn = _output_by_output(graph, problem, number, first)
+    by_output = _loaded_late(graph, problem, in_turn)
     peak = problem.peak(by_output)
     bound = max(problem.live_at_start, problem.live_at_end)
     if peak == bound:
         return by_output, True
-    late = _late_loads(graph, problem)
-    found, is_exact = least_peak_order(_without(late, problem), first)
-    found = _with(late, found)
+    found, is_exact = least_peak_order(_without_loads_for_one(graph, problem), first)
     done = set(first)
     as_written = first + [i for i in range(len(graph.steps)) if i not in done]
-    best = min((by_output, as_written, found), key=problem.peak)
+    others = (_loaded_late(graph, problem, order) for order in (as_written, found))
+    best = min((by_output, *others), key=problem.peak)
     return best, is_exact or problem.peak(best) == bound
 
 
@@ -224,30 +224,51 @@ def _output_by_output(
     return order + [i for i in range(len(graph.steps)) if i not in done]
 
 
-def _late_loads(graph: TransformGraph, problem: Problem) -> dict[int, list[int]]:
+def _loaded_late(graph: TransformGraph, problem: Problem, order: Sequence[int]) -> list[int]:
+    """The order with each load right before the first step that waits for it, or at the end."""
+    if not graph.loads:
+        return list(order)
+    late = {i for i, s in enumerate(graph.steps) if isinstance(s, Load) and not s.runs_first}
+    done: dict[int, None] = {}
+
+    def run(i: int) -> None:
+        for other in sorted((problem.steps[i].after & late) - done.keys()):
+            run(other)
+        done[i] = None
+
+    for i in order:
+        if i not in late:
+            run(i)
+    for i in order:
+        if i not in done:
+            run(i)
+    return list(done)
+
+
+def _loads_for_one(graph: TransformGraph, problem: Problem) -> dict[int, list[int]]:
     """For each step the loads that it alone waits for, and whose weights it alone uses."""
     waiting: dict[int, list[int]] = {}
     for i, step in enumerate(problem.steps):
         for other in step.after:
             if isinstance(graph.steps[other], Load):
                 waiting.setdefault(other, []).append(i)
-    late: dict[int, list[int]] = {}
-    for load, steps in sorted(waiting.items()):
+    found: dict[int, list[int]] = {}
+    for load, steps in waiting.items():
         (buffer,) = problem.allocates[load]
         if len(steps) == 1 and buffer not in problem.kept and problem.readers[buffer] == set(steps):
-            late.setdefault(steps[0], []).append(load)
-    return late
+            found.setdefault(steps[0], []).append(load)
+    return found
 
 
-def _without(late: Mapping[int, Sequence[int]], problem: Problem) -> Problem:
-    """The problem in which what late loads allocate is scratch of the step that waits for them.
+def _without_loads_for_one(graph: TransformGraph, problem: Problem) -> Problem:
+    """The problem in which what such loads allocate is scratch of the step that waits for them.
 
     Otherwise the search would go through all sets of the weights that one step concatenates.
     """
-    if not late:
+    if not graph.loads:
         return problem
     steps = list(problem.steps)
-    for i, loads in late.items():
+    for i, loads in _loads_for_one(graph, problem).items():
         cost = problem.steps[i]
         loaded = {buffer for load in loads for buffer in problem.allocates[load]}
         last = {b: k for k, (uses, _, _) in enumerate(cost.kernels) for b in uses & loaded}
@@ -261,9 +282,3 @@ def _without(late: Mapping[int, Sequence[int]], problem: Problem) -> Problem:
             steps[load] = StepCost([(set(), [], 0)], set())
         steps[i] = StepCost(kernels, after)
     return Problem(problem.sizes, problem.at_start, problem.kept, steps, problem.fused)
-
-
-def _with(late: Mapping[int, Sequence[int]], order: Sequence[int]) -> list[int]:
-    """The order with late loads in their places."""
-    loads = {load for loads in late.values() for load in loads}
-    return [s for i in order if i not in loads for s in (*late.get(i, ()), i)]

@@ -840,8 +840,9 @@ class _Builder:
         graph = self.graph
         given = {v for p in graph.leading for v in relax.analysis.tir_vars_in_type(p.ty)[:]}
         given.update(graph.leading)
-        others = [load for load in graph.loads.values() if load not in set(needed)]
-        graph._defined_by = self._definitions([*needed, *others], given)
+        # Of two that define a dimension, rather one that is needed anyway.
+        in_order = dict.fromkeys([*needed, *graph.loads.values()])
+        graph._defined_by = self._definitions(in_order, given)
         if graph._defined_by:
             for output in graph.outputs:
                 needed += [s for s in graph.needs(output)[0] if isinstance(s, Load)]

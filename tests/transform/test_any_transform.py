@@ -8,12 +8,25 @@ from transforms import NOTES, SIZES, check_slots, run_both, transforms
 from tvm import relax
 from tvm.script import from_source
 
-from relax_inplace.analysis import plan_memory
+from relax_inplace.analysis import TransformGraph, plan_memory
+from relax_inplace.analysis.schedule import plan_graph
+from relax_inplace.analysis.transform_graph import Load
 from relax_inplace.transform import InplaceTransformParams
 
 # In "passes first", out of place too: on a read of a read where num_input is not set, and on a
 # kernel whose buffers are declared with other dtypes of their extents than the operators'.
 FUSE_TIR_FAILS = ("func_info_.global_name", "Inconsistent buffers")
+
+
+def check_loads(mod):
+    """Each is followed by a step that waits for it, or by loads only."""
+    graph = TransformGraph.build("transform_params", mod["transform_params"], mod, lazy=True)
+    steps = plan_graph(graph).steps
+    for position, load in enumerate(steps):
+        if isinstance(load, Load):
+            following = [step for step in steps[position:] if not isinstance(step, Load)]
+            between = steps[position : steps.index(following[0]) if following else None]
+            assert not following or any(load in step.after for step in (*between, following[0]))
 
 
 @given(transforms(), st.sampled_from(sorted(PIPELINES)), st.booleans())
@@ -44,6 +57,7 @@ def test_any_transform(transform, pipeline, streamed):
         )
         note(f"measured {run.peak}\n{plan}")
         if streamed:
+            check_loads(before)
             loaded = [w for w in plan.weights if w.loaded_by is not None]
             in_order = sorted(loaded, key=lambda weight: weight.loaded_by)
             assert run.asked == [plan.weights.index(weight) for weight in in_order]
