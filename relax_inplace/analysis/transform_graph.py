@@ -640,7 +640,7 @@ class _Builder:
         weights: dict[Weight, None] = {}
         uses: set[Buffer] = set()
         value = binding.value
-        if isinstance(value, relax.Var):
+        if isinstance(value, (relax.Var, relax.TupleGetItem)):  # of a cast; not the whole tuple
             operands: list[relax.Expr] = [value]
         else:
             operands = list(_operands(value))

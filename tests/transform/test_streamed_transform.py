@@ -434,26 +434,30 @@ class NoTensors:
     @R.function
     def transform_params(
         params: R.Tuple(
-            R.Tensor((4,), "float32"), R.Prim("int64"), R.Shape(["n", 3]), R.Any, R.Prim("float32")
+            R.Tensor((4,), "float32"), R.Prim("int64"), R.Shape(["n", 3]), R.Any, R.Prim("bool")
         ),
     ):
         n = T.int64()
         a = R.full((n,), R.const(1.0), "float32")
         w = R.match_cast(params[3], R.Tensor((3, 4), "float32"))
         b = R.add(w, params[0])
-        return (a, b, params[2], params[3], params[1])
+        k = params[1]
+        return (a, b, params[2], params[3], k)
 
 
 @pytest.mark.parametrize("pipeline", PIPELINES)
 def test_weights_that_are_no_tensors(pipeline):
-    run_both(NoTensors, streamed(NoTensors), pipeline, streamed=True)
+    run = run_both(NoTensors, streamed(NoTensors), pipeline, streamed=True)
+    assert sorted(run.asked) == [0, 1, 2, 3]
 
 
 def test_a_number_of_another_kind():
     function = load(streamed(NoTensors))["inplace_transform_params"]
-    text = r"for weight 1, `params\[1\]`, a number of int64, but get_weight returned `float`"
+    given = tvm.runtime.tensor(np.zeros((3, 4), "float32"))
+    weights = [tvm.runtime.tensor(X[0, :4].copy()), 1.5, tvm_ffi.Shape([2, 3]), given]
+    text = "for weight 1, `k`, a number of int64, but get_weight returned `float`"
     with pytest.raises(TypeError, match=text):
-        function([None, 1.5, tvm_ffi.Shape([2, 3])].__getitem__, tvm_ffi.Array([None] * 5))
+        function(weights.__getitem__, tvm_ffi.Array([None] * 5))
 
 
 TUPLES = {
