@@ -111,12 +111,34 @@ def in_place():
     return compiled(lifted(InplaceTransformParams()))
 
 
+def streamed():
+    """The same callers' part as for LazyTransformParams: each original is handed out once."""
+    import tvm_ffi
+
+    from relax_inplace.transform import InplaceTransformParams
+
+    convert = compiled(lifted(InplaceTransformParams(lazy=True)))
+
+    def run(weights):
+        originals = list(weights)
+        del weights
+
+        def get_weight(index):
+            original, originals[index] = originals[index], None
+            return original
+
+        return convert(get_weight, tvm_ffi.Array([None] * COUNT))
+
+    return run
+
+
 WAYS = {
     "LiftTransformParams": out_of_place,
     "consume_params": consume_params,
     "consume_params, then DeadCodeElimination": consume_params_and_dce,
     "LazyTransformParams": lazy,
     "InplaceTransformParams": in_place,
+    "InplaceTransformParams(lazy=True)": streamed,
 }
 
 

@@ -61,16 +61,17 @@ struct Occurrences {
  * \param limit Bytes that live memory may take, the weights included.
  * \param peak Bytes that it takes at most, by the plan.
  * \param kept The weights that the function does not free, counted through nested tuples.
- * \param tuple The weights.
+ * \param tuple The weights; None if they are loaded one by one.
  * \throws ValueError Names the figures, and the weights that are held elsewhere.
  */
 static void CheckMemoryLimit(const ffi::String& function, int64_t limit, int64_t peak,
                              const ffi::Shape& kept, ffi::AnyView tuple) {
-  TVM_FFI_CHECK(tuple.as<ffi::ArrayObj>() != nullptr, TypeError)
+  const bool is_streamed = tuple.type_index() == ffi::TypeIndex::kTVMFFINone;
+  TVM_FFI_CHECK(is_streamed || tuple.as<ffi::ArrayObj>() != nullptr, TypeError)
       << "vm.builtin.check_memory_limit: expected a tuple (ffi.Array), but got `"
       << tuple.GetTypeKey() << "`";
   Occurrences occurrences{{kept.begin(), kept.end()}};
-  occurrences.Collect(tuple, "");
+  if (!is_streamed) occurrences.Collect(tuple, "");
   int64_t held = 0;
   int64_t held_count = 0;
   std::ostringstream held_names;

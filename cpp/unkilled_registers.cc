@@ -1,5 +1,5 @@
-// What KillUnusedRegisters asks of every binding of a lowered function. In Python it would be half of
-// the time that the package adds to a compilation.
+// What KillUnusedRegisters asks of every binding of a lowered function. In Python it would be half
+// of the time that the package adds to a compilation.
 #include <tvm/ffi/tvm_ffi.h>
 
 #include <cstdint>
@@ -45,9 +45,13 @@ static bool FillsRegister(const ffi::ObjectRef& bound, const ffi::ObjectRef& val
   static const int32_t tuple_get_item = TypeIndex("ir.TupleGetItem");
   static const int32_t op = TypeIndex("ir.Op");
   static const int32_t extern_func = TypeIndex("relax.expr.ExternFunc");
+  static const int32_t var = TypeIndex("ir.Var");
   static const int32_t tensor_type = TypeIndex("relax.TensorType");
+  static const int32_t any_type = TypeIndex("relax.AnyType");
   const int32_t kind = value->type_index();
   if (kind == tuple || kind == tuple_get_item) return true;
+  const int32_t bound_type = type(bound).cast<ffi::ObjectRef>()->type_index();
+  if (kind == var) return bound_type == tensor_type;  // a second name has a register of its own
   if (!callee.defined()) return false;
   if (callee->type_index() == op) {
     for (const ffi::ObjectRef& allocation : allocations) {
@@ -55,7 +59,8 @@ static bool FillsRegister(const ffi::ObjectRef& bound, const ffi::ObjectRef& val
     }
     return false;
   }
-  if (type(bound).cast<ffi::ObjectRef>()->type_index() == tensor_type) return true;
+  if (bound_type == tensor_type) return true;
+  if (callee->type_index() == var) return bound_type == any_type;  // a weight that is asked for
   return callee->type_index() == extern_func &&  // a read from a tuple of unknown type
          symbol(callee).cast<ffi::String>() == "vm.builtin.tuple_getitem";
 }

@@ -69,10 +69,17 @@ def recorded_allocations():
         tvm_ffi.register_global_func(_ALLOC, _stock, override=True)
 
 
+def loaded(watch):
+    """A weight has been made while the function runs that asked for it."""
+    _recorder.weights.append(watch)
+    _recorder.peak = max(_recorder.peak, _recorder.now())
+
+
 def peak_of(call, watches):
     """(the most bytes that were live during a call, what it returned).
 
-    The function was loaded with recording. ``watches`` are those of its weights.
+    The function was loaded with recording. ``watches`` are those of its weights; if it is streamed,
+    those that are ``loaded`` while it runs are added.
     """
     global _recorder
     _recorder = _Recorder(watches)

@@ -39,7 +39,11 @@ def _dimensions(values, ndim, sizes):
     """With sizes for the symbols; a prim value for a dimension that the type does not name."""
     if values is None:
         return [NUMBER] * ndim
-    return [sizes.get(d.name, NUMBER) if isinstance(d, tvm.tirx.Var) else int(d) for d in values]
+    analyzer = tvm.sym.Analyzer()
+    for dim in values:
+        for var in tvm.tirx.analysis.undefined_vars(dim):
+            analyzer.bind(var, tvm.tirx.const(sizes.get(var.name, NUMBER), "int64"))
+    return [int(analyzer.simplify(dim)) for dim in values]
 
 
 def passed(value, watches=None):
@@ -77,6 +81,15 @@ def tensors_in(value):
         yield value
 
 
+def leaves_of(value):
+    """What is in nested lists, in order."""
+    if isinstance(value, list):
+        for field in value:
+            yield from leaves_of(field)
+    else:
+        yield value
+
+
 @dataclasses.dataclass
 class Run:
     """What a run in place showed."""
@@ -85,9 +98,29 @@ class Run:
     argument: object
     peak: int
     weights: list  # as they were
+    asked: list  # the weights that a streamed one asked for, in order
 
 
-def run_both(before, after, pipeline="compile", name="transform_params", sizes=SIZES):
+class Stream:
+    """Yields weights, made when they are asked for and held by nobody else."""
+
+    def __init__(self, weights, watches):
+        self.weights = list(leaves_of(weights))
+        self.watches = watches
+        self.asked = []
+
+    def __call__(self, index):
+        self.asked.append(index)
+        own = []
+        weight = passed(self.weights[index], own)
+        for watch in own:
+            live_bytes.loaded(watch)
+        return weight
+
+
+def run_both(
+    before, after, pipeline="compile", name="transform_params", sizes=SIZES, streamed=False
+):
     """Run before out of place and after in place on equal arguments; compare bit by bit."""
     function = before[name]
     new_name = name.replace("transform_params", "inplace_transform_params")
@@ -101,12 +134,20 @@ def run_both(before, after, pipeline="compile", name="transform_params", sizes=S
     if len(weights) > 1 or not isinstance(weights[0], list):  # the new function takes a tuple
         weights = [weights]
     watches = []
-    taken = [*map(passed, args[:leading]), *(passed(w, watches) for w in weights)]
+    taken = [*map(passed, args[:leading])]
+    stream = Stream(weights, watches)
+    if streamed:
+        taken += [stream, tvm_ffi.Array([None] * len(expected))]
+    else:
+        taken += [passed(w, watches) for w in weights]
     with live_bytes.recorded_allocations():
         inplace = load(after, pipeline)[new_name]
         peak, result = live_bytes.peak_of(lambda: inplace(*taken), watches)
     assert_bitwise(result, expected)
-    return Run(result, taken[-1], peak, weights[0])
+    if streamed:
+        assert result.same_as(taken[-1])
+        assert len(set(stream.asked)) == len(stream.asked)
+    return Run(result, taken[-1], peak, weights[0], stream.asked)
 
 
 def check_slots(run, params=None):

@@ -6,6 +6,8 @@ Where a function returns what an ``R.If`` returns, each branch is a transform by
 function does before it, as far as the branch needs it, and the branch. Each is planned and
 rewritten by itself, so that the originals are freed inside the branch. What the condition needs
 runs before, and is in no plan. An ``R.If`` anywhere else is a step like any other.
+
+Of a streamed transform the condition may need inputs only: a weight would be asked for twice.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ from __future__ import annotations
 import dataclasses
 
 from tvm import relax
+
+from .transform_graph import UnsupportedTransformError, number_of_inputs
 
 __all__ = ["Branches", "find_branches"]
 
@@ -38,13 +42,30 @@ class Branches:
     on_true: relax.Function
     on_false: relax.Function
 
+    def require_streamable(self, name: str) -> None:
+        """Refuse a condition that reads a weight."""
+        params = self.function.params[:]
+        weights = params[number_of_inputs(self.function) :]
+        read = [param.name for param in weights if param in self._used()]
+        if read:
+            raise UnsupportedTransformError.of(
+                function=name,
+                reason=f"lazy=True: the condition of its branch reads `{read[0]}`, so that a "
+                "weight would be asked for twice; make what it needs an input",
+            )
+
+    def _used(self) -> set[relax.Var]:
+        """What the condition, and what runs before it, is made from."""
+        used = {var for b in self.before for var in relax.analysis.free_vars(b.value)[:]}
+        used.update(relax.analysis.free_vars(self.condition)[:])
+        return used
+
     def parameters(self, params: list[relax.Var]) -> list[relax.Binding]:
         """What ``before`` uses of the function's parameters, in terms of the leading ones and a
         tuple of the others.
         """
         *leading, weights = params
-        used = {var for b in self.before for var in relax.analysis.free_vars(b.value)[:]}
-        used.update(relax.analysis.free_vars(self.condition)[:])
+        used = self._used()
         bindings = []
         for position, param in enumerate(self.function.params[:]):
             if param not in used:

@@ -16,8 +16,9 @@ from collections.abc import Mapping
 from tvm import relax
 
 from ..errors import StructuredError
+from .byte_size import Size, at_bounds
 from .kernels import Kernels
-from .schedule import Schedule, plan_graph
+from .schedule import Schedule, bounds_of, plan_graph
 from .slicing import MOST_SLICES, SlicedStep, split
 from .transform_graph import Step, TransformGraph, UnsupportedTransformError
 
@@ -66,7 +67,9 @@ def bytes_of_limit(
         )
     if isinstance(limit, numbers.Integral):
         return int(limit)
-    weights = plan_graph(graph, None, bounds).with_sizes().live_at_start
+    known = bounds_of(graph.function) if bounds is None else bounds
+    sizes = (at_bounds(weight.buffer.size, known) for weight in graph.root.weights())
+    weights: Size = sum(sizes, start=0)
     if not isinstance(weights, int):
         raise ValueError(
             f"memory_limit={limit!r} is a factor of the weights' bytes, which are {weights}: give "

@@ -18,6 +18,7 @@ from .transform_graph import (
     Buffer,
     Container,
     Known,
+    Load,
     Step,
     TransformGraph,
     Weight,
@@ -61,6 +62,8 @@ class PlannedWeight:
         Its place in the tuple, such as ``0`` or ``0.3`` in a nested one.
     size : int or ByteSize
         Bytes.
+    loaded_by : int or None
+        The step that loads it, counted from 1; None if it is resident, or not asked for.
     freed_after : int or None
         The step after which it is freed, counted from 1; 0 for before the first, None for never.
     because : str
@@ -70,6 +73,7 @@ class PlannedWeight:
     name: str
     slot: str
     size: Size
+    loaded_by: int | None
     freed_after: int | None
     because: str
 
@@ -84,7 +88,7 @@ class MemoryPlan:
     steps : list of PlannedStep
     weights : list of PlannedWeight
     before, after : int or ByteSize
-        Bytes of the weights, and of what the function returns.
+        Bytes of the weights that are resident, and of what the function returns.
     peak : int, ByteSize or LargestOf
         The most that is live at any time.
     lower_bound : int, ByteSize or LargestOf
@@ -121,17 +125,19 @@ class MemoryPlan:
             ],
         )
         weights = table(
-            ["slot", "weight", "bytes", "freed after", "because"],
+            ["slot", "weight", "bytes", "loaded by", "freed after", "because"],
             [
                 [
                     weight.slot,
                     weight.name,
                     shown(weight.size),
+                    _moment(weight.loaded_by),
                     _moment(weight.freed_after),
                     weight.because,
                 ]
                 for weight in self.weights
             ],
+            without=[] if any(weight.loaded_by for weight in self.weights) else ["loaded by"],
         )
         return (
             f"{self.function}: peak {shown(self.peak)}, before {shown(self.before)}, after "
@@ -154,6 +160,7 @@ def plan_memory(
     *,
     params: Sequence[str | int] | None = None,
     memory_limit: int | float | None = None,
+    lazy: bool = False,
     fused: bool | None = None,
     tir_var_upper_bound: Mapping[str, int] | None = None,
 ) -> MemoryPlan:
@@ -169,6 +176,8 @@ def plan_memory(
         The weights that may be modified: see ``InplaceTransformParams``.
     memory_limit : int or float, optional
         See ``InplaceTransformParams``.
+    lazy : bool
+        Plan the streamed transform: see ``InplaceTransformParams``.
     fused : bool, optional
         True for a pipeline that fuses, such as ``relax.get_default_pipeline``; False for one that
         does not, such as ``tvm.compile`` for a CPU; by default the worse of both at each step.
@@ -193,19 +202,22 @@ def plan_memory(
     name = str(attrs["global_symbol"]) if attrs and "global_symbol" in attrs else "transform_params"
     branches = find_branches(function)
     if branches is not None:
+        if lazy:
+            branches.require_streamable(name)
         plans = [
             plan_memory(
                 branch,
                 mod,
                 params=params,
                 memory_limit=memory_limit,
+                lazy=lazy,
                 fused=fused,
                 tir_var_upper_bound=tir_var_upper_bound,
             )
             for branch in (branches.on_true, branches.on_false)
         ]
         return max(plans, key=lambda plan: _number(plan.peak))
-    graph = TransformGraph.build(name, function, mod, params)
+    graph = TransformGraph.build(name, function, mod, params, lazy)
     if memory_limit is not None:
         limit = bytes_of_limit(graph, memory_limit, tir_var_upper_bound)
         plan_within(graph, limit, Kernels(mod or ir.IRModule()), tir_var_upper_bound)
@@ -282,11 +294,17 @@ def _planned_weights(schedule: Schedule) -> list[PlannedWeight]:
     freed = dict.fromkeys(schedule.freed_first, 0)
     for number, frees in enumerate(schedule.frees, 1):
         freed.update(dict.fromkeys(frees, number))
+    used_by = _outputs_in(graph)
+    read = set().union(*(step.uses() for step in schedule.steps))
+    loaded: dict[Weight, int] = {}
     readers: dict[Weight, list[tuple[int, Step]]] = {}
     for number, step in enumerate(schedule.steps, 1):
+        if isinstance(step, Load):
+            loaded[step.weight] = number
+            if step.weight.buffer not in read and step.weight.buffer not in used_by:
+                freed[step.weight.buffer] = number
         for weight in step.reads:
             readers.setdefault(weight, []).append((number, step))
-    used_by = _outputs_in(graph)
     result = []
     for weight in graph.root.weights():
         moment = freed.get(weight.buffer)
@@ -295,6 +313,7 @@ def _planned_weights(schedule: Schedule) -> list[PlannedWeight]:
                 weight.name,
                 ".".join(map(str, weight.path)),
                 at_bounds(weight.buffer.size, schedule.bounds),
+                loaded.get(weight),
                 moment,
                 _reason(weight, moment, schedule, readers.get(weight, []), used_by),
             )
@@ -323,10 +342,15 @@ def _reason(
             index, output = used_by[weight.buffer]
             what = "it is" if isinstance(output, (Weight, Container)) else "it holds"
             return f"never: {what} output {index}"
+        if weight.is_streamed:
+            return "nothing reads it"
         return "never: it is not among params"
     if moment == 0:
         return "nothing reads it"
-    last = schedule.steps[moment - 1].name
+    step = schedule.steps[moment - 1]
+    if isinstance(step, Load):
+        return "its shape is needed"
+    last = step.name
     if not any(position == moment for position, _ in readers):
         return f"{last} is the last to use a view of it"
     earlier = [f"{position} ({step.name})" for position, step in readers if position < moment]

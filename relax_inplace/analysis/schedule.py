@@ -11,6 +11,9 @@ transform's. Bytes on all devices are counted together.
 The order is one of least peak (:mod:`.step_order`). Among those, the first of: output by output;
 as the function was written; what the search found.
 
+Of a streamed transform nothing is live at the start: a load allocates its weight. It runs right
+before the first step that waits for it. No order is worse for that: a load frees nothing.
+
 A step of several bindings runs as one kernel where the pipeline fuses, as several where it does not
 (``tvm.compile`` for a CPU). It is ordered by the worse of both.
 """
@@ -24,7 +27,7 @@ from tvm import relax
 
 from .byte_size import LargestOf, Size, at_bounds, largest
 from .step_order import Problem, StepCost, least_peak_order
-from .transform_graph import Buffer, Step, TransformGraph, buffers_of
+from .transform_graph import Buffer, Load, Step, TransformGraph, buffers_of
 
 __all__ = ["NOMINAL_DIMENSION", "Schedule", "bounds_of", "plan_graph"]
 
@@ -41,7 +44,7 @@ class Schedule:
     graph : TransformGraph
     steps : list of Step
     freed_first : list of Buffer
-        What nothing reads.
+        What is there at the start, and nothing reads.
     frees : list of (list of Buffer)
         What each step reads last.
     is_exact : bool
@@ -145,7 +148,7 @@ def plan_graph(
     kept |= {buffer for buffer in index if buffer.is_stuck}
     problem = Problem(
         [sized(buffer.size) for buffer in index],
-        set(range(len(weights))),
+        set() if graph.loads else set(range(len(weights))),
         {index[buffer] for buffer in kept if buffer in index},
         costs,
         fused=None,
@@ -184,15 +187,17 @@ def _best_order(
     graph: TransformGraph, problem: Problem, number: dict[Step, int]
 ) -> tuple[list[int], bool]:
     first = _closure(problem, [i for i, step in enumerate(graph.steps) if step.runs_first], set())
-    by_output = _output_by_output(graph, problem, number, first)
+    in_turn = _output_by_output(graph, problem, number, first)
+    by_output = _loaded_late(graph, problem, in_turn)
     peak = problem.peak(by_output)
     bound = max(problem.live_at_start, problem.live_at_end)
     if peak == bound:
         return by_output, True
-    found, is_exact = least_peak_order(problem, first)
+    found, is_exact = least_peak_order(_without_loads_for_one(graph, problem), first)
     done = set(first)
     as_written = first + [i for i in range(len(graph.steps)) if i not in done]
-    best = min((by_output, as_written, found), key=problem.peak)
+    others = (_loaded_late(graph, problem, order) for order in (as_written, found))
+    best = min((by_output, *others), key=problem.peak)
     return best, is_exact or problem.peak(best) == bound
 
 
@@ -217,3 +222,63 @@ def _output_by_output(
         order += steps
         done.update(steps)
     return order + [i for i in range(len(graph.steps)) if i not in done]
+
+
+def _loaded_late(graph: TransformGraph, problem: Problem, order: Sequence[int]) -> list[int]:
+    """The order with each load right before the first step that waits for it, or at the end."""
+    if not graph.loads:
+        return list(order)
+    late = {i for i, s in enumerate(graph.steps) if isinstance(s, Load) and not s.runs_first}
+    done: dict[int, None] = {}
+
+    def run(i: int) -> None:
+        for other in sorted((problem.steps[i].after & late) - done.keys()):
+            run(other)
+        done[i] = None
+
+    for i in order:
+        if i not in late:
+            run(i)
+    for i in order:
+        if i not in done:
+            run(i)
+    return list(done)
+
+
+def _loads_for_one(graph: TransformGraph, problem: Problem) -> dict[int, list[int]]:
+    """For each step the loads that it alone waits for, and whose weights it alone uses."""
+    waiting: dict[int, list[int]] = {}
+    for i, step in enumerate(problem.steps):
+        for other in step.after:
+            if isinstance(graph.steps[other], Load):
+                waiting.setdefault(other, []).append(i)
+    found: dict[int, list[int]] = {}
+    for load, steps in waiting.items():
+        (buffer,) = problem.allocates[load]
+        if len(steps) == 1 and buffer not in problem.kept and problem.readers[buffer] == set(steps):
+            found.setdefault(steps[0], []).append(load)
+    return found
+
+
+def _without_loads_for_one(graph: TransformGraph, problem: Problem) -> Problem:
+    """The problem in which what such loads allocate is scratch of the step that waits for them.
+
+    Otherwise the search would go through all sets of the weights that one step concatenates.
+    """
+    if not graph.loads:
+        return problem
+    steps = list(problem.steps)
+    for i, loads in _loads_for_one(graph, problem).items():
+        cost = problem.steps[i]
+        loaded = {buffer for load in loads for buffer in problem.allocates[load]}
+        last = {b: k for k, (uses, _, _) in enumerate(cost.kernels) for b in uses & loaded}
+        kernels = []
+        for k, (uses, allocates, scratch) in enumerate(cost.kernels):
+            scratch += sum(problem.sizes[buffer] for buffer in loaded if last[buffer] >= k)
+            kernels.append((uses - loaded, allocates, scratch))
+        after = cost.after - set(loads)
+        for load in loads:
+            after |= problem.steps[load].after
+            steps[load] = StepCost([(set(), [], 0)], set())
+        steps[i] = StepCost(kernels, after)
+    return Problem(problem.sizes, problem.at_start, problem.kept, steps, problem.fused)

@@ -26,7 +26,7 @@ from tvm.s_tir import SBlock
 
 from .byte_size import size_of
 from .kernels import Kernels
-from .transform_graph import Kernel, Step, TransformGraph, Weight
+from .transform_graph import Kernel, Load, Step, TransformGraph, Weight
 
 __all__ = ["MOST_SLICES", "SlicedStep", "Slicing", "find_slicing", "sliced_type", "split"]
 
@@ -180,6 +180,7 @@ def _cone(
     for step in reversed(order):
         if (
             step is not last
+            and not isinstance(step, Load)
             and used_in.get(step)
             and used_in[step] <= cone
             and not any(kernel.binding.var in outputs for kernel in step.kernels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from .byte_size import ByteSize, LargestOf
@@ -9,9 +10,9 @@ from .byte_size import ByteSize, LargestOf
 __all__ = ["listed", "plain_size", "shown", "table"]
 
 
-def table(head: list[str], rows: list[list[str]]) -> str:
-    """Columns under their heads; those of numbers to the right."""
-    columns = list(zip(head, *rows, strict=True))
+def table(head: list[str], rows: list[list[str]], without: Sequence[str] = ()) -> str:
+    """Columns under their heads, but some; those of numbers to the right."""
+    columns = [column for column in zip(head, *rows, strict=True) if column[0] not in without]
     widths = [max(map(len, column)) for column in columns]
     numbers = [all(cell[:1].isdigit() for cell in column[1:]) for column in columns]
     return "\n".join(
@@ -19,7 +20,7 @@ def table(head: list[str], rows: list[list[str]]) -> str:
             cell.rjust(width) if is_number else cell.ljust(width)
             for cell, width, is_number in zip(row, widths, numbers, strict=True)
         ).rstrip()
-        for row in [head, *rows]
+        for row in zip(*columns, strict=True)
     )
 
 

@@ -18,13 +18,18 @@ Steps may run in any order in which
 
 A pure step that no output needs does not run. A *buffer* is memory that is allocated and freed as
 one: a weight's, or one that a step allocates. A value may be a view of another one's buffer.
+
+A *streamed* transform is not given its weights: it calls for each. Such a *load* is a step, which
+allocates the weight's buffer and uses nothing; a weight that nothing needs has none. Loads go
+before what reads their weights, and define its symbolic dimensions: a step with one that is defined
+neither by a leading parameter nor by what it depends on also runs after a load that defines it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 from tvm import ir, relax
@@ -38,10 +43,12 @@ __all__ = [
     "Buffer",
     "Container",
     "Kernel",
+    "Load",
     "Step",
     "TransformGraph",
     "UnsupportedTransformError",
     "Weight",
+    "number_of_inputs",
 ]
 
 
@@ -70,7 +77,7 @@ class Buffer:
     size : int or ByteSize
         Bytes.
     weight : Weight or None
-        The weight whose original it is.
+        The weight whose slot it lies in at the start: its original.
     is_stuck : bool
         Whether it is not freed before the function returns. The register that a branch has its
         result in cannot be emptied: it is out of scope after the branch.
@@ -98,6 +105,8 @@ class Weight:
     buffer : Buffer
     is_modifiable : bool
         Whether its slot may be emptied and replaced.
+    is_streamed : bool
+        Whether it is loaded, and in no slot.
     """
 
     container: Container
@@ -105,6 +114,7 @@ class Weight:
     name: str
     ty: ir.Type
     is_modifiable: bool
+    is_streamed: bool = False
     buffer: Buffer = dataclasses.field(init=False)
 
     @property
@@ -115,7 +125,7 @@ class Weight:
     def __post_init__(self) -> None:
         is_known = not isinstance(self.ty, relax.AnyType)
         size = size_of(self.ty, self.name) if is_known else unknown_size(self.name)
-        self.buffer = Buffer(self.name, size, self)
+        self.buffer = Buffer(self.name, size, None if self.is_streamed else self)
 
 
 @dataclasses.dataclass(eq=False)
@@ -210,6 +220,35 @@ class Step:
         return {buffer for kernel in self.kernels for buffer in kernel.uses} - own
 
 
+@dataclasses.dataclass(eq=False)
+class Load(Step):
+    """The call that yields a weight of a streamed transform.
+
+    Attributes
+    ----------
+    weight : Weight
+    index : int
+        What the call is given: the weight's position, counted through nested tuples.
+    """
+
+    weight: Weight = dataclasses.field(kw_only=True)
+    index: int = dataclasses.field(kw_only=True)
+
+    @staticmethod
+    def of(weight: Weight, index: int, get_weight: relax.Var) -> Load:
+        """The step that loads a weight."""
+        call = relax.Call(get_weight, [relax.prim_value(index)], ret_ty=relax.AnyType())
+        kernel = Kernel(relax.VarBinding(relax.Var(weight.name, call.ty), call), set(), [])
+        kernel.allocates.append(weight.buffer)
+        # A type may depend on a number; it has no bytes, so that nothing is lost.
+        return Load([kernel], runs_first=weight.buffer.size == 0, weight=weight, index=index)
+
+    @property
+    def name(self) -> str:
+        """Of a step that computes nothing."""
+        return f"load {self.weight.name}"
+
+
 def _nominal(size: Size) -> int:
     value = at_bounds(size, {}, 1024)
     assert isinstance(value, int)
@@ -234,10 +273,16 @@ class TransformGraph:
     leading : list of relax.Var
         The ``num_input`` parameters before the weights.
     params : relax.Var
-        The tuple of weights: the function's own parameter, or one that its separate weights are
-        bundled into.
+        The tuple that the new function updates. Of weights: the function's own parameter, or one
+        that its separate weights are bundled into. Streamed, one slot for each output.
     root : Container
-        Its fields.
+        The weights.
+    slots : Container
+        The fields of ``params``: ``root``, or slots of which nothing is known.
+    get_weight : relax.Var or None
+        What yields the weights of a streamed transform.
+    loads : dict of Weight to Load
+        Of a streamed transform.
     steps : list of Step
         In the function's order; those that need not run are left out.
     outputs : list
@@ -249,11 +294,15 @@ class TransformGraph:
     leading: list[relax.Var]
     params: relax.Var
     root: Container
+    slots: Container
+    get_weight: relax.Var | None = None
+    loads: dict[Weight, Load] = dataclasses.field(default_factory=dict)
     steps: list[Step] = dataclasses.field(default_factory=list)
     outputs: list[Known] = dataclasses.field(default_factory=list)
     _known: dict[relax.Var, Known] = dataclasses.field(default_factory=dict)
     _layout: dict[relax.Var, Layout] = dataclasses.field(default_factory=dict)
     _step_of: dict[relax.Var, Step] = dataclasses.field(default_factory=dict)
+    _defined_by: dict[relax.Var, Load] = dataclasses.field(default_factory=dict)
 
     @staticmethod
     def build(
@@ -261,6 +310,7 @@ class TransformGraph:
         function: relax.Function,
         mod: ir.IRModule | None = None,
         params: Sequence[str | int] | None = None,
+        lazy: bool = False,
     ) -> TransformGraph:
         """Read a function.
 
@@ -273,14 +323,23 @@ class TransformGraph:
         params : sequence of str or int, optional
             The weights that may be modified, by name or by their index in the tuple; all by
             default.
+        lazy : bool
+            Whether it is streamed.
 
         Raises
         ------
         UnsupportedTransformError
             It takes no weights, returns no tuple, is recursive, or overwrites or returns a view
-            of a tensor that is not its own.
+            of a tensor that is not its own; or is to be streamed, and the symbolic dimensions of
+            its weights define each other.
         """
-        return _Builder(name, function, mod or ir.IRModule(), params).build()
+        return _Builder(name, function, mod or ir.IRModule(), params, lazy).build()
+
+    @property
+    def parameters(self) -> list[relax.Var]:
+        """Of the new function."""
+        given = [] if self.get_weight is None else [self.get_weight]
+        return [*self.leading, *given, self.params]
 
     def resolve(self, expr: relax.Expr) -> Known:
         """What an expression is, through second names, tuples and reads of fields."""
@@ -349,15 +408,28 @@ class TransformGraph:
             known = self.resolve(known)
         if isinstance(known, Weight):
             weights[known] = None
+            if known in self.loads:
+                steps[self.loads[known]] = None
         elif isinstance(known, Container):
-            weights.update(dict.fromkeys(known.weights()))
+            for weight in known.weights():
+                self._needs(weight, steps, weights)
         elif isinstance(known, relax.Var):
-            step = self._step_of.get(known)
+            step = self._step_of.get(known) or self._defined_by.get(known)
             if step is not None:
                 steps[step] = None
+        elif isinstance(known, relax.ShapeExpr) or ir.is_prim_expr(known):
+            if self._defined_by:
+                for var in relax.analysis.free_vars(known)[:]:
+                    self._needs(var, steps, weights)
         else:
             for operand in _operands(known):
                 self._needs(operand, steps, weights)
+
+
+def number_of_inputs(function: relax.Function) -> int:
+    """How many parameters of a transform come before its weights."""
+    attrs = function.attrs
+    return int(attrs["num_input"]) if attrs and "num_input" in attrs else 0
 
 
 def buffers_of(layout: Layout) -> Iterator[Buffer]:
@@ -406,10 +478,12 @@ class _Builder:
         function: relax.Function,
         mod: ir.IRModule,
         modifiable: Sequence[str | int] | None,
+        lazy: bool,
     ):
         self.function = function
         self.mod = mod
         self.modifiable = modifiable
+        self.lazy = lazy
         self.graph = self._signature(name)
         self.steps: list[Step] = []
         self.calling: list[str] = [name]
@@ -437,8 +511,7 @@ class _Builder:
 
     def _signature(self, name: str) -> TransformGraph:
         params = list(self.function.params[:])
-        attrs = self.function.attrs
-        count = int(attrs["num_input"]) if attrs and "num_input" in attrs else 0
+        count = number_of_inputs(self.function)
         leading, trailing = params[:count], params[count:]
         if not trailing:
             raise UnsupportedTransformError.of(
@@ -458,9 +531,11 @@ class _Builder:
         for index, field in enumerate(ty.fields[:]):
             default = f"{bundle.name}[{index}]"
             root.fields.append(
-                _field(root, index, field, names[index] or default, index in modifiable)
+                _field(root, index, field, names[index] or default, index in modifiable, self.lazy)
             )
-        graph = TransformGraph(name, self.function, leading, bundle, root)
+        graph = TransformGraph(name, self.function, leading, bundle, root, root)
+        if self.lazy:
+            self._stream(graph)
         graph._known[bundle] = root
         if not is_tuple:
             graph._known.update(zip(trailing, root.fields, strict=True))
@@ -468,6 +543,22 @@ class _Builder:
             if any(tensors_in(param.ty)):
                 graph._layout[param] = frozenset([Buffer(param.name, 0)])
         return graph
+
+    def _stream(self, graph: TransformGraph) -> None:
+        """Let a callable take the place of the weights, and an empty tuple that of their slots."""
+        ret_ty = self.function.ret_ty
+        if not isinstance(ret_ty, relax.TupleType):
+            return  # which is refused
+        slots = Container(None, -1, relax.TupleType([relax.AnyType()] * len(ret_ty.fields)))
+        for index in range(len(ret_ty.fields)):
+            slots.fields.append(Container(slots, index, relax.TupleType([])))
+        ty = relax.FuncType([ir.PrimType("int64")], relax.AnyType(), purity=False)
+        get_weight = relax.Var("get_weight", ty)
+        graph.slots, graph.get_weight = slots, get_weight
+        graph.params = relax.Var("params", slots.ty)
+        for index, weight in enumerate(graph.root.weights()):
+            load = graph.loads[weight] = Load.of(weight, index, get_weight)
+            graph._step_of[load.kernels[0].binding.var] = load
 
     def _field_names(self, bundle: relax.Var) -> list[str]:
         """For each field the variable that it is read into first; "" if none is."""
@@ -549,7 +640,7 @@ class _Builder:
         weights: dict[Weight, None] = {}
         uses: set[Buffer] = set()
         value = binding.value
-        if isinstance(value, relax.Var):
+        if isinstance(value, (relax.Var, relax.TupleGetItem)):  # of a cast; not the whole tuple
             operands: list[relax.Expr] = [value]
         else:
             operands = list(_operands(value))
@@ -736,7 +827,77 @@ class _Builder:
                 pending = [s for s in self.writers if s not in needed and s.uses() & used]
         for step in needed:
             step.after = {other: None for other in step.after if other in needed}
-        return _in_order([step for step in self.steps if step in needed])
+        steps = _in_order([step for step in self.steps if step in needed])
+        if not graph.loads:
+            return steps
+        loads = [load for load in graph.loads.values() if load in needed]
+        return self._with_symbols_defined(steps, loads)
+
+    # -- symbolic dimensions of streamed weights ------------------------------------------------
+
+    def _with_symbols_defined(self, steps: list[Step], needed: list[Load]) -> list[Step]:
+        """The steps and loads, each after a load that defines the symbolic dimensions it needs."""
+        graph = self.graph
+        given = {v for p in graph.leading for v in relax.analysis.tir_vars_in_type(p.ty)[:]}
+        given.update(graph.leading)
+        # Of two that define a dimension, rather one that is needed anyway.
+        in_order = dict.fromkeys([*needed, *graph.loads.values()])
+        graph._defined_by = self._definitions(in_order, given)
+        if graph._defined_by:
+            for output in graph.outputs:
+                needed += [s for s in graph.needs(output)[0] if isinstance(s, Load)]
+            needed += self._definitions_first(_in_order([*steps, *needed]))
+        return _in_order([*steps, *needed])
+
+    def _definitions(self, loads: Iterable[Load], given: set[relax.Var]) -> dict[relax.Var, Load]:
+        """For each symbolic dimension a load that defines it.
+
+        A load whose type has an expression of dimensions needs these to be defined before it.
+        """
+        defined_by: dict[relax.Var, Load] = {}
+        waiting = {load: set(relax.analysis.tir_vars_in_type(load.weight.ty)[:]) for load in loads}
+        waiting = {load: symbols for load, symbols in waiting.items() if symbols}
+        while waiting:
+            ready = []
+            for load, symbols in waiting.items():
+                own = set(relax.analysis.definable_tir_vars_in_type(load.weight.ty)[:])
+                if all(v in own or v in given or v in defined_by for v in symbols):
+                    ready.append(load)
+                    for var in own - given:
+                        defined_by.setdefault(var, load)
+            if not ready:
+                names = ", ".join(f"`{load.weight.name}`" for load in waiting)
+                raise self._unsupported(
+                    f"lazy=True: the weights {names} are loaded one by one, but the symbolic "
+                    "dimensions of each have to be known before it is; pass them as inputs"
+                )
+            for load in ready:
+                del waiting[load]
+        return defined_by
+
+    def _definitions_first(self, steps: list[Step]) -> list[Load]:
+        """Let each step run after a load that defines its symbolic dimensions; these loads."""
+        defined_by = self.graph._defined_by
+        known: dict[Step, set[relax.Var]] = {}  # what is defined when a step has run
+        added: dict[Load, None] = {}
+
+        def visit(step: Step) -> None:
+            known[step] = set().union(*(known[other] for other in step.after))
+            for var in _symbols(step):
+                load = defined_by.get(var)
+                if load is not None and load is not step and var not in known[step]:
+                    if load not in known:
+                        added[load] = None
+                        visit(load)
+                    step.after[load] = None
+                    known[step] |= known[load]
+            if isinstance(step, Load):
+                known[step].update(relax.analysis.definable_tir_vars_in_type(step.weight.ty)[:])
+
+        for step in steps:
+            if step not in known:
+                visit(step)
+        return list(added)
 
 
 def _in_order(steps: list[Step]) -> list[Step]:
@@ -754,14 +915,27 @@ def _in_order(steps: list[Step]) -> list[Step]:
     return list(ordered)
 
 
+def _symbols(step: Step) -> set[relax.Var]:
+    """The symbolic dimensions that have to be known where a step runs."""
+    if isinstance(step, Load):
+        ty = step.weight.ty
+        own = set(relax.analysis.definable_tir_vars_in_type(ty)[:])
+        return set(relax.analysis.tir_vars_in_type(ty)[:]) - own
+    symbols: set[relax.Var] = set()
+    for kernel in step.kernels:
+        symbols.update(relax.analysis.free_symbolic_vars(kernel.binding.value)[:])
+        symbols.update(relax.analysis.tir_vars_in_type(kernel.binding.var.ty)[:])
+    return symbols
+
+
 def _field(
-    parent: Container, index: int, ty: ir.Type, name: str, is_modifiable: bool
+    parent: Container, index: int, ty: ir.Type, name: str, is_modifiable: bool, lazy: bool
 ) -> Container | Weight:
     if not isinstance(ty, relax.TupleType):
-        return Weight(parent, index, name, ty, is_modifiable)
+        return Weight(parent, index, name, ty, is_modifiable, lazy)
     container = Container(parent, index, ty)
     for i, field in enumerate(ty.fields[:]):
-        container.fields.append(_field(container, i, field, f"{name}[{i}]", is_modifiable))
+        container.fields.append(_field(container, i, field, f"{name}[{i}]", is_modifiable, lazy))
     return container
 
 

@@ -8,9 +8,17 @@ from tvm import ir, relax
 
 from ..op import is_update
 
-__all__ = ["UPDATES_NOTHING", "bindings_of", "expanded_parameter", "functions_that_update"]
+__all__ = [
+    "STREAMED",
+    "UPDATES_NOTHING",
+    "bindings_of",
+    "expanded_parameter",
+    "functions_that_update",
+]
 
-UPDATES_NOTHING = "relax_inplace.updates_nothing"  # an attribute of a rewritten transform
+# Attributes of rewritten transforms.
+UPDATES_NOTHING = "relax_inplace.updates_nothing"
+STREAMED = "relax_inplace.streamed"  # its last parameter is a tuple that it fills, and never reads
 
 _WITH_BINDINGS = (relax.Function, relax.If, relax.SeqExpr)
 

@@ -5,7 +5,8 @@ are checked by the kernels (src/tirx/transform/tvm_ffi_binder.cc): by the time t
 turns out not to be contiguous, the others have been replaced.
 
 Definition: a function that updates a tuple begins with a call to ``vm.builtin.check_contiguous``
-on all its parameters.
+on all its parameters. A streamed one fills a tuple, whatever is in it: that there is one, with a
+slot for each output, ``vm.builtin.check_streamed`` checks. Its weights are checked as they come.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ from __future__ import annotations
 import tvm
 from tvm import ir, relax
 
-from ..analysis.updates import functions_that_update
+from ..analysis.updates import STREAMED, functions_that_update
 from ..op import VOID
 from .binding_rewriter import with_blocks, with_body
 
 __all__ = ["CheckContiguous"]
 
-_BUILTIN = "vm.builtin.check_contiguous"
+_CONTIGUOUS = "vm.builtin.check_contiguous"
+_STREAMED = "vm.builtin.check_streamed"
 
 
 def CheckContiguous() -> tvm.transform.Pass:  # noqa: N802  named as TVM names passes
@@ -51,9 +53,20 @@ def check_contiguous(mod: ir.IRModule, updating: set[ir.GlobalVar]) -> ir.IRModu
 
 
 def _with_check(function: relax.Function, name: str) -> relax.Function:
+    params = list(function.params[:])
+    checks = []
+    if function.attrs and STREAMED in function.attrs:
+        *params, get_weight, slots = params
+        size = relax.prim_value(len(slots.ty.fields))
+        checks.append(_check(_STREAMED, [ir.StringImm(name), get_weight, slots, size]))
     operands: list[relax.Expr] = [ir.StringImm(name)]
-    for param in function.params:
+    for param in params:
         operands += [ir.StringImm(param.name), param]
-    call = relax.Call(relax.ExternFunc(_BUILTIN), operands, None, [VOID], ret_ty=VOID)
-    check = relax.BindingBlock([relax.VarBinding(relax.Var("_", VOID), call)])
-    return with_body(function, with_blocks(function.body, [check, *function.body.blocks[:]]))
+    checks.append(_check(_CONTIGUOUS, operands))
+    block = relax.BindingBlock(checks)
+    return with_body(function, with_blocks(function.body, [block, *function.body.blocks[:]]))
+
+
+def _check(builtin: str, operands: list[relax.Expr]) -> relax.Binding:
+    call = relax.Call(relax.ExternFunc(builtin), operands, None, [VOID], ret_ty=VOID)
+    return relax.VarBinding(relax.Var("_", VOID), call)

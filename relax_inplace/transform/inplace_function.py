@@ -13,6 +13,10 @@ Before the first step the slots of weights that nothing reads are emptied. Weigh
 another slot are read and stored after the last step. So a register holds a weight during one step
 only, and a slot holds it until its last read.
 
+A streamed transform has no slots of weights to read or to empty. A weight is loaded by a step of
+its own: ``get_weight`` is called with its index, and what it returned is checked and bound to a
+variable, whose register is killed after the last use. A finished output goes into its slot at once.
+
 A fused step may run as several kernels, where the pipeline does not fuse. A weight that none but
 the earlier ones of them read is emptied between 1 and 2: the register is freed after its last use.
 
@@ -37,8 +41,16 @@ from ..analysis.branches import Branches
 from ..analysis.byte_size import ByteSize, LargestOf
 from ..analysis.schedule import Schedule
 from ..analysis.slicing import Operand, SlicedStep, sliced_type, with_operands
-from ..analysis.transform_graph import Container, Kernel, Known, Step, Weight
-from ..analysis.updates import UPDATES_NOTHING, bindings_of
+from ..analysis.transform_graph import (
+    Container,
+    Kernel,
+    Known,
+    Load,
+    Step,
+    UnsupportedTransformError,
+    Weight,
+)
+from ..analysis.updates import STREAMED, UPDATES_NOTHING, bindings_of
 from ..op import VOID, inplace_update_tuple, is_update, the_op
 from .keep_tuple_copies import filled_in_place
 from .slice_kernels import SliceKernels
@@ -48,6 +60,8 @@ __all__ = ["InplaceFunction", "choose", "write_inplace_function"]
 # Fields times updates of the longest chain: 16 bytes each.
 _LONGEST_CHAIN = 1 << 20
 _CHECK_LIMIT = "vm.builtin.check_memory_limit"
+_CHECK_WEIGHT = "vm.builtin.check_weight"
+_NUMBER_WEIGHT = "vm.builtin.number_weight"
 _NAMES = (relax.Var, relax.TupleGetItem, relax.Tuple)  # what may stand for something else
 _DROPPED_ATTRS = ("num_input", "relax.force_pure")
 
@@ -61,16 +75,18 @@ class InplaceFunction:
     original : relax.Function
         Whose attributes it gets.
     params : list of relax.Var
-        The leading ones, and the tuple of weights.
+        The leading ones, ``get_weight`` if it is streamed, and the tuple that is updated.
     body : relax.SeqExpr
     kernels : dict of tvm.ir.GlobalVar to tvm.tirx.PrimFunc
         What it calls and the module does not have yet.
+    is_streamed : bool
     """
 
     original: relax.Function
     params: list[relax.Var]
     body: relax.SeqExpr
     kernels: dict[ir.GlobalVar, ir.BaseFunc]
+    is_streamed: bool = False
 
     def function(self, name: str) -> relax.Function:
         """The function, with that global symbol."""
@@ -80,6 +96,8 @@ class InplaceFunction:
             if key not in _DROPPED_ATTRS
         }
         attrs["global_symbol"] = name
+        if self.is_streamed:
+            attrs[STREAMED] = True
         if not any(is_update(binding.value) for binding in bindings_of(self.body)):
             attrs[UPDATES_NOTHING] = True
         builder = relax.BlockBuilder()
@@ -107,12 +125,12 @@ def write_inplace_function(
         Bytes, checked when the function is called.
     """
     graph = schedule.graph
-    writer = _Writer(schedule, SliceKernels(prefix))
+    writer = _Writer(schedule, prefix)
     if memory_limit is not None:
         writer.check_limit(graph.name, memory_limit)
     body = writer.write()
-    params = [*graph.leading, graph.params]
-    return InplaceFunction(graph.function, params, body, writer.slice_kernels.functions)
+    kernels, is_streamed = writer.slice_kernels.functions, graph.get_weight is not None
+    return InplaceFunction(graph.function, graph.parameters, body, kernels, is_streamed)
 
 
 def choose(
@@ -133,6 +151,7 @@ def choose(
         params,
         relax.SeqExpr([relax.BindingBlock(before)], result),
         {**on_true.kernels, **on_false.kernels},
+        on_true.is_streamed,
     )
 
 
@@ -144,22 +163,25 @@ class _Block:
 
 
 class _Writer:
-    def __init__(self, schedule: Schedule, slice_kernels: SliceKernels):
+    def __init__(self, schedule: Schedule, prefix: str):
         graph = schedule.graph
         self.schedule = schedule
-        self.slice_kernels = slice_kernels
+        self.prefix = prefix
+        self.slice_kernels = SliceKernels(prefix)
         self.graph = graph
         self.normalize = relax.BlockBuilder().normalize
         self.blocks: list[_Block] = []
         self.reads: dict[Weight, relax.Var] = {}  # in this step
+        self.loaded: dict[Weight, relax.Var] = {}
         self.renamed: dict[relax.Var, relax.Var] = {}
         self.bound: set[relax.Var] = set()  # old names that are bound again, for branches
         self.escaping = _escaping(schedule)
-        fields = graph.root.fields
+        fields = graph.slots.fields
         self.weights_in = [
             [field] if isinstance(field, Weight) else list(field.weights()) for field in fields
         ]
-        self.tuples = _Tuples(self, graph.root, graph.params, len(graph.outputs))
+        self.tuples = _Tuples(self, graph.slots, graph.params, len(graph.outputs))
+        self.defined = {v for p in graph.leading for v in relax.analysis.tir_vars_in_type(p.ty)[:]}
         self.spent: set[Weight] = set()
         self.made: dict[Known, relax.Expr] = {}  # outputs, by what they are
         self.placed: dict[int, relax.Expr] = {}  # outputs in their slot, or in a variable
@@ -171,7 +193,11 @@ class _Writer:
 
     def write(self) -> relax.SeqExpr:
         finished = self.schedule.finished()
-        moved = [i for i, output in enumerate(self.graph.outputs) if self.graph.needs(output)[1]]
+        moved = [
+            index
+            for index, output in enumerate(self.graph.outputs)
+            if any(not weight.is_streamed for weight in self.graph.needs(output)[1])
+        ]
         waiting: set[int] = set(moved)  # finished ones are placed when their slot is free
         not_finished = {index for outputs in finished[1:] for index in outputs}
         unread = [b.weight for b in self.schedule.freed_first if b.weight is not None]
@@ -202,6 +228,12 @@ class _Writer:
     def check_limit(self, name: str, limit: int) -> None:
         """Begin with a check of the memory limit."""
         peak = self.schedule.peak()
+        weights: relax.Expr = self.graph.params
+        if self.graph.get_weight is not None:
+            if isinstance(peak, int):
+                return  # the plan is what happens, whatever the caller holds
+            self._require_known(name, limit, peak)
+            weights = self.bind("nothing", relax.op.null_value())
         expr = peak.expr() if isinstance(peak, (ByteSize, LargestOf)) else peak
         freed = set(self.schedule.freed_first).union(*self.schedule.frees)
         kept = [
@@ -214,14 +246,27 @@ class _Writer:
             relax.prim_value(limit),
             relax.prim_value(expr),
             relax.ShapeExpr(kept),
-            self.graph.params,
+            weights,
         ]
         call = relax.Call(relax.ExternFunc(_CHECK_LIMIT), operands, None, [VOID], ret_ty=VOID)
         self._block(False).bindings.append(relax.VarBinding(relax.Var("_", VOID), call))
 
+    def _require_known(self, name: str, limit: int, peak: ByteSize | LargestOf) -> None:
+        """Refuse a peak that is not known before the first weight is loaded."""
+        if not set(relax.analysis.free_vars(peak.expr())[:]) <= self.defined:
+            raise UnsupportedTransformError.of(
+                function=name,
+                reason=f"lazy=True: whether its peak, {peak} bytes, is within memory_limit={limit} "
+                "is known only when weights have been loaded; give the function the attribute "
+                "tir_var_upper_bound, or an input of those shapes",
+            )
+
     # -- steps --------------------------------------------------------------------------------
 
     def _step(self, step: Step, early: Sequence[Weight]) -> None:
+        if isinstance(step, Load):
+            self._load(step)
+            return
         for weight in step.reads:
             self._read(weight)
         for weight in early:
@@ -296,8 +341,25 @@ class _Writer:
         call = relax.op.call_tir(kernel, args, out_ty=sliced_type(source.ty, axis, rows))
         return self.bind("rows", call)
 
+    def _load(self, load: Load) -> None:
+        """Ask for a weight, and check what has come: a kernel would not say whose fault it is."""
+        weight, name = load.weight, _identifier(load.weight, "weight")
+        given = self.bind(f"{name}_given", load.kernels[0].binding.value)
+        is_number = isinstance(weight.ty, ir.PrimType)
+        check = _check_of(load, given, self.prefix, self.defined, weight.ty if is_number else VOID)
+        var = self.loaded[weight] = relax.Var(name, weight.ty)
+        bindings = self._block(False).bindings
+        if is_number:  # which R.match_cast does not make of what it does not know
+            bindings.append(relax.VarBinding(var, check))
+            return
+        bindings.append(relax.VarBinding(relax.Var("_", VOID), check))
+        bindings.append(relax.MatchCast(var, given, weight.ty))
+        self.defined.update(relax.analysis.tir_vars_in_type(weight.ty)[:])
+
     def _read(self, weight: Weight) -> relax.Var:
         """A variable that holds a weight, for this step."""
+        if weight.is_streamed:
+            return self.loaded[weight]
         var = self.reads.get(weight)
         if var is None:
             var = self.reads[weight] = self.tuples.read(weight)
@@ -369,7 +431,7 @@ class _Writer:
 
     def _is_own(self, index: int) -> bool:
         """Whether an output is the field of its own slot."""
-        fields = self.graph.root.fields
+        fields = self.graph.slots.fields
         return index < len(fields) and self.graph.outputs[index] is fields[index]
 
     def _slot_is_free(self, index: int) -> bool:
@@ -382,12 +444,12 @@ class _Writer:
         self.spent.update(weights)
         for weight in weights:
             index = weight.path[0]
-            if weight.container is not self.graph.root:
+            if weight.container is not self.graph.slots:
                 self.tuples.empty(weight)  # its tuple may outlive the slot that is replaced
             has_output = index < len(self.graph.outputs) and index not in not_finished
             if has_output and self._slot_is_free(index):
                 self._finish(index)
-            elif weight.container is self.graph.root:
+            elif weight.container is self.graph.slots:
                 self.tuples.empty(weight)
 
     def _finish(self, index: int) -> None:
@@ -397,7 +459,7 @@ class _Writer:
         if index not in self.placed:
             self.placed[index] = self._output(index)
         if self._slot_is_free(index):
-            self.tuples.replace(self.graph.root, index, self.placed[index])
+            self.tuples.replace(self.graph.slots, index, self.placed[index])
 
     def _output(self, index: int) -> relax.Expr:
         output = self.graph.outputs[index]
@@ -436,7 +498,7 @@ class _Writer:
                 continue
             if index in self.placed and index not in self.tuples.replaced:
                 self.spent.update(weights)
-                self.tuples.replace(self.graph.root, index, self.placed[index])
+                self.tuples.replace(self.graph.slots, index, self.placed[index])
             elif index not in self.placed:
                 emptied += [weight for weight in weights if weight not in self.spent]
         for weight in emptied:
@@ -479,7 +541,7 @@ class _Tuples:
 
     def read(self, weight: Weight) -> relax.Var:
         source = self.name(weight.container)
-        name = weight.name if weight.name.isidentifier() else f"{source.name}_{weight.index}"
+        name = _identifier(weight, source.name)
         var = self.writer.bind(name, relax.TupleGetItem(source, weight.index))
         self.field_read[var] = weight.index
         return var
@@ -546,6 +608,41 @@ class _Tuples:
         var = relax.Var(name, call.ty)
         self.writer._block(False).bindings.append(relax.VarBinding(var, call))
         return var
+
+
+def _identifier(weight: Weight, container: str) -> str:
+    return weight.name if weight.name.isidentifier() else f"{container}_{weight.index}"
+
+
+def _check_of(
+    load: Load, given: relax.Var, function: str, defined: set[relax.Var], ret_ty: ir.Type
+) -> relax.Call:
+    """A check that what was given is the weight; of its sizes, those that are defined by now."""
+    ty = load.weight.ty
+    dtype, shape = "", relax.prim_value(-1)
+    if isinstance(ty, ir.PrimType):
+        dtype = str(ty.dtype)
+    elif isinstance(ty, relax.TensorType):
+        dtype = "" if ty.dtype is None else str(ty.dtype)
+        if isinstance(ty.shape, relax.ShapeExpr):
+            shape = relax.ShapeExpr(
+                [
+                    dim if set(relax.analysis.free_vars(dim)[:]) <= defined else -1
+                    for dim in ty.shape.values[:]
+                ]
+            )
+        elif ty.ndim >= 0:
+            shape = relax.ShapeExpr([-1] * ty.ndim)
+    operands = [
+        ir.StringImm(function),
+        relax.prim_value(load.index),
+        ir.StringImm(load.weight.name),
+        given,
+        ir.StringImm(dtype),
+        shape,
+    ]
+    builtin = _CHECK_WEIGHT if ret_ty is VOID else _NUMBER_WEIGHT
+    return relax.Call(relax.ExternFunc(builtin), operands, None, [ret_ty], ret_ty=ret_ty)
 
 
 def _is_update_of(binding: relax.Binding, source: relax.Var) -> bool:

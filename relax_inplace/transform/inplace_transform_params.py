@@ -7,6 +7,12 @@ puts ``oi`` into slot ``i``. A weight is read before its slot is replaced, and i
 or replaced after its last read. So each ``oi`` is computed by the operations of ``f`` from the
 fields of ``f``: what ``g`` returns is bitwise what ``f`` returns.
 
+*Streamed* (``lazy=True``), it becomes ``g(get_weight, params)``, which runs the same steps on what
+``get_weight(i)`` returns for weight ``i``, and puts ``oj`` into slot ``j`` of ``params``. It asks
+for each weight once, before the first step that needs it; for one that nothing needs, never. It
+checks at once that it is given the type of the weight, and holds it until the last step that reads
+it. So nothing is resident before, and the peak is what is finished and what a step works on.
+
 The steps are those of :mod:`relax_inplace.analysis.transform_graph`, their order is that of
 :mod:`relax_inplace.analysis.schedule`, which :func:`relax_inplace.analysis.plan_memory` shows,
 and :mod:`.inplace_function` writes ``g``.
@@ -40,6 +46,7 @@ def InplaceTransformParams(  # noqa: N802  named as TVM names passes
     *,
     params: Sequence[str | int] | None = None,
     memory_limit: int | float | None = None,
+    lazy: bool = False,
     strict: bool = True,
 ) -> tvm.transform.Pass:
     """Create the pass that makes weight transforms work in place.
@@ -64,6 +71,9 @@ def InplaceTransformParams(  # noqa: N802  named as TVM names passes
         factor of the weights' bytes. A step whose temporaries are too large for it is run slice by
         slice. The compiled function checks the limit when it is called: against its plan, with the
         shapes it is given, and the weights that something else refers to, which it cannot free.
+    lazy : bool
+        Whether the function asks for its weights one by one, instead of being handed all: see
+        Notes. Then ``params`` is refused, as all weights are the function's own.
     strict : bool
         Whether a function that cannot be rewritten is an error. Otherwise it stays as it was, with
         a warning.
@@ -75,6 +85,9 @@ def InplaceTransformParams(  # noqa: N802  named as TVM names passes
         nothing, for a function that takes no weights, returns no tuple, is recursive, is called by
         a function that is not rewritten, or overwrites or returns a view of what is not its own;
         and :class:`~relax_inplace.analysis.MemoryLimitError` if nothing fits into ``memory_limit``.
+        With ``lazy``, also for a function that ends with a branch whose condition reads a weight,
+        for weights whose symbolic dimensions define each other, and for a ``memory_limit`` on
+        symbolic dimensions that only weights define.
 
     Notes
     -----
@@ -83,16 +96,29 @@ def InplaceTransformParams(  # noqa: N802  named as TVM names passes
     is the tuple itself if the function returns as many fields as it takes, else a new tuple; then
     the slots of the old one hold finished outputs or None.
 
+    With ``lazy``, two parameters take the place of the weights: ``get_weight``, a function (of
+    Python, of TVM, or a closure of the virtual machine) that is called with an index, and
+    ``params``, an ``ffi.Array`` with a slot for each output, whatever is in it, which is returned.
+    The index counts weights through nested tuples: those of ``((a, b), c)`` are 0, 1 and 2. What
+    ``get_weight`` returns it hands over: the function may free it and write to it, so that it must
+    hold no reference. The order of the calls is that of the plan, and not in relation to other
+    impure calls. If one raises, finished slots stay filled, and the others are as they were.
+
     The result has neither ``num_input``, since every field is to be checked before the first one is
     replaced, nor ``relax.force_pure``, since it is impure. It is public, also where the function
     was private: no function of the module calls it, so ``DeadCodeElimination`` would remove it,
     and ``FuseTIR`` would give it a parameter for each field, whose memory nobody could free.
     """
     names = [functions] if isinstance(functions, str) else functions
+    if lazy and params is not None:
+        raise ValueError(
+            f"InplaceTransformParams: params={list(params)!r} says which weights may be modified, "
+            "but with lazy=True all that get_weight returns is the function's own; leave params out"
+        )
 
     @tvm.transform.module_pass(opt_level=0, name="InplaceTransformParams")
     def run(mod: ir.IRModule, _context: tvm.transform.PassContext) -> ir.IRModule:
-        return _rewrite_module(mod, names, params, memory_limit, strict)
+        return _rewrite_module(mod, names, params, memory_limit, lazy, strict)
 
     return run
 
@@ -102,6 +128,7 @@ def _rewrite_module(
     names: Sequence[str] | None,
     params: Sequence[str | int] | None,
     memory_limit: int | float | None,
+    lazy: bool,
     strict: bool,
 ) -> ir.IRModule:
     selected = _selected(mod, names)
@@ -113,7 +140,7 @@ def _rewrite_module(
             new_name = inplace_name(gvar.name_hint)
             _require_replaceable(gvar.name_hint, new_name, taken, callers.get(gvar))
             replaced[gvar] = rewritten(
-                mod, gvar.name_hint, mod[gvar], new_name, params, memory_limit
+                mod, gvar.name_hint, mod[gvar], new_name, params, memory_limit, lazy
             )
         except UnsupportedTransformError as error:
             if strict:
@@ -193,18 +220,21 @@ def rewritten(
     new_name: str,
     params: Sequence[str | int] | None,
     memory_limit: int | float | None,
+    lazy: bool,
 ) -> dict[ir.GlobalVar, ir.BaseFunc]:
     """The in-place function, and the kernels that it needs."""
 
     def rewrite(function: relax.Function, prefix: str) -> InplaceFunction:
         branches = find_branches(function)
         if branches is not None:
+            if lazy:
+                branches.require_streamable(name)
             return choose(
                 branches,
                 rewrite(branches.on_true, f"{prefix}_true"),
                 rewrite(branches.on_false, f"{prefix}_false"),
             )
-        graph = TransformGraph.build(name, function, mod, params)
+        graph = TransformGraph.build(name, function, mod, params, lazy)
         if memory_limit is None:
             return write_inplace_function(plan_graph(graph), prefix)
         limit = bytes_of_limit(graph, memory_limit)

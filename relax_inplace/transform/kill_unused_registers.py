@@ -10,8 +10,9 @@ follows a branch: KillInserter forgets the last uses of a body when it leaves a 
 does it kill what is never used, such as the tuple of the results of a kernel that writes several.
 
 Definition: every variable that a tuple's field is read into, that is bound to a tuple, that memory
-is allocated for, or that a call returns a tensor in, and that nothing kills, is killed after its
-last use. All checks stay, and stay where they are: before the first update.
+is allocated for, that a call returns a tensor in (or, of a function that is a parameter, anything),
+or that is a second name of a tensor, and that nothing kills, is killed after its last use. All
+checks stay, and stay where they are: before the first update.
 """
 
 from __future__ import annotations

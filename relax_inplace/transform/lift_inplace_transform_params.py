@@ -12,7 +12,8 @@ stored, and where, says :mod:`..analysis.lift_plan`; :mod:`.lifted_functions` wr
 - each function, which takes the new tuple in the place of its weights, and reads from it what it
   computed before.
 
-So ``f(x, *weights)`` becomes ``f(x, inplace_transform_params(weights))``. Each value is computed by
+So ``f(x, *weights)`` becomes ``f(x, inplace_transform_params(weights))``; with ``lazy=True``,
+``f(x, inplace_transform_params(get_weight, empty))``. Each value is computed by
 the operations it was computed by, from the same operands.
 """
 
@@ -49,6 +50,7 @@ def LiftInplaceTransformParams(  # noqa: N802  named as TVM names passes
     tied: Sequence[Sequence[str | int]] = (),
     max_resident: int | float | None = None,
     memory_limit: int | float | None = None,
+    lazy: bool = False,
 ) -> tvm.transform.Pass:
     """Create the pass that lifts what a model does to its weights into one in-place transform.
 
@@ -73,6 +75,9 @@ def LiftInplaceTransformParams(  # noqa: N802  named as TVM names passes
         they grow.
     memory_limit : int or float, optional
         The most bytes that the transform may hold at once: see :func:`InplaceTransformParams`.
+    lazy : bool
+        Whether the transform asks for the original weights one by one: see
+        :func:`InplaceTransformParams`.
 
     Returns
     -------
@@ -106,7 +111,7 @@ def LiftInplaceTransformParams(  # noqa: N802  named as TVM names passes
             report = described(plan)
             if max_resident is None:
                 _warn_if_larger(report)
-            mod = _lifted(mod, plan, new_name, memory_limit)
+            mod = _lifted(mod, plan, new_name, memory_limit, lazy)
             param_maps[new_name] = report.param_map()
         mod = _without_stops(mod)
         if not param_maps:
@@ -182,12 +187,16 @@ def _warn_if_larger(report: LiftReport) -> None:
 
 
 def _lifted(
-    mod: ir.IRModule, plan: LiftPlan, new_name: str, memory_limit: int | float | None
+    mod: ir.IRModule,
+    plan: LiftPlan,
+    new_name: str,
+    memory_limit: int | float | None,
+    lazy: bool,
 ) -> ir.IRModule:
     shared = plan.graph.shared
     functions = dict(mod.functions_items())
     transform = write_transform(plan, mod)
-    in_place = rewritten(mod, new_name, transform, new_name, None, memory_limit)
+    in_place = rewritten(mod, new_name, transform, new_name, None, memory_limit, lazy)
     for gvar in [user.gvar for user in shared.users] + [shared.transform]:
         functions.pop(gvar, None)
     functions.update({**write_users(plan), **in_place})

@@ -8,7 +8,9 @@ from transforms import NOTES, SIZES, check_slots, run_both, transforms
 from tvm import relax
 from tvm.script import from_source
 
-from relax_inplace.analysis import plan_memory
+from relax_inplace.analysis import TransformGraph, plan_memory
+from relax_inplace.analysis.schedule import plan_graph
+from relax_inplace.analysis.transform_graph import Load
 from relax_inplace.transform import InplaceTransformParams
 
 # In "passes first", out of place too: on a read of a read where num_input is not set, and on a
@@ -16,30 +18,49 @@ from relax_inplace.transform import InplaceTransformParams
 FUSE_TIR_FAILS = ("func_info_.global_name", "Inconsistent buffers")
 
 
-@given(transforms(), st.sampled_from(sorted(PIPELINES)))
-def test_any_transform(transform, pipeline):
+def check_loads(mod):
+    """Each is followed by a step that waits for it, or by loads only."""
+    graph = TransformGraph.build("transform_params", mod["transform_params"], mod, lazy=True)
+    steps = plan_graph(graph).steps
+    for position, load in enumerate(steps):
+        if isinstance(load, Load):
+            following = [step for step in steps[position:] if not isinstance(step, Load)]
+            between = steps[position : steps.index(following[0]) if following else None]
+            assert not following or any(load in step.after for step in (*between, following[0]))
+
+
+@given(transforms(), st.sampled_from(sorted(PIPELINES)), st.booleans())
+def test_any_transform(transform, pipeline, streamed):
+    params = None if streamed else transform.params
     before = from_source(transform.source)
-    after = InplaceTransformParams(params=transform.params)(before)
+    after = InplaceTransformParams(params=params, lazy=streamed)(before)
     note(f"{pipeline}\n{after}")
     relax.analysis.well_formed(after)
     NOTES.clear()
     try:
-        run = run_both(before, after, pipeline)
+        run = run_both(before, after, pipeline, streamed=streamed)
     except tvm.error.InternalError as error:
         assume(not any(text in str(error) for text in FUSE_TIR_FAILS))
         raise
     half = len(NOTES) // 2
     assert NOTES[:half] == NOTES[half:]
-    check_slots(run, transform.params)
+    if not streamed:
+        check_slots(run, params)
     if IS_FUSED[pipeline] is not None:
         plan = plan_memory(
             before["transform_params"],
             before,
-            params=transform.params,
+            params=params,
+            lazy=streamed,
             fused=IS_FUSED[pipeline],
             tir_var_upper_bound=SIZES,
         )
         note(f"measured {run.peak}\n{plan}")
+        if streamed:
+            check_loads(before)
+            loaded = [w for w in plan.weights if w.loaded_by is not None]
+            in_order = sorted(loaded, key=lambda weight: weight.loaded_by)
+            assert run.asked == [plan.weights.index(weight) for weight in in_order]
         if transform.is_exact:
             assert run.peak == plan.peak
         elif isinstance(plan.peak, int):

@@ -728,6 +728,13 @@ def test_form(name, pipeline):
     run_both(lifted(before), lifted(rewritten(before)), pipeline)
 
 
+@pytest.mark.parametrize("name", FORMS)
+def test_form_streamed(name):
+    before = form(name)
+    lifted = relax.transform.LambdaLift() if name == "a local function" else (lambda mod: mod)
+    run_both(lifted(before), lifted(rewritten(before, lazy=True)), streamed=True)
+
+
 @I.ir_module
 class Overwritten:
     """What overwrites a tensor is needed if the tensor is, though nobody reads its result."""
