@@ -17,13 +17,18 @@ from relax_inplace.transform import LiftInplaceTransformParams
 FUSE_TIR_FAILS = (*FAILS, "prim_var.has_value()")
 
 
-@given(models(), st.sampled_from(sorted(PIPELINES)), st.sampled_from([None, 0.8, 1.0, 1.5]))
-def test_any_model(drawn, pipeline, max_resident):
+@given(
+    models(),
+    st.sampled_from(sorted(PIPELINES)),
+    st.sampled_from([None, 0.8, 1.0, 1.5]),
+    st.booleans(),
+)
+def test_any_model(drawn, pipeline, max_resident, lazy):
     before = as_model(drawn)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            after = LiftInplaceTransformParams(max_resident=max_resident)(before)
+            after = LiftInplaceTransformParams(max_resident=max_resident, lazy=lazy)(before)
         except ValueError as error:
             assume("even if nothing is lifted" not in str(error))
             raise
@@ -31,7 +36,7 @@ def test_any_model(drawn, pipeline, max_resident):
     relax.analysis.well_formed(after)
     NOTES.clear()
     try:
-        run_model(before, after, pipeline)
+        run_model(before, after, pipeline, lazy=lazy)
     except tvm.error.InternalError as error:
         assume(not any(text in str(error) for text in FUSE_TIR_FAILS))
         raise
