@@ -8,8 +8,8 @@ parameter, or that has the given name. A ``*transform_params`` function makes we
 none.
 
 All functions that have weights share them, so their types agree, up to the names of symbolic
-dimensions. Of functions without ``num_input``, where others have it, those whose tuple does not
-agree have something else in it. A function ``f`` whose weights come from a function
+dimensions. But a tuple that does not agree is something else where other functions have
+``num_input``, and in a private function. A function ``f`` whose weights come from a function
 ``f_transform_params`` of the module shares them with none.
 """
 
@@ -20,7 +20,7 @@ import re
 from collections.abc import Sequence
 
 import tvm_ffi
-from tvm import ir, relax, tirx
+from tvm import ir, relax
 
 from ..errors import StructuredError
 
@@ -53,7 +53,7 @@ class WeightUser:
     ----------
     gvar : tvm.ir.GlobalVar
     function : relax.Function
-        With the symbolic dimensions of its weights named as in the first function.
+        With the symbolic dimensions of its weights named as in the tuple that all share.
     position : int
         Of the weights, or of the first of them, among its parameters.
     is_bundled : bool
@@ -93,6 +93,11 @@ class WeightUser:
     def has_num_input(self) -> bool:
         """Whether it says which parameters are weights."""
         return _num_input(self.function) is not None
+
+    def is_public(self) -> bool:
+        """Whether it is called from outside the module."""
+        attrs = self.function.attrs
+        return bool(attrs) and "global_symbol" in attrs
 
 
 @dataclasses.dataclass(eq=False)
@@ -197,10 +202,10 @@ def _users(
         if not name.endswith(TRANSFORM)
     ]
     users = [user for user in found if user is not None]
-    told = [user for user in users if user.has_num_input()]
-    if not told:
-        return users
-    return [user for user in users if user.has_num_input() or _agree(user, told[0])]
+    certain = [user for user in users if user.has_num_input()] or [
+        user for user in users if user.is_public()
+    ]
+    return [user for user in users if user in certain or not certain or _agree(user, certain[0])]
 
 
 def _num_input(function: relax.Function) -> int | None:
@@ -242,24 +247,23 @@ def _shared(
                 reason=f"they do not share their weights: {_difference(first, user)}; name those "
                 "that do with functions=[...]",
             )
+    ty = first.type
     if transform is not None:
-        made = mod[transform].ret_ty
-        if not isinstance(made, relax.TupleType) or not tvm_ffi.structural_equal(
-            made, first.type, map_free_vars=True
-        ):
+        ty = mod[transform].ret_ty
+        if not tvm_ffi.structural_equal(ty, first.type, map_free_vars=True):
             raise LiftError.of(
                 functions=f"`{first.name}`",
                 reason=f"its weights are {_shown(first.type)}, but `{transform.name_hint}` makes "
-                f"{_shown(made)}",
+                f"{_shown(ty)}",
             )
-    users = [first, *(_with_dimensions_of(first, user) for user in users[1:])]
-    return SharedWeights(users, first.type, _names(users, names), transform)
+    users = [_with_dimensions_of(ty, user) for user in users]
+    return SharedWeights(users, ty, _names(users, names), transform)
 
 
-def _with_dimensions_of(first: WeightUser, user: WeightUser) -> WeightUser:
-    """The user, with the symbolic dimensions of its weights named as those of the first."""
-    theirs, own = (relax.analysis.tir_vars_in_type(one.type)[:] for one in (first, user))
-    renamed: dict[tirx.Var, tirx.Var] = dict(zip(own, theirs, strict=True))
+def _with_dimensions_of(ty: relax.TupleType, user: WeightUser) -> WeightUser:
+    """The user, with the symbolic dimensions of its weights named as those of a type."""
+    theirs, own = (relax.analysis.tir_vars_in_type(one)[:] for one in (ty, user.type))
+    renamed = {old: new for old, new in zip(own, theirs, strict=True) if not old.same_as(new)}
     if not renamed:
         return user
     return dataclasses.replace(user, function=user.function.bind_symbolic_vars(renamed))

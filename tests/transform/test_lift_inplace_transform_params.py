@@ -831,6 +831,56 @@ def test_symbolic_after_lift_transform_params():
     run_model(before, after, transform="main_inplace_transform_params")
 
 
+def test_symbolic_and_more_to_lift_after_lift_transform_params():
+    """TVM lifts from dataflow blocks only."""
+    params = 'x: R.Tensor((2, "m"), "float32"), w: R.Tensor(("n", "m"), "float32")'
+    body = """
+R.func_attr({"num_input": 1})
+with R.dataflow():
+    t = R.permute_dims(w)
+    R.output(t)
+e = R.exp(t)
+y = R.matmul(x, e)
+return y
+"""
+    before = module({"first": (params, body), "second": (params, body)})
+    after = lifted(relax.transform.LiftTransformParams()(before))
+    for name in ("first", "second"):
+        transform = f"{name}_inplace_transform_params"
+        assert steps(after, transform) == ["permute_dims", "exp"]
+        run_model(before, after, transform=transform, only=[name])
+
+
+def test_a_private_function_with_another_tuple():
+    others = """\
+@R.function(private=True)
+def first(pair: R.Tuple(R.Tensor((2, 4), "float32"), R.Tensor((2, 4), "float32"))) -> R.Tensor((2, 4), "float32"):
+    y = pair[0]
+    return y
+"""
+    body = """
+t = R.permute_dims(params[0])
+y = R.matmul(x, t)
+z: R.Tensor((2, 4), "float32") = Module.first((y, y))
+return z
+"""
+    before = module({"main": (WIDE + tuple_of("(4, 8)"), body)}, others)
+    after = lifted(before)
+    assert steps(after) == ["permute_dims"]
+    run_model(before, after)
+
+
+@pytest.mark.parametrize("pipeline", PIPELINES)
+def test_streamed(pipeline):
+    """The transform asks for each original; the functions are the same."""
+    after = lifted(Model, lazy=True)
+    assert [var.name for var in after["inplace_transform_params"].params] == [
+        "get_weight",
+        "params",
+    ]
+    run_model(Model, after, pipeline, lazy=True)
+
+
 def test_same_as_lifting_and_rewriting_by_hand():
     """For one function it is LiftTransformParams, then InplaceTransformParams."""
     before = module({"main": separate("main")})
