@@ -162,7 +162,7 @@ def _missing_dimensions(plan: LiftPlan) -> list[tirx.Var]:
         params = relax.TupleType([stored, *(var.ty for var in numbered.user.inputs)])
         known = set(relax.analysis.definable_tir_vars_in_type(params)[:])
         used = list(relax.analysis.tir_vars_in_type(params)[:])
-        for binding, var, value in numbered.bindings:
+        for binding, var, value, _ in numbered.bindings:
             if var not in numbered.holds or bound.get(var) is not None:
                 if type(binding) is relax.MatchCast:
                     known.update(relax.analysis.definable_tir_vars_in_type(binding.ty)[:])

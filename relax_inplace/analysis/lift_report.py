@@ -223,13 +223,17 @@ def described(plan: LiftPlan) -> LiftReport:
                     [] if value is None else sorted(plan.values.needed_by[value]),
                 )
             )
+    left = plan.values.left | {
+        made: f"`{writer}` may write to it, so it is made anew each time"
+        for made, writer in graph.written.items()
+    }
     names = [new_names[value] for value in stored]
     if plan.dimensions:
         names.append(_unused("dimensions", set(names)))
     return LiftReport(
         [numbered.user.name for numbered in graph.users],
         rows,
-        [LeftComputation(_done_by(made), reason) for made, reason in plan.values.left.items()],
+        [LeftComputation(_done_by(made), reason) for made, reason in left.items()],
         sum((weight.size for weight in weights), start=0),
         sum((value.size for value in stored), start=0),
         len(plan.computations()),

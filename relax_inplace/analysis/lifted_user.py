@@ -29,12 +29,12 @@ def bound_after(
     function, holds = numbered.user.function, numbered.holds
     names = {
         var: value
-        for binding, var, value in numbered.bindings
+        for binding, var, value, _ in numbered.bindings
         if type(binding) is relax.VarBinding and type(value) in _NAMES and var in holds
     }
     bound: dict[relax.Var, relax.Expr | None] = {}
     used = set(used_by(numbered, function.body.body, graph))
-    for binding, var, value in reversed(numbered.bindings):
+    for binding, var, value, _ in reversed(numbered.bindings):
         if var not in holds:
             used.update(used_by(numbered, value, graph))
         elif var in used:

@@ -7,9 +7,11 @@ whose operands are values and constants, whose symbolic dimensions the weights d
 not random. Computations are equal if their operations, attributes, types and operands are, kernels
 by their content, in one function or in several (value numbering); the first one stands for all.
 
-Not a computation: what depends on an input, on an impure call or on a branch; what is behind
-``R.builtin.stop_lift_params``; a call that works in place. And what such a call, or an impure one,
-may write to: the function needs a fresh one each time.
+Not a computation: what depends on an input, on an impure call or on a branch; a ``match_cast`` in a
+branch, which may fail where the other one is taken; what is behind ``R.builtin.stop_lift_params``;
+a call that works in place. And what may be written to (:mod:`.written_values`): the function needs
+a new one each time. What is made from a weight that is written to is no computation either, in any
+function.
 
 A tuple is its fields: of values, or of what a call returns.
 """
@@ -19,7 +21,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 import tvm_ffi
 from tvm import ir, relax, tirx
@@ -28,6 +30,7 @@ from tvm_ffi import structural
 from .byte_size import Size, size_of
 from .shared_weights import LiftError, SharedWeights, WeightUser
 from .updates import bindings_of
+from .written_values import Bound, bound_in, find_written
 
 __all__ = ["Computation", "NumberedUser", "Value", "ValueGraph", "find_values", "is_stop", "leaves"]
 
@@ -107,14 +110,6 @@ class Computation:
         return isinstance(self.binding, relax.MatchCast)
 
 
-class Bound(NamedTuple):
-    """A binding, read once: tvm-ffi makes a new object of each attribute each time."""
-
-    binding: relax.Binding
-    var: relax.Var
-    value: relax.Expr
-
-
 @dataclasses.dataclass(eq=False)
 class NumberedUser:
     """A function, and what its variables hold.
@@ -149,6 +144,8 @@ class ValueGraph:
         The symbolic dimensions that weights define, with those that casts of them do.
     tied : dict of Value to Value
         For a weight that is known to be equal to another one, that one.
+    written : dict of Computation to str
+        What could be lifted if nothing might write to it, and what does.
     """
 
     shared: SharedWeights
@@ -157,6 +154,7 @@ class ValueGraph:
     users: list[NumberedUser]
     dimensions: set[tirx.Var]
     tied: dict[Value, Value]
+    written: dict[Computation, str] = dataclasses.field(default_factory=dict)
 
 
 def find_values(
@@ -189,6 +187,8 @@ def find_values(
     }
     graph = ValueGraph(shared, weights, [], [], dimensions, same)
     numbering = _Numbering(mod, graph)
+    for user in shared.users:
+        numbering.note_changed(user, fields)
     for user in shared.users:
         graph.users.append(numbering.number(user, fields))
     return graph
@@ -254,7 +254,6 @@ _NOT_LIFTED = (
     "relax.null_value",
 )
 _CALLS = ("relax.call_dps_packed", "relax.call_pure_packed")
-_IN_PLACE = ("relax.call_tir_inplace", "relax.call_inplace_packed")
 
 
 class _Numbering:
@@ -268,6 +267,16 @@ class _Numbering:
         self.functions: dict[ir.GlobalVar, ir.GlobalVar] = {}  # equal ones, to the first of them
         self.content: dict[structural.StructuralKey, ir.GlobalVar] = {}
         self.is_liftable: dict[str, bool] = {}
+        self.changed: set[Value] = set()  # weights that some function may write to
+
+    def note_changed(self, user: WeightUser, fields: list[Tree]) -> None:
+        """Note the weights that a function may write to."""
+        weights = _weights_of(user, fields)
+        for var, path in find_written(list(bound_in(user.function.body)), self.mod).params:
+            tree = weights.get(var)
+            for index in path:
+                tree = tree[index] if isinstance(tree, list) else tree
+            self.changed.update(leaves(tree) if tree is not None else ())
 
     def number(self, user: WeightUser, fields: list[Tree]) -> NumberedUser:
         while True:
@@ -353,32 +362,35 @@ class _Numbering:
         )
 
 
+def _weights_of(user: WeightUser, fields: list[Tree]) -> dict[relax.Var, Tree]:
+    """What the parameters of a function hold that are weights."""
+    if user.is_bundled:
+        return {user.weights[0]: fields}
+    return dict(zip(user.weights, fields, strict=True))
+
+
 class _Reader:
     """Reads a function."""
 
     def __init__(self, numbering: _Numbering, user: WeightUser, fields: list[Tree]):
         self.numbering = numbering
         self.dimensions = numbering.graph.dimensions
-        self.holds: dict[relax.Var, Tree] = {}
-        if user.is_bundled:
-            self.holds[user.weights[0]] = fields
-        else:
-            self.holds.update(zip(user.weights, fields, strict=True))
-        self.bindings = list(_bindings(user.function.body))
-        self.written = _may_be_written(self.bindings)
+        self.holds = _weights_of(user, fields)
+        self.bindings = list(bound_in(user.function.body))
+        self.written = find_written(self.bindings, numbering.mod).by
         self.is_symbolic = bool(relax.analysis.defined_symbolic_vars(user.function)[:])
         self.renamed: dict[tirx.Var, tirx.Var] = {}
-        for binding, var, value in self.bindings:
-            if type(binding) is relax.MatchCast:
-                tree = self._cast(binding)
-            else:
+        for binding, var, value, is_in_branch in self.bindings:
+            if type(binding) is not relax.MatchCast:
                 tree = self._value(value, var)
+            else:
+                tree = None if is_in_branch else self._cast(binding)
             if tree is not None:
                 self.holds[var] = tree
 
     def _cast(self, binding: relax.MatchCast) -> Tree | None:
         value = self._value(binding.value, binding.var)
-        if not isinstance(value, Value) or binding.var in self.written:
+        if not isinstance(value, Value) or value in self.numbering.changed:
             return None
         for made in self.numbering.casts.get(value, ()):
             cast = made.binding
@@ -395,11 +407,14 @@ class _Reader:
 
     def _value(self, expr: relax.Expr, var: relax.Var) -> Tree | None:
         kind = type(expr)
-        if kind is ir.Call:
-            if var in self.written:
-                return None
-            return self._call(expr, var)
-        return self._leaf(expr)
+        if kind is not ir.Call:
+            return self._leaf(expr)
+        made = self._call(expr, var)
+        if made is not None and var in self.written:
+            if made.needs_weight:
+                self.numbering.graph.written.setdefault(made, self.written[var])
+            return None
+        return None if made is None else made.result
 
     def _leaf(self, expr: relax.Expr) -> Tree | None:
         kind = type(expr)
@@ -420,7 +435,7 @@ class _Reader:
             return expr if self._is_defined(expr) else None
         return expr if isinstance(expr, (ir.Constant, ir.StringImm)) else None
 
-    def _call(self, call: ir.Call, var: relax.Var) -> Tree | None:
+    def _call(self, call: ir.Call, var: relax.Var) -> Computation | None:
         numbering = self.numbering
         if not numbering.may_lift(call):
             return None
@@ -438,13 +453,15 @@ class _Reader:
                     return None
                 operands += leaves(tree)
                 args.append(_expression(tree))
+        if not numbering.changed.isdisjoint(operands):
+            return None
         if self.is_symbolic and not (
             self._is_defined(call.ty) and all(self._is_defined(ty) for ty in call.ty_args[:])
         ):
             return None
         op = call.op if type(call.op) is ir.Op else numbering.function(call.op)
         copy = relax.Call(op, args, call.attrs, call.ty_args, ret_ty=call.ty)
-        return numbering.computation(copy, operands, var.name).result
+        return numbering.computation(copy, operands, var.name)
 
     def _is_defined(self, given: ir.Type | relax.Expr) -> bool:
         """Whether all its symbolic dimensions are those of weights."""
@@ -464,45 +481,3 @@ def _expression(tree: Tree) -> relax.Expr:
     if isinstance(tree, list):
         return relax.Tuple([_expression(field) for field in tree])
     return tree
-
-
-def _bindings(body: relax.SeqExpr) -> Iterator[Bound]:
-    """Those of a sequence and of the branches in it: everything after what it uses."""
-    for block in body.blocks[:]:
-        for binding in block.bindings[:]:
-            value = binding.value
-            if type(value) is relax.If:
-                yield from _bindings(value.true_branch)
-                yield from _bindings(value.false_branch)
-            yield Bound(binding, binding.var, value)
-
-
-def _may_be_written(bindings: list[Bound]) -> set[relax.Var]:
-    """Variables that something of the function may write to.
-
-    What works in place writes to an operand, and what is not pure may. Either may be a view of
-    something, and that of something else, so everything it is made from is among them.
-    """
-    written: set[relax.Var] = set()
-    for _, _, value in bindings:
-        if _writes(value):
-            written.update(relax.analysis.free_vars(value)[:])
-    if written:
-        for _, var, value in reversed(bindings):
-            if var in written and type(value) is not relax.If:
-                written.update(relax.analysis.free_vars(value)[:])
-    return written
-
-
-def _writes(value: relax.Expr) -> bool:
-    kind = type(value)
-    if kind is relax.Function:
-        return any(_writes(inner.value) for inner in bindings_of(value))
-    if kind is not ir.Call:
-        return False
-    if type(value.op) is not ir.Op:
-        return bool(relax.analysis.contains_impure_call(value))
-    name = value.op.name
-    return name in _IN_PLACE or (
-        not value.op.get_attr("FPurity") and name not in ("relax.print", "relax.assert_op")
-    )

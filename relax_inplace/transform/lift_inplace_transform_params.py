@@ -150,7 +150,7 @@ def _require_no_other_callers(mod: ir.IRModule, plan: LiftPlan) -> None:
             called = set(relax.analysis.all_global_vars(function)).intersection(changed) - {gvar}
         else:
             called = set()
-            for _, _, value in numbered.bindings:
+            for _, _, value, _ in numbered.bindings:
                 # all_global_vars would visit the type of the tuple at each read of a field.
                 if users_called(value, numbered, graph) is None:
                     called.update(_global_vars(value).intersection(changed))

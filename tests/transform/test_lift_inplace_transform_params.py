@@ -11,7 +11,7 @@ import tvm
 import tvm_ffi
 from models import run_model
 from pipelines import PIPELINES, load
-from transforms import argument, passed
+from transforms import argument, assert_bitwise, passed
 from tvm import relax
 from tvm.script import from_source
 from tvm.script import ir as I
@@ -645,8 +645,66 @@ class Module:
     tvm_ffi.register_global_func(
         "tests.clear", lambda t: t.copyfrom(np.zeros(t.shape, "float32")), override=True
     )
-    after = lifted(from_source(source))
+    before = from_source(source)
+    after = lifted(before)
     assert steps(after) == []
+    assert [(left.done, left.because) for left in explain_lift(before).left] == [
+        ("permute_dims(params[0])", "`tests.clear` may write to it, so it is made anew each time")
+    ]
+
+
+@pytest.mark.parametrize("view", ["params[0]", "R.reshape(params[0], (8, 4))"])
+def test_what_is_made_from_a_weight_that_is_written_to(view):
+    """In no function: the other one sees what this one has written."""
+    body = f"w = {view}\n_ = R.call_packed('tests.clear', w, ty_args=R.Tuple())\nreturn w"
+    source = f"""
+@I.ir_module
+class Module:
+    @R.function
+    def reads({tuple_of("(4, 8)", "(4, 8)")}):
+        e = R.negative(params[0])
+        f = R.negative(params[1])
+        return (e, f)
+    @R.function(pure=False)
+    def writes({tuple_of("(4, 8)", "(4, 8)")}):
+{textwrap.indent(body, " " * 8)}
+"""
+    tvm_ffi.register_global_func(
+        "tests.clear", lambda t: t.copyfrom(np.zeros(t.shape, "float32")), override=True
+    )
+    before = from_source(source)
+    after = lifted(before)
+    assert steps(after) == ["negative"]
+    assert reads(after, "reads") == [0, 1]
+    weights = [argument(ty, span=3) for ty in before["reads"].params[0].ty.fields]
+    old, new = load(before), load(after)
+    originals, converted = passed(weights), new["inplace_transform_params"](passed(weights))
+    for name in ("reads", "writes", "reads"):
+        assert_bitwise(new[name](converted), old[name](originals))
+
+
+def test_a_cast_in_a_branch_is_not_lifted():
+    """It fails where the branch is not taken."""
+    body = """
+if flag:
+    w = R.match_cast(params[0], R.Tensor((4, 8), "float32"))
+    t = R.permute_dims(w)
+    y = R.add(x, t)
+else:
+    y = R.exp(x)
+return y
+"""
+    params = (
+        'flag: R.Tensor((), "bool"), x: R.Tensor((8, 4), "float32"), '
+        'params: R.Tuple(R.Tensor("float32", ndim=2))'
+    )
+    before = module({"main": (params, body)})
+    after = lifted(before)
+    assert steps(after) == []
+    vm, x = load(after), np.zeros((8, 4), "float32")
+    converted = vm["inplace_transform_params"](passed([np.ones((3, 3), "float32")]))
+    result = vm["main"](passed(np.array(False)), passed(x), converted)
+    assert np.array_equal(result.numpy(), np.ones((8, 4)))
 
 
 # -- symbolic sizes -------------------------------------------------------------------------------
