@@ -165,10 +165,11 @@ def at_bounds(size: Size, bounds: Mapping[str, int], default: int | None = None)
     return size.at(bounds, default) if isinstance(size, ByteSize) else size
 
 
-def largest(sizes: Iterable[Size]) -> Size | LargestOf:
+def largest(sizes: Iterable[Size | LargestOf]) -> Size | LargestOf:
     """The size that covers all others; where there is none, those of which none covers another."""
     kept: list[Size] = []
-    for size in dict.fromkeys(sizes):
+    each = (size.sizes if isinstance(size, LargestOf) else [size] for size in sizes)
+    for size in dict.fromkeys(size for several in each for size in several):
         if any(_covers(other, size) for other in kept):
             continue
         kept = [other for other in kept if not _covers(size, other)] + [size]

@@ -9,8 +9,10 @@ from typing import Any
 
 from tvm import ir
 
-from .byte_size import Size
+from .byte_size import LargestOf, Size
 from .lift_plan import LiftPlan, plan_lift
+from .lifted_transform import write_transform
+from .memory_plan import MemoryPlan, plan_memory
 from .shared_weights import find_shared_weights
 from .table import listed, plain_size, shown, table
 from .weight_values import Computation, Tree, Value, find_values, leaves
@@ -85,6 +87,8 @@ class LiftReport:
         The fields of the tuple before.
     new_names : list of str
         The fields of the tuple after.
+    plan : MemoryPlan or None
+        Of the transform; ``explain_lift`` makes it.
     """
 
     functions: list[str]
@@ -96,6 +100,7 @@ class LiftReport:
     dimensions: list[str]
     names: list[str]
     new_names: list[str]
+    plan: MemoryPlan | None = None
 
     @property
     def listed(self) -> str:
@@ -133,15 +138,17 @@ class LiftReport:
     def to_json(self) -> str:
         """All of it; sizes are numbers, or text where they are symbolic."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        fields["plan"] = None if self.plan is None else json.loads(self.plan.to_json())
         fields["weights"] = [vars(one) for one in self.weights]
         fields["left"] = [vars(one) for one in self.left]
         return json.dumps(fields, default=plain_size, indent=1)
 
-    def param_map(self) -> dict[str, Any]:
+    def param_map(self, peak: Size | LargestOf) -> dict[str, Any]:
         """From the old names to the new ones.
 
         ``weights`` are the names of the fields before, ``params`` those after, each with the
         weights it is made ``from`` and what is ``done`` to them (empty for a weight as it was).
+        ``peak`` are the bytes that the transform needs by its plan; text if they are symbolic.
         """
         made_from: dict[str, dict[str, Any]] = {}
         for one in self.weights:
@@ -149,6 +156,7 @@ class LiftReport:
                 entry = made_from.setdefault(one.new_name, {"from": [], "done": one.done})
                 entry["from"].append(one.name)
         return {
+            "peak": peak if isinstance(peak, int) else str(peak),
             "weights": self.names,
             "params": [
                 {"name": name, **made_from.get(name, {"from": [], "done": "shape"})}
@@ -165,20 +173,22 @@ def explain_lift(
     names: Sequence[str] | None = None,
     tied: Sequence[Sequence[str | int]] = (),
     max_resident: int | float | None = None,
+    memory_limit: int | float | None = None,
+    lazy: bool = False,
 ) -> LiftReport:
     """Explain what ``LiftInplaceTransformParams`` would do to a module, which stays as it is.
 
     Parameters
     ----------
     mod : tvm.ir.IRModule
-    functions, params, names, tied, max_resident
+    functions, params, names, tied, max_resident, memory_limit, lazy
         See :func:`relax_inplace.transform.LiftInplaceTransformParams`.
 
     Returns
     -------
     LiftReport
-        ``print`` shows it. Of a module with several sets of weights, that of the first function;
-        name others with ``functions``.
+        ``print`` shows it, and its ``plan``. Of a module with several sets of weights, that of the
+        first function; name others with ``functions``.
 
     Raises
     ------
@@ -187,7 +197,10 @@ def explain_lift(
     """
     selected = [functions] if isinstance(functions, str) else functions
     shared = find_shared_weights(mod, selected, params, names)[0]
-    return described(plan_lift(find_values(mod, shared, tied), max_resident))
+    lift = plan_lift(find_values(mod, shared, tied), max_resident)
+    report = described(lift)
+    report.plan = plan_memory(write_transform(lift, mod), mod, memory_limit=memory_limit, lazy=lazy)
+    return report
 
 
 def described(plan: LiftPlan) -> LiftReport:

@@ -28,6 +28,7 @@ __all__ = ["LiftError", "SharedWeights", "WeightUser", "find_shared_weights"]
 
 TRANSFORM = "transform_params"
 _NUM_INPUT = "num_input"
+_TUPLE = "params"  # what a tuple is called that weights are bundled into
 _MADE_UP = re.compile(r"(gv|lv)\d*")  # what BlockBuilder calls a variable that has no name
 
 
@@ -77,6 +78,11 @@ class WeightUser:
         return [params[self.position]] if self.is_bundled else list(params[self.position :])
 
     @property
+    def tuple_name(self) -> str:
+        """What the tuple of weights is called."""
+        return str(self.weights[0].name) if self.is_bundled else _TUPLE
+
+    @property
     def inputs(self) -> list[relax.Var]:
         """The other parameters."""
         params = self.function.params[:]
@@ -119,6 +125,11 @@ class SharedWeights:
     type: relax.TupleType
     names: list[str]
     transform: ir.GlobalVar | None
+
+    @property
+    def tuple_name(self) -> str:
+        """What the tuple of weights is called."""
+        return next((user.tuple_name for user in self.users if user.is_bundled), _TUPLE)
 
     @property
     def listed(self) -> str:
@@ -311,7 +322,7 @@ def _names(users: Sequence[WeightUser], given: Sequence[str] | None) -> list[str
         if name in taken:
             found[index] = f"{name}[{index}]"
         taken.add(name)
-    bundle = next((user.weights[0].name for user in users if user.is_bundled), "params")
+    bundle = next((user.tuple_name for user in users if user.is_bundled), _TUPLE)
     return [found.get(index, f"{bundle}[{index}]") for index in range(count)]
 
 

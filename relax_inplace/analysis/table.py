@@ -14,7 +14,7 @@ def table(head: list[str], rows: list[list[str]], without: Sequence[str] = ()) -
     """Columns under their heads, but some; those of numbers to the right."""
     columns = [column for column in zip(head, *rows, strict=True) if column[0] not in without]
     widths = [max(map(len, column)) for column in columns]
-    numbers = [all(cell[:1].isdigit() for cell in column[1:]) for column in columns]
+    numbers = [all(cell[:1].isdigit() or cell == "-" for cell in column[1:]) for column in columns]
     return "\n".join(
         "  ".join(
             cell.rjust(width) if is_number else cell.ljust(width)

@@ -38,7 +38,7 @@ import tvm
 from tvm import ir, relax
 
 from ..analysis.branches import Branches
-from ..analysis.byte_size import ByteSize, LargestOf
+from ..analysis.byte_size import ByteSize, LargestOf, Size, largest
 from ..analysis.schedule import Schedule
 from ..analysis.slicing import Operand, SlicedStep, sliced_type, with_operands
 from ..analysis.transform_graph import (
@@ -79,6 +79,8 @@ class InplaceFunction:
     body : relax.SeqExpr
     kernels : dict of tvm.ir.GlobalVar to tvm.tirx.PrimFunc
         What it calls and the module does not have yet.
+    peak : int, ByteSize or LargestOf
+        Bytes that it holds at once, by its plan.
     is_streamed : bool
     """
 
@@ -86,7 +88,12 @@ class InplaceFunction:
     params: list[relax.Var]
     body: relax.SeqExpr
     kernels: dict[ir.GlobalVar, ir.BaseFunc]
+    peak: Size | LargestOf
     is_streamed: bool = False
+
+    def functions(self, name: str) -> dict[ir.GlobalVar, ir.BaseFunc]:
+        """It by that name, and its kernels."""
+        return {ir.GlobalVar(name): self.function(name), **self.kernels}
 
     def function(self, name: str) -> relax.Function:
         """The function, with that global symbol."""
@@ -130,7 +137,8 @@ def write_inplace_function(
         writer.check_limit(graph.name, memory_limit)
     body = writer.write()
     kernels, is_streamed = writer.slice_kernels.functions, graph.get_weight is not None
-    return InplaceFunction(graph.function, graph.parameters, body, kernels, is_streamed)
+    peak = schedule.peak()
+    return InplaceFunction(graph.function, graph.parameters, body, kernels, peak, is_streamed)
 
 
 def choose(
@@ -151,6 +159,7 @@ def choose(
         params,
         relax.SeqExpr([relax.BindingBlock(before)], result),
         {**on_true.kernels, **on_false.kernels},
+        largest([on_true.peak, on_false.peak]),
         on_true.is_streamed,
     )
 

@@ -139,9 +139,10 @@ def _rewrite_module(
         try:
             new_name = inplace_name(gvar.name_hint)
             _require_replaceable(gvar.name_hint, new_name, taken, callers.get(gvar))
-            replaced[gvar] = rewritten(
+            function = rewritten(
                 mod, gvar.name_hint, mod[gvar], new_name, params, memory_limit, lazy
             )
+            replaced[gvar] = function.functions(new_name)
         except UnsupportedTransformError as error:
             if strict:
                 raise
@@ -221,8 +222,8 @@ def rewritten(
     params: Sequence[str | int] | None,
     memory_limit: int | float | None,
     lazy: bool,
-) -> dict[ir.GlobalVar, ir.BaseFunc]:
-    """The in-place function, and the kernels that it needs."""
+) -> InplaceFunction:
+    """What works in place."""
 
     def rewrite(function: relax.Function, prefix: str) -> InplaceFunction:
         branches = find_branches(function)
@@ -240,5 +241,4 @@ def rewritten(
         limit = bytes_of_limit(graph, memory_limit)
         return write_inplace_function(plan_within(graph, limit, Kernels(mod)), prefix, limit)
 
-    result = rewrite(function, new_name)
-    return {ir.GlobalVar(new_name): result.function(new_name), **result.kernels}
+    return rewrite(function, new_name)

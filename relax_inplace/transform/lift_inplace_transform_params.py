@@ -5,7 +5,7 @@ Definition
 What the functions that share weights compute from them alone (:mod:`..analysis.weight_values`) is
 lifted out of them, all of it, and structurally equal computations once: the union, where TVM's
 ``LiftTransformParams(shared_transform=True)`` keeps what all functions have in common. What is
-stored, and where, says :mod:`..analysis.lift_plan`; :mod:`.lifted_functions` writes it:
+stored, and where, says :mod:`..analysis.lift_plan`; :mod:`.lifted_users` writes it:
 
 - ``inplace_transform_params(params)``, by :mod:`.inplace_transform_params`: in an order of least
   peak, it replaces the weights by what is stored;
@@ -29,6 +29,7 @@ from tvm import ir, relax
 from ..analysis.byte_size import at_bounds
 from ..analysis.lift_plan import LiftPlan, plan_lift
 from ..analysis.lift_report import LiftReport, described
+from ..analysis.lifted_transform import write_transform
 from ..analysis.lifted_user import users_called
 from ..analysis.schedule import NOMINAL_DIMENSION
 from ..analysis.shared_weights import TRANSFORM, LiftError, find_shared_weights
@@ -37,7 +38,7 @@ from ..analysis.updates import bindings_of
 from ..analysis.weight_values import find_values, is_stop
 from .inplace_transform_params import inplace_name, rewritten
 from .keep_param_map import PARAM_MAP
-from .lifted_functions import without_stops, write_transform, write_users
+from .lifted_users import without_stops, write_users
 
 __all__ = ["LiftInplaceTransformParams"]
 
@@ -111,8 +112,11 @@ def LiftInplaceTransformParams(  # noqa: N802  named as TVM names passes
             report = described(plan)
             if max_resident is None:
                 _warn_if_larger(report)
-            mod = _lifted(mod, plan, new_name, memory_limit, lazy)
-            param_maps[new_name] = report.param_map()
+            transform = rewritten(
+                mod, new_name, write_transform(plan, mod), new_name, None, memory_limit, lazy
+            )
+            mod = _lifted(mod, plan, transform.functions(new_name))
+            param_maps[new_name] = report.param_map(transform.peak)
         mod = _without_stops(mod)
         if not param_maps:
             return mod
@@ -187,19 +191,13 @@ def _warn_if_larger(report: LiftReport) -> None:
 
 
 def _lifted(
-    mod: ir.IRModule,
-    plan: LiftPlan,
-    new_name: str,
-    memory_limit: int | float | None,
-    lazy: bool,
+    mod: ir.IRModule, plan: LiftPlan, transform: dict[ir.GlobalVar, ir.BaseFunc]
 ) -> ir.IRModule:
     shared = plan.graph.shared
     functions = dict(mod.functions_items())
-    transform = write_transform(plan, mod)
-    in_place = rewritten(mod, new_name, transform, new_name, None, memory_limit, lazy)
     for gvar in [user.gvar for user in shared.users] + [shared.transform]:
         functions.pop(gvar, None)
-    functions.update({**write_users(plan), **in_place})
+    functions.update({**write_users(plan), **transform})
     return ir.IRModule(functions, attrs=mod.attrs, global_infos=mod.global_infos)
 
 

@@ -1,64 +1,23 @@
-"""Writes the functions that a lift plan describes: the transform, and those that use its result.
+"""Writes the functions that take weights, once these are what a lift plan describes.
 
-The transform is a dataflow block: the weights that it reads, what is computed from them, and the
-tuple of what is stored. In a function that uses the weights, a variable that held a stored value is
-read from its field where it was computed before; what only led there goes.
+A variable that held a stored value is read from its field where it was computed before, so nothing
+that uses it changes; what only led there goes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from tvm import ir, relax, tirx
 
 from ..analysis.lift_plan import LiftPlan
+from ..analysis.lifted_transform import read_field, variable_in
 from ..analysis.lifted_user import users_called
 from ..analysis.shared_weights import WeightUser
-from ..analysis.weight_values import NumberedUser, Tree, Value, is_stop, leaves
+from ..analysis.weight_values import NumberedUser, Tree, Value, is_stop
 from .binding_rewriter import rewrite_bindings, with_blocks
 
-__all__ = ["without_stops", "write_transform", "write_users"]
-
-
-def write_transform(plan: LiftPlan, mod: ir.IRModule) -> relax.Function:
-    """Write the function that makes the new tuple of weights from the old one.
-
-    Where a transform of the module makes the old one, it takes what that takes, and calls it.
-    """
-    shared = plan.graph.shared
-    attrs: dict[str, object] = {}
-    bindings: list[relax.Binding] = []
-    if shared.transform is None:
-        params = [source := relax.Var(_name_of_tuple(shared.users), shared.type)]
-    else:
-        called = mod[shared.transform]
-        params = [relax.Var(var.name, var.ty) for var in called.params[:]]
-        source = relax.DataflowVar("made", shared.type)
-        call = relax.Call(shared.transform, params, ret_ty=shared.type)
-        bindings.append(relax.VarBinding(source, call))
-        if called.attrs and "num_input" in called.attrs:
-            attrs["num_input"] = called.attrs["num_input"]
-
-    computations, stored = plan.computations(), set(plan.stored())
-    used = stored.union(value for made in computations for value in made.operands)
-    for weight in leaves(plan.graph.weights):
-        if weight in used:
-            bindings += _read(weight.var, source, weight.path, in_dataflow=True)
-    for made in computations:
-        bindings.append(made.binding)
-        for value in leaves(made.result):
-            if value.path and value in used:
-                bindings += _read(value.var, made.binding.var, value.path, in_dataflow=True)
-
-    fields = [_expression(slot) for slot in plan.slots]
-    if plan.dimensions:
-        fields.append(relax.ShapeExpr(plan.dimensions))
-    builder = relax.BlockBuilder()
-    result = builder.normalize(relax.Tuple(fields))
-    out = relax.Var("new_params", result.ty)
-    bindings.append(relax.VarBinding(out, result))
-    body = builder.normalize(relax.SeqExpr([relax.DataflowBlock(bindings)], out))
-    return relax.Function(params, body, result.ty, attrs=ir.make_node("ir.DictAttrs", **attrs))
+__all__ = ["without_stops", "write_users"]
 
 
 def write_users(plan: LiftPlan) -> dict[ir.GlobalVar, relax.Function]:
@@ -81,17 +40,17 @@ def _written(
     types = [_type(slot) for slot in plan.slots]
     if plan.dimensions:
         types.append(relax.ShapeType(plan.dimensions))
-    params = relax.Var(_name_of_tuple([user]), relax.TupleType(types))
+    params = relax.Var(user.tuple_name, relax.TupleType(types))
     place = _places(plan)
     bound = plan.bound_after(numbered)
 
     def read(var: relax.Var, tree: Tree, in_dataflow: bool) -> list[relax.Binding]:
         if isinstance(tree, Value):
-            return _read(var, params, place[tree], in_dataflow)
+            return read_field(var, params, place[tree], in_dataflow)
         assert isinstance(tree, list)
         bindings, fields = [], []
         for field in tree:
-            fields.append(_variable(in_dataflow)("field", _type(field)))
+            fields.append(variable_in(in_dataflow)("field", _type(field)))
             bindings += read(fields[-1], field, in_dataflow)
         return [*bindings, relax.VarBinding(var, relax.Tuple(fields))]
 
@@ -144,33 +103,6 @@ def without_stops(function: relax.Function) -> relax.Function:
         return [binding]
 
     return rewrite_bindings(function, lambda sequence: rewrite)
-
-
-def _read(
-    var: relax.Var, source: relax.Var, path: Sequence[int], in_dataflow: bool
-) -> list[relax.Binding]:
-    """Bind a variable to a field at any depth of a tuple."""
-    bindings = []
-    for index in path[:-1]:
-        inner = relax.TupleGetItem(source, index)
-        source = _variable(in_dataflow)("field", inner.ty)
-        bindings.append(relax.VarBinding(source, inner))
-    return [*bindings, relax.VarBinding(var, relax.TupleGetItem(source, path[-1]))]
-
-
-def _variable(in_dataflow: bool) -> type[relax.Var]:
-    return relax.DataflowVar if in_dataflow else relax.Var
-
-
-def _name_of_tuple(users: Sequence[WeightUser]) -> str:
-    return next((str(user.weights[0].name) for user in users if user.is_bundled), "params")
-
-
-def _expression(slot: Tree) -> relax.Expr:
-    if isinstance(slot, list):
-        return relax.Tuple([_expression(field) for field in slot])
-    assert isinstance(slot, Value)
-    return slot.var
 
 
 def _type(slot: Tree) -> ir.Type:
