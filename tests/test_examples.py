@@ -39,7 +39,9 @@ def test_decoder(layout):
 def test_decoder_explains():
     done = run_example("--explain")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("decode, prefill: 37 weights, 40,929,280 bytes; 30 steps; 37")
+    assert done.stdout.startswith(
+        "decode, prefill: weights 37 -> 37, bytes 40,929,280 -> 40,929,280, steps 30"
+    )
 
 
 @needs_clear_refs

@@ -110,8 +110,8 @@ class LiftReport:
     def __str__(self) -> str:
         """Tables of the weights and of what is left."""
         text = (
-            f"{', '.join(self.functions)}: {len(self.names)} weights, {shown(self.before)} bytes; "
-            f"{self.steps} steps; {len(self.new_names)} afterwards, {shown(self.after)} bytes\n\n"
+            f"{', '.join(self.functions)}: weights {len(self.names)} -> {len(self.new_names)}, "
+            f"bytes {shown(self.before)} -> {shown(self.after)}, steps {self.steps}\n\n"
         )
         text += table(
             ["slot", "weight", "what is done to it", "new slot", "bytes", "then", "used by"],

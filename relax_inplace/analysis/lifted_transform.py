@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from tvm import ir, relax
 
 from .lift_plan import LiftPlan
+from .schedule import UPPER_BOUND, bounds_of
 from .shared_weights import TRANSFORM
 from .weight_values import Tree, Value, leaves
 
@@ -24,6 +25,9 @@ def write_transform(plan: LiftPlan, mod: ir.IRModule) -> relax.Function:
     """
     shared = plan.graph.shared
     attrs: dict[str, object] = {"global_symbol": TRANSFORM}
+    named = shared.users[0].function if shared.transform is None else mod[shared.transform]
+    if bounds := bounds_of(named):  # its dimensions have the names that they have there
+        attrs[UPPER_BOUND] = dict(bounds)
     bindings: list[relax.Binding] = []
     if shared.transform is None:
         params = [source := relax.Var(shared.tuple_name, shared.type)]

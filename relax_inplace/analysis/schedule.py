@@ -29,9 +29,9 @@ from .byte_size import LargestOf, Size, at_bounds, largest
 from .step_order import Problem, StepCost, least_peak_order
 from .transform_graph import Buffer, Load, Step, TransformGraph, buffers_of
 
-__all__ = ["NOMINAL_DIMENSION", "Schedule", "bounds_of", "plan_graph"]
+__all__ = ["NOMINAL_DIMENSION", "UPPER_BOUND", "Schedule", "bounds_of", "plan_graph"]
 
-_UPPER_BOUND = "tir_var_upper_bound"  # an attribute of functions that TVM's planner knows
+UPPER_BOUND = "tir_var_upper_bound"  # an attribute of functions that TVM's planner knows
 NOMINAL_DIMENSION = 1024  # of a symbolic dimension without a bound, where sizes are to be compared
 
 
@@ -178,9 +178,9 @@ def plan_graph(
 def bounds_of(function: relax.Function) -> Mapping[str, int]:
     """The bounds of symbolic dimensions that a function carries."""
     attrs = function.attrs
-    if not attrs or _UPPER_BOUND not in attrs:
+    if not attrs or UPPER_BOUND not in attrs:
         return {}
-    return {str(name): int(bound) for name, bound in attrs[_UPPER_BOUND].items()}
+    return {str(name): int(bound) for name, bound in attrs[UPPER_BOUND].items()}
 
 
 def _best_order(

@@ -33,7 +33,7 @@ def test_printed():
     report = explain_lift(module(TRANSPOSED))
     assert str(report) == textwrap.dedent(
         """\
-        main: 2 weights, 256 bytes; 1 steps; 1 afterwards, 128 bytes
+        main: weights 2 -> 1, bytes 256 -> 128, steps 1
 
         slot  weight     what is done to it  new slot  bytes  then  used by
            0  a          permute_dims(a)            0    128   128  main
@@ -67,7 +67,7 @@ def test_symbolic_sizes_are_text():
         return R.matmul(x, R.permute_dims(t))
     """
     report = explain_lift(module(body, 'R.Tensor(("n", 8), "float32")'))
-    assert str(report).startswith("main: 1 weights, 32*n bytes; 2 steps; 1 afterwards, 32*n bytes")
+    assert str(report).startswith("main: weights 1 -> 1, bytes 32*n -> 32*n, steps 2")
     assert json.loads(report.to_json())["plan"]["peak"] == "64*n"
 
 

@@ -290,7 +290,7 @@ def test_each_function_wants_its_own_layout():
     assert sorted(steps(after)) == ["exp", "permute_dims", "sum"]
     assert str(explain_lift(before)) == textwrap.dedent(
         """\
-        decode, prefill: 2 weights, 256 bytes; 3 steps; 3 afterwards, 260 bytes
+        decode, prefill: weights 2 -> 3, bytes 256 -> 260, steps 3
 
         slot  weight     what is done to it       new slot  bytes  then  used by
            0  params[0]  stays                           0    128   128  decode
@@ -722,6 +722,17 @@ def test_symbolic_sizes_agree_up_to_names():
     after = lifted(before)
     assert steps(after) == ["permute_dims"]
     run_model(before, after, sizes={"n": 5, "m": 7, "rows": 5, "columns": 7})
+
+
+def test_bounds_of_sizes_are_kept():
+    """A factor of the weights' bytes is a number, and the budget counts with it."""
+    params, body = symbolic("n", "m")
+    body = 'R.func_attr({"tir_var_upper_bound": {"n": 4, "m": 8}})\n' + body
+    before = module({"decode": (params, body), "prefill": symbolic("rows", "columns")})
+    after = lifted(before, memory_limit=2.0)
+    run_model(before, after, sizes={"n": 4, "m": 8, "rows": 4, "columns": 8})
+    with pytest.raises(MemoryLimitError, match="the least that would do is 256 bytes"):
+        lifted(before, memory_limit=1.0)
 
 
 def test_a_size_that_only_inputs_define_is_not_lifted():
