@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from tvm import ir, relax
@@ -302,7 +302,7 @@ class TransformGraph:
     _known: dict[relax.Var, Known] = dataclasses.field(default_factory=dict)
     _layout: dict[relax.Var, Layout] = dataclasses.field(default_factory=dict)
     _step_of: dict[relax.Var, Step] = dataclasses.field(default_factory=dict)
-    _defined_by: dict[relax.Var, Load] = dataclasses.field(default_factory=dict)
+    _defined_by: dict[relax.Var, Step] = dataclasses.field(default_factory=dict)  # dimensions
 
     @staticmethod
     def build(
@@ -504,6 +504,14 @@ class _Builder:
         graph.steps = self._needed()
         return graph
 
+    @functools.cached_property
+    def given(self) -> set[relax.Var]:
+        """The symbolic dimensions that are known when the function is called."""
+        graph = self.graph
+        params = [*graph.leading, *([] if self.lazy else [graph.params])]
+        given = {v for p in params for v in relax.analysis.tir_vars_in_type(p.ty)[:]}
+        return given.union(graph.leading)
+
     def _unsupported(self, reason: str) -> StructuredError:
         return UnsupportedTransformError.of(function=self.graph.name, reason=reason)
 
@@ -597,6 +605,9 @@ class _Builder:
                 )
             step = self._step(group, binding)
             step.runs_first = True
+            for symbol in relax.analysis.definable_tir_vars_in_type(binding.ty)[:]:
+                if symbol not in self.given:
+                    graph._defined_by.setdefault(symbol, step)
             graph._layout[var] = graph.layout(value)
             return
         if isinstance(value, _ALIASES):
@@ -838,15 +849,14 @@ class _Builder:
     def _with_symbols_defined(self, steps: list[Step], needed: list[Load]) -> list[Step]:
         """The steps and loads, each after a load that defines the symbolic dimensions it needs."""
         graph = self.graph
-        given = {v for p in graph.leading for v in relax.analysis.tir_vars_in_type(p.ty)[:]}
-        given.update(graph.leading)
         # Of two that define a dimension, rather one that is needed anyway.
         in_order = dict.fromkeys([*needed, *graph.loads.values()])
-        graph._defined_by = self._definitions(in_order, given)
-        if graph._defined_by:
+        loaded = self._definitions(in_order, self.given)
+        graph._defined_by.update(loaded)
+        if loaded:
             for output in graph.outputs:
                 needed += [s for s in graph.needs(output)[0] if isinstance(s, Load)]
-            needed += self._definitions_first(_in_order([*steps, *needed]))
+            needed += self._definitions_first(_in_order([*steps, *needed]), loaded)
         return _in_order([*steps, *needed])
 
     def _definitions(self, loads: Iterable[Load], given: set[relax.Var]) -> dict[relax.Var, Load]:
@@ -875,9 +885,10 @@ class _Builder:
                 del waiting[load]
         return defined_by
 
-    def _definitions_first(self, steps: list[Step]) -> list[Load]:
+    def _definitions_first(
+        self, steps: list[Step], defined_by: Mapping[relax.Var, Load]
+    ) -> list[Load]:
         """Let each step run after a load that defines its symbolic dimensions; these loads."""
-        defined_by = self.graph._defined_by
         known: dict[Step, set[relax.Var]] = {}  # what is defined when a step has run
         added: dict[Load, None] = {}
 

@@ -26,6 +26,23 @@ def rewritten(mod, **options):
     return after
 
 
+@I.ir_module
+class ShapeOfACast:
+    """The shape is an output that no step computes, but a cast defines."""
+
+    @R.function
+    def transform_params(params: R.Tuple(R.Tensor("float32", ndim=2), R.Tensor((2,), "float32"))):
+        n = T.int64()
+        m = T.int64()
+        w = R.match_cast(params[0], R.Tensor((n, m), "float32"))
+        t = R.permute_dims(w)
+        return (R.shape([n, m]), t)
+
+
+def test_a_shape_that_a_cast_defines():
+    run_both(ShapeOfACast, rewritten(ShapeOfACast))
+
+
 # -- before, after --------------------------------------------------------------------------
 
 

@@ -783,6 +783,22 @@ return R.add(R.add(z, x), t)
     run_model(before, after, pipeline)
 
 
+@pytest.mark.parametrize("lazy", [False, True])
+def test_a_size_of_a_cast_is_stored(lazy):
+    body = """
+n = T.int64()
+w = R.match_cast(params[0], R.Tensor((n, 4), "float32"))
+r = R.exp(R.reshape(w, (n * 4,)))
+z = R.zeros((n,), "float32")
+return (r, R.add(z, x))
+"""
+    params = 'x: R.Tensor((1,), "float32"), params: R.Tuple(R.Tensor("float32", ndim=2))'
+    before = module({"main": (params, body)})
+    after = lifted(before, lazy=lazy)
+    assert explain_lift(before).dimensions == ["n"]
+    run_model(before, after, weights=[np.ones((5, 4), "float32")], lazy=lazy)
+
+
 # -- the budget -----------------------------------------------------------------------------------
 
 
