@@ -7,23 +7,30 @@ is *stored*. It computes a value itself that is not stored, and then needs the o
 weight goes into, a number, the result of a ``match_cast``, which is its operand again; and what
 would make the stored values larger than the budget.
 
-Over budget, the value that is dearest per byte saved goes first. Storing a value costs the bytes
-that the tuple is larger by, and saves those that its computation reads and writes, each time, in
-each function that needs it. Where its operands are no smaller, their computations are counted with
-it, until less is stored.
+Over budget, what is dearest per byte saved is stored no more. Storing a value costs the bytes that
+the tuple is larger by. It saves those that its computation reads and writes, each time, in each
+function that needs it. For a price L, the cheapest choice of
+
+    bytes that are stored + L * bytes that are moved by what functions compute themselves
+
+is a minimum cut of the graph of values, between what functions use and the weights. L falls, from
+where all is stored, until the stored bytes are within the budget. So no other choice that moves as
+little stores less, and if there is no choice within the budget, the least is known.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import heapq
+import itertools
 import numbers
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Mapping
+from fractions import Fraction
 
 from tvm import relax
 
 from .byte_size import at_bounds
 from .lifted_user import values_read
+from .min_cut import source_side
 from .schedule import NOMINAL_DIMENSION, bounds_of
 from .shared_weights import LiftError
 from .table import shown
@@ -66,12 +73,20 @@ def choose_stored(graph: ValueGraph, max_resident: int | float | None) -> Stored
 
 
 @dataclasses.dataclass
-class _Retreat:
-    """Computations that are left to the functions, so that less is stored."""
+class _Option:
+    """What may be stored for some values that are made from each other.
 
-    computations: list[Computation]
-    saved: int  # bytes
-    dearness: float  # these, for each byte that the computations read and write
+    Attributes
+    ----------
+    stored, moved : int
+        Bytes.
+    left : set of Computation
+        What the functions compute themselves.
+    """
+
+    stored: int
+    moved: int
+    left: set[Computation]
 
 
 class _Choice:
@@ -136,104 +151,132 @@ class _Choice:
         while (total := self.total(self.needed_by)) > limit:
             # Rarely a function needs more than the values say: another field of a tuple.
             target -= 0 if total > target else total - limit
-            if not self.retreat_to(target, given):
+            least = self.leave_dearest(target, given)
+            if least > target:
                 raise LiftError.of(
                     functions=self.graph.shared.listed,
                     reason=f"max_resident={given!r} is {shown(limit)} bytes, but the weights that "
-                    f"they need take {shown(self.total(self.needed_by))} bytes, even if nothing "
-                    "is lifted that makes them larger",
+                    f"they need take {shown(least)} bytes, even if nothing is lifted that makes "
+                    "them larger",
                 )
             self.read_functions()
 
-    def retreat_to(self, limit: int, given: int | float) -> bool:
-        """Leave computations to the functions, the dearest first; False if not enough are left."""
-        computations = self.graph.computations
-        readers: dict[Value, list[Computation]] = {}
-        for made in computations:
-            for value in made.operands:
-                readers.setdefault(value, []).append(made)
-        number = {made: i for i, made in enumerate(computations)}
-        heap: list[tuple[float, int]] = []
+    def leave_dearest(self, limit: int, given: int | float) -> int:
+        """Leave computations to the functions, the dearest first; the bytes that are stored."""
+        steps: list[tuple[Fraction, int, int, _Option]] = []
+        total = 0
+        for values in self.components():
+            options = _options(_Network(self, values))
+            total += options[0].stored
+            for one, other in itertools.pairwise(options):
+                saved, more = one.stored - other.stored, other.moved - one.moved
+                steps.append((Fraction(-saved, more), len(steps), saved, other))
+        for _, _, saved, option in sorted(steps, key=lambda step: step[:2]):
+            if total <= limit:
+                break
+            total -= saved
+            for made in option.left - self.is_over_budget:
+                self.is_over_budget.add(made)
+                self.left[made] = (
+                    f"storing it would take {shown(saved)} bytes more; max_resident={given!r}"
+                )
+        return total
 
-        def push(made: Computation) -> None:
-            retreat = self.retreat(made)
-            if retreat is not None:
-                heapq.heappush(heap, (-retreat.dearness, number[made]))
+    def components(self) -> list[dict[Value, set[str]]]:
+        """What the functions need, and what it is made from, in parts that share nothing.
 
-        for computed in {value.made_by: None for value in self.needed_by}:
-            if computed is not None:
-                push(computed)
-        total = self.total(self.needed_by)
-        while total > limit:
-            if not heap:
-                return False
-            dearness, index = heapq.heappop(heap)
-            retreat = self.retreat(computations[index])
-            if retreat is None:
-                continue
-            if -retreat.dearness > dearness:  # it was dearer when it was looked at
-                heapq.heappush(heap, (-retreat.dearness, index))
-                continue
-            for value in self.leave(retreat, given):
-                if value.made_by is not None:
-                    push(value.made_by)
-                for reader in readers.get(value, ()):  # its operand is stored by now
-                    push(reader)
-            total -= retreat.saved
-        return True
+        With each value the functions that need it, or what is made from it.
+        """
+        users: dict[Value, set[str]] = {
+            value: set(needed_by) for value, needed_by in self.needed_by.items()
+        }
+        for made in reversed(self.graph.computations):
+            needed_by = set().union(*(users.get(value, ()) for value in leaves(made.result)))
+            if needed_by and made.needs_weight:
+                for value in (*leaves(made.result), *made.operands):
+                    users.setdefault(value, set()).update(needed_by)
+        parts = {value: [value] for value in users}
+        for made in self.graph.computations:
+            if made.needs_weight:
+                together = [v for v in (*leaves(made.result), *made.operands) if v in parts]
+                lists = {id(parts[value]): parts[value] for value in together}
+                largest, *others = sorted(lists.values(), key=len, reverse=True) or [[]]
+                for other in others:
+                    largest += other
+                    parts.update(dict.fromkeys(other, largest))
+        return [
+            {value: users[value] for value in part}
+            for part in {id(part): part for part in parts.values()}.values()
+        ]
 
-    def retreat(self, made: Computation) -> _Retreat | None:
-        """What to leave to the functions so that less is stored; None if nothing would do."""
-        if not any(value in self.needed_by for value in leaves(made.result)):
-            return None
-        left = {made: None}
-        while True:
-            freed = [v for one in left for v in leaves(one.result) if v in self.needed_by]
-            users = {user: None for value in freed for user in self.needed_by[value]}
-            taken = {
-                value: None
-                for one in left
-                for operand in one.operands
-                for value in self.stored_for(operand)
-                if value not in self.needed_by and value.made_by not in left
-            }
-            saved = self.total(freed) - self.total(taken)
-            if saved > 0:
-                moved = len(users) * sum(map(self.moved, left))
-                return _Retreat(list(left), saved, saved / max(1, moved))
-            earlier = [value.made_by for value in taken if value.made_by is not None]
-            if not earlier:
-                return None
-            left.update(dict.fromkeys(earlier))
 
-    def stored_for(self, value: Value) -> Iterator[Value]:
-        """What a function reads that needs a value: it, or what it computes it from."""
-        pending = [value]
-        while pending:
-            value = pending.pop()
-            if self.is_stored(value):
-                yield value
-            elif value.made_by is not None:
-                pending += value.made_by.operands[::-1]
+class _Network:
+    """The values of a component as a flow network.
 
-    def moved(self, made: Computation) -> int:
-        """Bytes that a computation reads and writes."""
-        return self.total((*made.operands, *leaves(made.result)))
+    A value has two nodes, and the edge between them costs its bytes: if it is cut, it is stored. If
+    it is not, its computation is reached, which costs what it moves, and so are its operands.
+    """
 
-    def leave(self, retreat: _Retreat, given: int | float) -> list[Value]:
-        """Leave computations to the functions; what is stored for that."""
-        for made in retreat.computations:
-            self.is_over_budget.add(made)
-            self.left[made] = (
-                f"storing it would take {shown(retreat.saved)} bytes more; max_resident={given!r}"
-            )
-        new = []
-        for made in retreat.computations:
-            for value in leaves(made.result):
-                users = self.needed_by.pop(value, None)
-                for operand in made.operands if users is not None else ():
-                    for stored in self.stored_for(operand):
-                        if stored not in self.needed_by:
-                            new.append(stored)
-                        self.needed_by.setdefault(stored, {}).update(users or {})
-        return new
+    def __init__(self, choice: _Choice, users: Mapping[Value, set[str]]):
+        self.choice = choice
+        self.users = users
+        made = (value.made_by for value in users)
+        self.computations = list(dict.fromkeys(m for m in made if m is not None and m.needs_weight))
+        self.stored = {value: choice.bytes(value) for value in users}
+        self.moved = {made: self._moved(made) for made in self.computations}
+
+    def _moved(self, made: Computation) -> int:
+        functions = set().union(*(self.users.get(value, ()) for value in leaves(made.result)))
+        values = (*made.operands, *leaves(made.result))
+        # At least 1: what is computed for nothing is rather stored.
+        return max(1, len(functions) * self.choice.total(values))
+
+    def cheapest(self, stored_price: int, moved_price: int) -> _Option:
+        """The option that costs least, and of these, the one that leaves least."""
+        unlimited = (
+            1 + stored_price * sum(self.stored.values()) + moved_price * sum(self.moved.values())
+        )
+        edges: dict[tuple[Hashable, Hashable], int] = {}
+        for value, size in self.stored.items():
+            is_stored = self.choice.is_stored(value)
+            edges[value, (value, "used")] = stored_price * size if is_stored else unlimited
+            if value in self.choice.needed_by:
+                edges["source", value] = unlimited
+            if value.made_by is None:
+                edges[(value, "used"), "sink"] = unlimited
+            elif value.made_by.needs_weight:
+                edges[(value, "used"), value.made_by] = unlimited
+        for made, size in self.moved.items():
+            edges[made, "sink"] = moved_price * size
+            for operand in made.operands:
+                if operand in self.stored:
+                    edges[made, operand] = unlimited
+        reached = source_side(edges, "source", "sink")
+        left = {made for made in self.computations if made in reached}
+        stored = sum(
+            size
+            for value, size in self.stored.items()
+            if value in reached and (value, "used") not in reached
+        )
+        return _Option(stored, sum(self.moved[made] for made in left), left)
+
+
+def _options(network: _Network) -> list[_Option]:
+    """The options that are cheapest at some price, from all that is stored to the least."""
+    dear = 1 + sum(network.stored.values())
+    most = network.cheapest(1, dear)
+    least = network.cheapest(1 + sum(network.moved.values()), 1)
+    options = [most]
+    pending = [(most, least)]
+    while pending:
+        one, other = pending.pop()
+        saved, more = one.stored - other.stored, other.moved - one.moved
+        if saved == 0:
+            continue
+        between = network.cheapest(more, saved)
+        cost = more * between.stored + saved * between.moved
+        if cost < more * one.stored + saved * one.moved:
+            pending += [(between, other), (one, between)]
+        else:
+            options.append(other)
+    return options
