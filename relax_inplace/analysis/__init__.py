@@ -2,11 +2,11 @@
 
 import tvm  # noqa: F401  first: what is imported with it imports parts of this package
 
-from .lift_report import LiftReport, explain_lift
+from .lift.report import LiftReport, explain_lift
+from .lift.shared_weights import LiftError
 from .memory_limit import MemoryLimitError
 from .memory_plan import MemoryPlan, plan_memory
 from .ownership import OwnershipError, check_ownership
-from .shared_weights import LiftError
 from .transform_graph import TransformGraph, UnsupportedTransformError
 from .updates import functions_that_update
 

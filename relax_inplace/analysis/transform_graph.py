@@ -40,6 +40,7 @@ from .byte_size import Size, at_bounds, size_of, tensors_in, unknown_size
 from .fusion import Fusion, find_fusion
 
 __all__ = [
+    "TRANSFORM",
     "Buffer",
     "Container",
     "Kernel",
@@ -50,6 +51,8 @@ __all__ = [
     "Weight",
     "number_of_inputs",
 ]
+
+TRANSFORM = "transform_params"  # what the name of such a function ends in
 
 
 class UnsupportedTransformError(StructuredError):

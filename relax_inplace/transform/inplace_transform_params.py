@@ -30,8 +30,7 @@ from ..analysis.branches import find_branches
 from ..analysis.kernels import Kernels
 from ..analysis.memory_limit import bytes_of_limit, plan_within
 from ..analysis.schedule import plan_graph
-from ..analysis.shared_weights import TRANSFORM
-from ..analysis.transform_graph import TransformGraph, UnsupportedTransformError
+from ..analysis.transform_graph import TRANSFORM, TransformGraph, UnsupportedTransformError
 from ..analysis.updates import bindings_of
 from ..op import is_update
 from .inplace_function import InplaceFunction, choose, write_inplace_function

@@ -2,10 +2,10 @@
 
 Definition
 ----------
-What the functions that share weights compute from them alone (:mod:`..analysis.weight_values`) is
-lifted out of them, all of it, and structurally equal computations once: the union, where TVM's
+What the functions that share weights compute from them alone (:mod:`..analysis.lift.weight_values`)
+is lifted out of them, all of it, and structurally equal computations once: the union, where TVM's
 ``LiftTransformParams(shared_transform=True)`` keeps what all functions have in common. What is
-stored, and where, says :mod:`..analysis.lift_plan`; :mod:`.lifted_users` writes it:
+stored, and where, says :mod:`..analysis.lift.plan`; :mod:`.lifted_users` writes it:
 
 - ``inplace_transform_params(params)``, by :mod:`.inplace_transform_params`: in an order of least
   peak, it replaces the weights by what is stored;
@@ -13,8 +13,8 @@ stored, and where, says :mod:`..analysis.lift_plan`; :mod:`.lifted_users` writes
   computed before.
 
 So ``f(x, *weights)`` becomes ``f(x, inplace_transform_params(weights))``; with ``lazy=True``,
-``f(x, inplace_transform_params(get_weight, empty))``. Each value is computed by
-the operations it was computed by, from the same operands.
+``f(x, inplace_transform_params(get_weight, empty))``. Each value is computed by the operations it
+was computed by, from the same operands.
 """
 
 from __future__ import annotations
@@ -27,15 +27,16 @@ import tvm
 from tvm import ir, relax
 
 from ..analysis.byte_size import at_bounds
-from ..analysis.lift_plan import LiftPlan, plan_lift
-from ..analysis.lift_report import LiftReport, described
-from ..analysis.lifted_transform import write_transform
-from ..analysis.lifted_user import users_called
+from ..analysis.lift.plan import LiftPlan, plan_lift
+from ..analysis.lift.report import LiftReport, described
+from ..analysis.lift.shared_weights import LiftError, find_shared_weights
+from ..analysis.lift.transform import write_transform
+from ..analysis.lift.user import users_called
+from ..analysis.lift.weight_values import find_values, is_stop
 from ..analysis.schedule import NOMINAL_DIMENSION
-from ..analysis.shared_weights import TRANSFORM, LiftError, find_shared_weights
 from ..analysis.table import shown
+from ..analysis.transform_graph import TRANSFORM
 from ..analysis.updates import bindings_of
-from ..analysis.weight_values import find_values, is_stop
 from .inplace_transform_params import inplace_name, rewritten
 from .keep_param_map import PARAM_MAP
 from .lifted_users import without_stops, write_users
@@ -71,7 +72,7 @@ def LiftInplaceTransformParams(  # noqa: N802  named as TVM names passes
     max_resident : int or float, optional
         The most bytes that the transformed weights may take; a float is a factor of the original
         ones. What would make them larger is not lifted: see
-        :mod:`relax_inplace.analysis.stored_values` for the choice,
+        :mod:`relax_inplace.analysis.lift.stored_values` for the choice,
         :func:`relax_inplace.analysis.explain_lift` for its result. Without it the pass warns if
         they grow.
     memory_limit : int or float, optional

@@ -10,11 +10,11 @@ from collections.abc import Mapping
 
 from tvm import ir, relax, tirx
 
-from ..analysis.lift_plan import LiftPlan
-from ..analysis.lifted_transform import read_field, variable_in
-from ..analysis.lifted_user import users_called
-from ..analysis.shared_weights import WeightUser
-from ..analysis.weight_values import NumberedUser, Tree, Value, is_stop
+from ..analysis.lift.plan import LiftPlan
+from ..analysis.lift.shared_weights import WeightUser
+from ..analysis.lift.transform import read_field, variable_in
+from ..analysis.lift.user import users_called
+from ..analysis.lift.weight_values import NumberedUser, Tree, Value, is_stop
 from .binding_rewriter import rewrite_bindings, with_blocks
 
 __all__ = ["without_stops", "write_users"]

@@ -19,9 +19,9 @@ from typing import TypeAlias
 
 from tvm import ir, relax, tirx
 
-from .lifted_user import bound_after
+from ..updates import bindings_of
 from .stored_values import StoredValues, choose_stored
-from .updates import bindings_of
+from .user import bound_after
 from .weight_values import Computation, NumberedUser, Tree, Value, ValueGraph, leaves
 
 __all__ = ["LiftPlan", "Slot", "plan_lift"]
@@ -62,7 +62,7 @@ class LiftPlan:
             yield from leaves(slot)
 
     def bound_after(self, numbered: NumberedUser) -> dict[relax.Var, relax.Expr | None]:
-        """What a function binds its variables to: see :mod:`.lifted_user`."""
+        """What a function binds its variables to: see :mod:`.user`."""
         return bound_after(numbered, self.graph, self.values.needed_by.__contains__)
 
     def computations(self) -> list[Computation]:

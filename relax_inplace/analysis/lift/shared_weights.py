@@ -22,11 +22,11 @@ from collections.abc import Sequence
 import tvm_ffi
 from tvm import ir, relax
 
-from ..errors import StructuredError
+from ...errors import StructuredError
+from ..transform_graph import TRANSFORM
 
 __all__ = ["LiftError", "SharedWeights", "WeightUser", "find_shared_weights"]
 
-TRANSFORM = "transform_params"
 _NUM_INPUT = "num_input"
 _TUPLE = "params"  # what a tuple is called that weights are bundled into
 _MADE_UP = re.compile(r"(gv|lv)\d*")  # what BlockBuilder calls a variable that has no name

@@ -9,12 +9,12 @@ from typing import Any
 
 from tvm import ir
 
-from .byte_size import LargestOf, Size
-from .lift_plan import LiftPlan, plan_lift
-from .lifted_transform import write_transform
-from .memory_plan import MemoryPlan, plan_memory
+from ..byte_size import LargestOf, Size
+from ..memory_plan import MemoryPlan, plan_memory
+from ..table import listed, plain_size, shown, table
+from .plan import LiftPlan, plan_lift
 from .shared_weights import find_shared_weights
-from .table import listed, plain_size, shown, table
+from .transform import write_transform
 from .weight_values import Computation, Tree, Value, find_values, leaves
 
 __all__ = ["LeftComputation", "LiftReport", "LiftedWeight", "described", "explain_lift"]

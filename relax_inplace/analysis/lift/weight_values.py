@@ -27,9 +27,9 @@ import tvm_ffi
 from tvm import ir, relax, tirx
 from tvm_ffi import structural
 
-from .byte_size import Size, size_of
+from ..byte_size import Size, size_of
+from ..updates import bindings_of
 from .shared_weights import LiftError, SharedWeights, WeightUser
-from .updates import bindings_of
 from .written_values import Bound, bound_in, find_written
 
 __all__ = ["Computation", "NumberedUser", "Value", "ValueGraph", "find_values", "is_stop", "leaves"]

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from tvm import ir, relax, tirx
 
-from .updates import bindings_of
+from ..updates import bindings_of
 
 __all__ = ["Bound", "WrittenValues", "bound_in", "find_written"]
 

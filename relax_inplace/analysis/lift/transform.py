@@ -10,9 +10,9 @@ from collections.abc import Sequence
 
 from tvm import ir, relax
 
-from .lift_plan import LiftPlan
-from .schedule import UPPER_BOUND, bounds_of
-from .shared_weights import TRANSFORM
+from ..schedule import UPPER_BOUND, bounds_of
+from ..transform_graph import TRANSFORM
+from .plan import LiftPlan
 from .weight_values import Tree, Value, leaves
 
 __all__ = ["read_field", "variable_in", "write_transform"]

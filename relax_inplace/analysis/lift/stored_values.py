@@ -28,12 +28,12 @@ from fractions import Fraction
 
 from tvm import relax
 
-from .byte_size import at_bounds
-from .lifted_user import values_read
+from ..byte_size import at_bounds
+from ..schedule import NOMINAL_DIMENSION, bounds_of
+from ..table import shown
 from .min_cut import source_side
-from .schedule import NOMINAL_DIMENSION, bounds_of
 from .shared_weights import LiftError
-from .table import shown
+from .user import values_read
 from .weight_values import Computation, Value, ValueGraph, leaves
 
 __all__ = ["StoredValues", "choose_stored"]

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from tvm.script import from_source
 
 from relax_inplace.analysis import LiftError
-from relax_inplace.analysis.min_cut import source_side
-from relax_inplace.analysis.shared_weights import find_shared_weights
-from relax_inplace.analysis.stored_values import choose_stored
-from relax_inplace.analysis.weight_values import find_values, leaves
+from relax_inplace.analysis.lift.min_cut import source_side
+from relax_inplace.analysis.lift.shared_weights import find_shared_weights
+from relax_inplace.analysis.lift.stored_values import choose_stored
+from relax_inplace.analysis.lift.weight_values import find_values, leaves
 
 
 def values_of(mod):
