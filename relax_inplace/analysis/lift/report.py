@@ -246,7 +246,11 @@ def described(plan: LiftPlan) -> LiftReport:
     return LiftReport(
         [numbered.user.name for numbered in graph.users],
         rows,
-        [LeftComputation(_done_by(made), reason) for made, reason in left.items()],
+        [
+            LeftComputation(_done_by(made), left[made])
+            for made in graph.computations
+            if made in left
+        ],
         sum((weight.size for weight in weights), start=0),
         sum((value.size for value in stored), start=0),
         len(plan.computations()),

@@ -147,36 +147,36 @@ class _Choice:
 
     def limit(self, limit: int, given: int | float) -> None:
         """Store less, until it is at most so many bytes."""
-        target = limit
-        while (total := self.total(self.needed_by)) > limit:
-            # Rarely a function needs more than the values say: another field of a tuple.
-            target -= 0 if total > target else total - limit
-            least = self.leave_dearest(target, given)
-            if least > target:
+        while self.total(self.needed_by) > limit:
+            left = len(self.is_over_budget)
+            least = self.leave_dearest(limit, given)
+            if least > limit or len(self.is_over_budget) == left:
                 raise LiftError.of(
                     functions=self.graph.shared.listed,
                     reason=f"max_resident={given!r} is {shown(limit)} bytes, but the weights that "
                     f"they need take {shown(least)} bytes, even if nothing is lifted that makes "
                     "them larger",
                 )
+            # Rarely a function needs more than the values say: another field of a tuple.
             self.read_functions()
 
     def leave_dearest(self, limit: int, given: int | float) -> int:
         """Leave computations to the functions, the dearest first; the bytes that are stored."""
-        steps: list[tuple[Fraction, int, int, _Option]] = []
+        steps: list[tuple[Fraction, int, int, set[Computation]]] = []
         total = 0
         for values in self.components():
             options = _options(_Network(self, values))
             total += options[0].stored
             for one, other in itertools.pairwise(options):
                 saved, more = one.stored - other.stored, other.moved - one.moved
-                steps.append((Fraction(-saved, more), len(steps), saved, other))
-        for _, _, saved, option in sorted(steps, key=lambda step: step[:2]):
+                dearness = Fraction(saved, more)
+                steps.append((-dearness, len(steps), saved, other.left - one.left))
+        for _, _, saved, left in sorted(steps, key=lambda step: step[:2]):
             if total <= limit:
                 break
             total -= saved
-            for made in option.left - self.is_over_budget:
-                self.is_over_budget.add(made)
+            self.is_over_budget |= left
+            for made in left:
                 self.left[made] = (
                     f"storing it would take {shown(saved)} bytes more; max_resident={given!r}"
                 )
@@ -194,7 +194,8 @@ class _Choice:
             needed_by = set().union(*(users.get(value, ()) for value in leaves(made.result)))
             if needed_by and made.needs_weight:
                 for value in (*leaves(made.result), *made.operands):
-                    users.setdefault(value, set()).update(needed_by)
+                    if value.made_by is None or value.made_by.needs_weight:
+                        users.setdefault(value, set()).update(needed_by)
         parts = {value: [value] for value in users}
         for made in self.graph.computations:
             if made.needs_weight:
@@ -221,7 +222,7 @@ class _Network:
         self.choice = choice
         self.users = users
         made = (value.made_by for value in users)
-        self.computations = list(dict.fromkeys(m for m in made if m is not None and m.needs_weight))
+        self.computations = list(dict.fromkeys(m for m in made if m is not None))
         self.stored = {value: choice.bytes(value) for value in users}
         self.moved = {made: self._moved(made) for made in self.computations}
 
@@ -244,7 +245,7 @@ class _Network:
                 edges["source", value] = unlimited
             if value.made_by is None:
                 edges[(value, "used"), "sink"] = unlimited
-            elif value.made_by.needs_weight:
+            else:
                 edges[(value, "used"), value.made_by] = unlimited
         for made, size in self.moved.items():
             edges[made, "sink"] = moved_price * size
