@@ -63,8 +63,6 @@ def _written(
             if kept is None:
                 return read(var, numbered.holds[var], isinstance(var, relax.DataflowVar))
             return [binding if kept.same_as(value) else relax.VarBinding(var, kept)]
-        if is_stop(value):
-            return [relax.VarBinding(var, value.args[0])]
         called = users_called(value, numbered, plan.graph)
         if called is not None:
             call = _with_params(value, renamed[called.gvar], called, params)

@@ -45,15 +45,12 @@ class Value:
         Its name in the transform.
     made_by : Computation or None
         None for a weight.
-    index : int or None
-        The weight it is; None for what is computed.
     path : tuple of int
         In the tuple of weights, or in the tuple that the computation returns; empty for all of it.
     """
 
     var: relax.Var
     made_by: Computation | None
-    index: int | None
     path: tuple[int, ...]
 
     @property
@@ -175,7 +172,7 @@ def find_values(
         Tied weights have different types, or there is no such weight.
     """
     weights = [
-        _weight_tree(ty, name, index, (index,))
+        _weight_tree(ty, name, (index,))
         for index, (name, ty) in enumerate(zip(shared.names, shared.type.fields[:], strict=True))
     ]
     dimensions = set(relax.analysis.definable_tir_vars_in_type(shared.type)[:])
@@ -194,11 +191,11 @@ def find_values(
     return graph
 
 
-def _weight_tree(ty: ir.Type, name: str, index: int, path: tuple[int, ...]) -> Tree:
+def _weight_tree(ty: ir.Type, name: str, path: tuple[int, ...]) -> Tree:
     if isinstance(ty, relax.TupleType):
         fields = enumerate(ty.fields[:])
-        return [_weight_tree(field, f"{name}[{i}]", index, (*path, i)) for i, field in fields]
-    return Value(relax.DataflowVar(name, ty), None, index, path)
+        return [_weight_tree(field, f"{name}[{i}]", (*path, i)) for i, field in fields]
+    return Value(relax.DataflowVar(name, ty), None, path)
 
 
 def _tie(
@@ -315,7 +312,7 @@ class _Numbering:
         self, made: Computation, var: relax.Var, ty: ir.Type, path: tuple[int, ...]
     ) -> Tree:
         if not isinstance(ty, relax.TupleType):
-            return Value(var, made, None, path)
+            return Value(var, made, path)
         fields = []
         for i, field in enumerate(ty.fields[:]):
             field_var = relax.DataflowVar(f"{var.name}_{i}", field)
