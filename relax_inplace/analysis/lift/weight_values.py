@@ -184,10 +184,10 @@ def find_values(
     }
     graph = ValueGraph(shared, weights, [], [], dimensions, same)
     numbering = _Numbering(mod, graph)
-    for user in shared.users:
-        numbering.note_changed(user, fields)
-    for user in shared.users:
-        graph.users.append(numbering.number(user, fields))
+    read = [(user, list(bound_in(user.function.body))) for user in shared.users]
+    for user, bindings in read:
+        numbering.note_changed(user, fields, bindings)
+    graph.users += [numbering.number(user, fields, bindings) for user, bindings in read]
     return graph
 
 
@@ -266,23 +266,23 @@ class _Numbering:
         self.is_liftable: dict[str, bool] = {}
         self.changed: set[Value] = set()  # weights that some function may write to
 
-    def note_changed(self, user: WeightUser, fields: list[Tree]) -> None:
+    def note_changed(self, user: WeightUser, fields: list[Tree], bindings: list[Bound]) -> None:
         """Note the weights that a function may write to."""
         weights = _weights_of(user, fields)
-        for var, path in find_written(list(bound_in(user.function.body)), self.mod).params:
+        for var, path in find_written(bindings, self.mod).params:
             tree = weights.get(var)
             for index in path:
                 tree = tree[index] if isinstance(tree, list) else tree
             self.changed.update(leaves(tree) if tree is not None else ())
 
-    def number(self, user: WeightUser, fields: list[Tree]) -> NumberedUser:
+    def number(self, user: WeightUser, fields: list[Tree], bindings: list[Bound]) -> NumberedUser:
         while True:
-            reader = _Reader(self, user, fields)
+            reader = _Reader(self, user, fields, bindings)
             if not reader.renamed:
-                return NumberedUser(user, reader.bindings, reader.holds)
+                return NumberedUser(user, bindings, reader.holds)
             # An equal cast defines dimensions that have a name already.
-            renamed = user.function.bind_symbolic_vars(reader.renamed)
-            user.function = renamed
+            user.function = user.function.bind_symbolic_vars(reader.renamed)
+            bindings = list(bound_in(user.function.body))
 
     def computation(self, call: ir.Call, operands: list[Value], name: str) -> Computation:
         key = structural.StructuralKey(call)
@@ -369,15 +369,20 @@ def _weights_of(user: WeightUser, fields: list[Tree]) -> dict[relax.Var, Tree]:
 class _Reader:
     """Reads a function."""
 
-    def __init__(self, numbering: _Numbering, user: WeightUser, fields: list[Tree]):
+    def __init__(
+        self,
+        numbering: _Numbering,
+        user: WeightUser,
+        fields: list[Tree],
+        bindings: list[Bound],
+    ):
         self.numbering = numbering
         self.dimensions = numbering.graph.dimensions
         self.holds = _weights_of(user, fields)
-        self.bindings = list(bound_in(user.function.body))
-        self.written = find_written(self.bindings, numbering.mod).by
+        self.written = find_written(bindings, numbering.mod).by
         self.is_symbolic = bool(relax.analysis.defined_symbolic_vars(user.function)[:])
         self.renamed: dict[tirx.Var, tirx.Var] = {}
-        for binding, var, value, is_in_branch in self.bindings:
+        for binding, var, value, is_in_branch in bindings:
             if type(binding) is not relax.MatchCast:
                 tree = self._value(value, var)
             else:
