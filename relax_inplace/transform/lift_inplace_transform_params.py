@@ -31,7 +31,7 @@ from ..analysis.lift.plan import LiftPlan, plan_lift
 from ..analysis.lift.report import LiftReport, described
 from ..analysis.lift.shared_weights import LiftError, find_shared_weights
 from ..analysis.lift.transform import write_transform
-from ..analysis.lift.user import users_called
+from ..analysis.lift.user import called_user
 from ..analysis.lift.weight_values import find_values, is_stop
 from ..analysis.schedule import NOMINAL_DIMENSION
 from ..analysis.table import shown
@@ -157,7 +157,7 @@ def _require_no_other_callers(mod: ir.IRModule, plan: LiftPlan) -> None:
             called = set()
             for _, _, value, _ in numbered.bindings:
                 # all_global_vars would visit the type of the tuple at each read of a field.
-                if users_called(value, numbered, graph) is None:
+                if called_user(value, numbered, graph) is None:
                     called.update(_global_vars(value).intersection(changed))
         if called:
             other = min(one.name_hint for one in called)

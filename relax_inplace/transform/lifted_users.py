@@ -13,7 +13,7 @@ from tvm import ir, relax, tirx
 from ..analysis.lift.plan import LiftPlan
 from ..analysis.lift.shared_weights import WeightUser
 from ..analysis.lift.transform import read_field, variable_in
-from ..analysis.lift.user import users_called
+from ..analysis.lift.user import called_user
 from ..analysis.lift.weight_values import NumberedUser, Tree, Value, is_stop
 from .binding_rewriter import rewrite_bindings, with_blocks
 
@@ -63,7 +63,7 @@ def _written(
             if kept is None:
                 return read(var, numbered.holds[var], isinstance(var, relax.DataflowVar))
             return [binding if kept.same_as(value) else relax.VarBinding(var, kept)]
-        called = users_called(value, numbered, plan.graph)
+        called = called_user(value, numbered, plan.graph)
         if called is not None:
             call = _with_params(value, renamed[called.gvar], called, params)
             return [relax.VarBinding(var, call)]

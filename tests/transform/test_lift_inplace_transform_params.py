@@ -497,8 +497,43 @@ def test_not_what_is_random():
     done, after = lifts(body, run=False)
     assert done == ["exp"]
     assert "dropout" in after["main"].script()
-    call = 'a = R.call_dps_packed("tvm.contrib.random.uniform", (params[0],), out_ty=R.Tensor((4, 8), "float32"))'
-    assert lifts(call + "\nreturn a", run=False)[0] == []
+
+
+RANDOM_FUNCTIONS = ["tvm.contrib.random.uniform", "runtime.contrib.curand.RandomFill"]
+
+
+@pytest.mark.parametrize("name", RANDOM_FUNCTIONS)
+def test_not_what_a_random_function_makes(name):
+    call = f'R.call_dps_packed("{name}", ({{}},), out_ty=R.Tensor((4, 8), "float32"))'
+    assert lifts(f"a = {call.format('params[0]')}\nreturn a", run=False)[0] == []
+    others = f"""\
+@R.function(private=True)
+def noise(w: R.Tensor((4, 8), "float32")) -> R.Tensor((4, 8), "float32"):
+    y = {call.format("w")}
+    return y
+"""
+    body = "a: R.Tensor((4, 8), 'float32') = Module.noise(params[0])\nreturn a"
+    assert lifts(body, others=others, run=False)[0] == []
+
+
+def test_not_what_is_made_from_a_weight_that_a_callee_overwrites():
+    """TVM takes call_tir_inplace, and so this function, for pure."""
+    others = (
+        OVERWRITES
+        + """\
+@R.function(private=True)
+def overwrite(w: R.Tensor((8, 4), "float32")) -> R.Tensor((8, 4), "float32"):
+    y = R.call_tir_inplace(Module.double, (w,), inplace_indices=[0], out_ty=R.Tensor((8, 4), "float32"))
+    return y
+"""
+    )
+    body = """
+a: R.Tensor((8, 4), "float32") = Module.overwrite(params[0])
+b = R.negative(params[0])
+c = R.negative(params[1])
+return (a, b, c)
+"""
+    assert lifts(body, ("(8, 4)", "(8, 4)"), others=others, run=False)[0] == ["negative"]
 
 
 def test_not_behind_stop_lift_params():
@@ -847,7 +882,10 @@ return (R.add(x, a), R.add(x, d))
     after = lifted(before, max_resident=512 + 1024)
     assert steps(after) == ["astype", "exp", "exp"]
     run_model(before, after)
-    assert lifted(before, max_resident=2048) is not None
+    whole = lifted(before, max_resident=2 * 1024)
+    assert sorted(steps(whole)) == ["astype", "astype", "exp", "exp"]
+    with pytest.raises(LiftError, match="they need take 1,024 bytes"):
+        lifted(before, max_resident=1023)
 
 
 def test_budget_below_the_weights():

@@ -14,7 +14,7 @@ from tvm import ir, relax
 from .shared_weights import LiftError, WeightUser
 from .weight_values import NumberedUser, Tree, Value, ValueGraph, leaves
 
-__all__ = ["bound_after", "used_by", "users_called", "values_read"]
+__all__ = ["bound_after", "called_user", "values_read"]
 
 _NAMES = (ir.Var, relax.DataflowVar, relax.Tuple, relax.TupleGetItem)
 
@@ -33,10 +33,10 @@ def bound_after(
         if type(binding) is relax.VarBinding and type(value) in _NAMES and var in holds
     }
     bound: dict[relax.Var, relax.Expr | None] = {}
-    used = set(used_by(numbered, function.body.body, graph))
+    used = set(_used_by(numbered, function.body.body, graph))
     for binding, var, value, _ in reversed(numbered.bindings):
         if var not in holds:
-            used.update(used_by(numbered, value, graph))
+            used.update(_used_by(numbered, value, graph))
         elif var in used:
             if _is_whole(holds[var], is_stored):
                 bound[var] = None
@@ -88,7 +88,7 @@ def _is_whole(tree: Tree, is_stored: Callable[[Value], bool]) -> bool:
     return isinstance(tree, Value) and is_stored(tree)
 
 
-def users_called(value: relax.Expr, numbered: NumberedUser, graph: ValueGraph) -> WeightUser | None:
+def called_user(value: relax.Expr, numbered: NumberedUser, graph: ValueGraph) -> WeightUser | None:
     """The function that is called, if it shares the weights and is handed them as they are.
 
     Raises
@@ -114,12 +114,12 @@ def users_called(value: relax.Expr, numbered: NumberedUser, graph: ValueGraph) -
     return called
 
 
-def used_by(numbered: NumberedUser, value: relax.Expr, graph: ValueGraph) -> list[relax.Var]:
+def _used_by(numbered: NumberedUser, value: relax.Expr, graph: ValueGraph) -> list[relax.Var]:
     """The variables that an expression uses itself, not in the bindings that are inside it."""
     if type(value) is relax.If:
         parts = [value.cond, value.true_branch.body, value.false_branch.body]
     else:
-        called = users_called(value, numbered, graph)
+        called = called_user(value, numbered, graph)
         if called is None:
             return relax.analysis.free_vars(value)[:]
         first, last = called.position, called.position + len(called.weights)

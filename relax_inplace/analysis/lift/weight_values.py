@@ -236,7 +236,7 @@ def _some(names: Sequence[str], shown: int = 8) -> str:
 
 _STOP = "relax.builtin.stop_lift_params"
 _RANDOM_OPS = ("relax.nn.dropout",)
-_RANDOM_FUNCTIONS = ("tvm.contrib.random.", "tvm.contrib.curand.")
+_RANDOM_FUNCTIONS = ("tvm.contrib.random.", "runtime.contrib.curand.")
 # What allocates, frees, overwrites, or calls what is not known before it runs.
 _NOT_LIFTED = (
     "relax.builtin.",
@@ -264,6 +264,7 @@ class _Numbering:
         self.functions: dict[ir.GlobalVar, ir.GlobalVar] = {}  # equal ones, to the first of them
         self.content: dict[structural.StructuralKey, ir.GlobalVar] = {}
         self.is_liftable: dict[str, bool] = {}
+        self.is_pure_function: dict[ir.GlobalVar, bool] = {}
         self.changed: set[Value] = set()  # weights that some function may write to
 
     def note_changed(self, user: WeightUser, fields: list[Tree], bindings: list[Bound]) -> None:
@@ -350,13 +351,22 @@ class _Numbering:
         return known
 
     def _is_pure_function(self, gvar: ir.GlobalVar) -> bool:
-        called = self.mod[gvar] if gvar in self.mod.functions else None
-        return (
-            isinstance(called, relax.Function)
-            and bool(called.is_pure)
-            and not any(gvar.same_as(user.gvar) for user in self.graph.shared.users)
-            and not any(is_stop(binding.value) for binding in bindings_of(called))
-        )
+        """Whether all that a function of the module does may be lifted."""
+        known = self.is_pure_function.get(gvar)
+        if known is None:
+            self.is_pure_function[gvar] = False  # while it is looked at: a recursive one is not
+            called = self.mod[gvar] if gvar in self.mod.functions else None
+            known = self.is_pure_function[gvar] = (
+                isinstance(called, relax.Function)
+                and bool(called.is_pure)
+                and not any(gvar.same_as(user.gvar) for user in self.graph.shared.users)
+                and all(
+                    self.may_lift(binding.value)
+                    for binding in bindings_of(called)
+                    if type(binding.value) is ir.Call
+                )
+            )
+        return known
 
 
 def _weights_of(user: WeightUser, fields: list[Tree]) -> dict[relax.Var, Tree]:

@@ -62,7 +62,7 @@ def find_written(bindings: list[Bound], mod: ir.IRModule) -> WrittenValues:
     written = WrittenValues()
     definitions: dict[relax.Var, relax.Expr] | None = None
     for _, _, value, _ in bindings:
-        writer = _writer(value)
+        writer = _writer(value, mod)
         if writer is not None:
             if definitions is None:
                 definitions = {bound.var: bound.value for bound in bindings}
@@ -132,21 +132,29 @@ def _shares_memory(call: ir.Call, mod: ir.IRModule) -> bool:
     return name in _VIEWS or name.startswith(_VIEW_ROOMS)
 
 
-def _writer(value: relax.Expr) -> str | None:
+def _writer(
+    value: relax.Expr, mod: ir.IRModule, calling: frozenset[ir.GlobalVar] = frozenset()
+) -> str | None:
     """What an expression calls that may write to an operand."""
     kind = type(value)
     if kind is relax.Function:
-        inner = (_writer(binding.value) for binding in bindings_of(value))
+        inner = (_writer(binding.value, mod, calling) for binding in bindings_of(value))
         return next((writer for writer in inner if writer is not None), None)
     if kind is not ir.Call:
         return None
-    if type(value.op) is not ir.Op:
+    callee = value.op
+    if type(callee) is ir.GlobalVar and callee in mod.functions and callee not in calling:
+        # TVM takes call_tir_inplace for pure, and so a function that writes to a parameter.
+        writer = _writer(mod[callee], mod, calling | {callee})
+        if writer is not None:
+            return writer
+    if type(callee) is not ir.Op:
         if not relax.analysis.contains_impure_call(value):
             return None
-        return str(getattr(value.op, "global_symbol", None) or value.op)
-    name = value.op.name
+        return str(getattr(callee, "global_symbol", None) or callee)
+    name = callee.name
     if name in ("relax.call_tir_inplace", "relax.call_inplace_packed"):
         return name.removeprefix("relax.")
-    if value.op.get_attr("FPurity") or name in ("relax.print", "relax.assert_op"):
+    if callee.get_attr("FPurity") or name in ("relax.print", "relax.assert_op"):
         return None
     return name.removeprefix("relax.")
