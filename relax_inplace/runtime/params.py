@@ -1,0 +1,151 @@
+"""Params: a tuple of weights with names, and one owner."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import tvm_ffi
+
+from .mark import Mark
+from .tensor_type import TensorType
+
+if TYPE_CHECKING:
+    from .report import Report
+
+__all__ = ["Params", "leaves_of"]
+
+
+class Params(Sequence):
+    """The weights of a model: a tuple of tensors, which may be nested, and their names.
+
+    It can be handed to a compiled function as the tuple that it is. It counts tensors through
+    nested tuples: those of ``((a, b), c)`` are 0, 1 and 2.
+
+    Parameters
+    ----------
+    tensors : tvm_ffi.Array or iterable
+        Tensors, and sequences of them. An ``ffi.Array`` is kept as it is, not copied.
+    names : iterable of str, optional
+        One for each tensor; by default their places, such as ``3``, and ``0.3`` in a nested tuple.
+    mark : Mark, optional
+        Of converted weights.
+
+    Attributes
+    ----------
+    names : tuple of str
+    mark : Mark or None
+        None for weights as they were stored.
+    source : str
+        What they were loaded from; empty if they were not.
+    report : Report or None
+        What the last conversion took.
+
+    Raises
+    ------
+    ValueError
+        Not as many names as tensors, or one twice.
+    """
+
+    def __init__(
+        self,
+        tensors: Any,
+        names: Iterable[str] | None = None,
+        *,
+        mark: Mark | None = None,
+        source: str = "",
+    ):
+        self._lock = threading.Lock()
+        self._taken_by: str | None = None
+        self._tuple = tensors if isinstance(tensors, tvm_ffi.Array) else _array(tensors)
+        self.mark = mark
+        self.source = source
+        self.report: Report | None = None
+        self._name(names)
+
+    def _name(self, names: Iterable[str] | None) -> None:
+        slots = [slot for slot, _ in leaves_of(self._tuple)]
+        self.names = tuple(slots if names is None else names)
+        if len(self.names) != len(slots):
+            raise ValueError(
+                f"Params: {len(self.names)} names given for {len(slots)} tensors; expected one each"
+            )
+        twice = [name for name, count in Counter(self.names).items() if count > 1]
+        if twice:
+            raise ValueError(f"Params: names given twice: {', '.join(twice)}")
+
+    @property
+    def tuple(self) -> tvm_ffi.Array:
+        """The tuple itself, for a compiled function.
+
+        Raises
+        ------
+        RuntimeError
+            The weights are being converted, by another thread.
+        """
+        with self._lock:
+            if self._taken_by is not None:
+                raise RuntimeError(
+                    f"these weights are being converted by thread `{self._taken_by}`; "
+                    "wait for transform_params to return"
+                )
+            return self._tuple
+
+    def __tvm_ffi_object__(self) -> tvm_ffi.Array:
+        """tvm-ffi's protocol: what a compiled function is given."""
+        return self.tuple
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, key: Any) -> Any:
+        """A tensor, by index or name; None where a failure has lost it."""
+        if isinstance(key, str):
+            try:
+                key = self.names.index(key)
+            except ValueError:
+                raise KeyError(key) from None
+        return [value for _, value in leaves_of(self.tuple)][key]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter([value for _, value in leaves_of(self.tuple)])
+
+    def items(self) -> list[tuple[str, Any]]:
+        """Names and tensors."""
+        return list(zip(self.names, self, strict=True))
+
+    @property
+    def types(self) -> list[TensorType]:
+        """Of the tensors, without those that are lost."""
+        return [
+            TensorType(name, tuple(map(int, value.shape)), str(value.dtype))
+            for name, value in self.items()
+            if hasattr(value, "shape")
+        ]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(one.nbytes or 0 for one in self.types)
+
+    def __repr__(self) -> str:
+        state = "converted" if self.mark else "as stored"
+        return f"<Params: {len(self)} weights, {state}>"
+
+
+def leaves_of(fields: Any, path: str = "") -> list[tuple[str, Any]]:
+    """The places and values of what is in a tuple, through nested ones."""
+    leaves: list[tuple[str, Any]] = []
+    for index, value in enumerate(fields):
+        slot = f"{path}.{index}" if path else str(index)
+        if isinstance(value, tvm_ffi.Array):
+            leaves += leaves_of(value, slot)
+        else:
+            leaves.append((slot, value))
+    return leaves
+
+
+def _array(tensors: Iterable[Any]) -> tvm_ffi.Array:
+    return tvm_ffi.Array([_array(one) if type(one) in (list, tuple) else one for one in tensors])
