@@ -2,9 +2,9 @@
 #include <tvm/ffi/tvm_ffi.h>
 
 #include <cstdint>
-#include <utility>
 
 #include "registry.h"
+#include "update_observer.h"
 
 namespace relax_inplace {
 
@@ -14,7 +14,7 @@ namespace ffi = tvm::ffi;
  * \brief Replaces one field of a tuple and returns the tuple, the same object.
  *
  * The old field is freed if nothing else refers to it. Constant time; every check precedes the
- * change, so a call that throws has changed nothing.
+ * change, so a call that throws has changed nothing, unless it is an observer that throws.
  *
  * \param tuple An ffi.Array, which is what the Relax VM makes of a tuple.
  * \param index The field, 0 <= index < size.
@@ -42,7 +42,11 @@ static ffi::Any InplaceUpdateTuple(ffi::AnyView tuple, ffi::AnyView index, ffi::
       << size << " fields";
   // An ffi.Array is immutable by convention: the ownership analysis of the compiler is what
   // entitles us to write to it.
+  ffi::Any old = (*array)[i];
   const_cast<ffi::ArrayObj*>(array)->SetItem(i, ffi::Any(value));
+  if (UpdateObserver* observer = UpdateObserver::Current()) {
+    observer->Updated(*array, i, value, old);  // while the old field still takes memory
+  }
   return ffi::Any(tuple);
 }
 

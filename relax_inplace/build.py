@@ -38,10 +38,10 @@ from .op import is_update, the_op
 from .transform.check_contiguous import check_contiguous
 from .transform.free_temporaries import free_temporaries
 from .transform.hide_tuple_types import hide_tuple_types
-from .transform.keep_param_map import keep_param_map
 from .transform.keep_tuple_copies import keep_tuple_copies
 from .transform.kill_unused_registers import kill_unused_registers
 from .transform.lower_update_chain import lower_update_chain
+from .transform.param_map import keep_param_map
 
 __all__ = ["install"]
 
@@ -62,8 +62,10 @@ def install() -> None:
 
 def _with_module_prepared(stock: Any) -> Any:
     @functools.wraps(stock)
-    def build(mod: ir.IRModule, *args: Any, **kwargs: Any) -> tvm.runtime.Executable:
-        return stock(_prepare(mod), *args, **kwargs)
+    def build(
+        mod: ir.IRModule, target: Any = None, *args: Any, **kwargs: Any
+    ) -> tvm.runtime.Executable:
+        return stock(_prepare(mod, target), target, *args, **kwargs)
 
     build._relax_inplace = True  # type: ignore[attr-defined]
     return build
@@ -118,11 +120,11 @@ def _finish(mod: ir.IRModule, updating: set[ir.GlobalVar]) -> ir.IRModule:
     return check_contiguous(mod, updating)
 
 
-def _prepare(mod: Any) -> Any:
+def _prepare(mod: Any, target: Any) -> Any:
     """What is to be done to a module before a pipeline, lowered by hand already or not."""
     if not isinstance(mod, ir.IRModule):
         return mod  # what it is not, TVM says
-    mod = keep_param_map(mod)
+    mod = keep_param_map(mod, target)
     updating = functions_that_update(mod)
     if not updating:
         return mod

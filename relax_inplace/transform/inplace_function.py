@@ -38,7 +38,7 @@ import tvm
 from tvm import ir, relax
 
 from ..analysis.branches import Branches
-from ..analysis.byte_size import ByteSize, LargestOf, Size, largest
+from ..analysis.byte_size import ByteSize, LargestOf, largest
 from ..analysis.schedule import Schedule
 from ..analysis.slicing import Operand, SlicedStep, sliced_type, with_operands
 from ..analysis.transform_graph import (
@@ -53,6 +53,7 @@ from ..analysis.transform_graph import (
 from ..analysis.updates import STREAMED, UPDATES_NOTHING, bindings_of
 from ..op import VOID, inplace_update_tuple, is_update, the_op
 from .keep_tuple_copies import filled_in_place
+from .param_map import Entry, entry_of
 from .slice_kernels import SliceKernels
 
 __all__ = ["InplaceFunction", "choose", "write_inplace_function"]
@@ -79,8 +80,8 @@ class InplaceFunction:
     body : relax.SeqExpr
     kernels : dict of tvm.ir.GlobalVar to tvm.tirx.PrimFunc
         What it calls and the module does not have yet.
-    peak : int, ByteSize or LargestOf
-        Bytes that it holds at once, by its plan.
+    entry : dict
+        What the parameter map says of it.
     is_streamed : bool
     """
 
@@ -88,7 +89,7 @@ class InplaceFunction:
     params: list[relax.Var]
     body: relax.SeqExpr
     kernels: dict[ir.GlobalVar, ir.BaseFunc]
-    peak: Size | LargestOf
+    entry: Entry
     is_streamed: bool = False
 
     def functions(self, name: str) -> dict[ir.GlobalVar, ir.BaseFunc]:
@@ -119,13 +120,15 @@ class InplaceFunction:
 
 
 def write_inplace_function(
-    schedule: Schedule, prefix: str, memory_limit: int | None = None
+    schedule: Schedule, mod: ir.IRModule, prefix: str, memory_limit: int | None = None
 ) -> InplaceFunction:
     """Write the function that carries a schedule out.
 
     Parameters
     ----------
     schedule : Schedule
+    mod : tvm.ir.IRModule
+        Where the functions that it calls are.
     prefix : str
         Of the names of kernels that are made for it.
     memory_limit : int, optional
@@ -137,8 +140,8 @@ def write_inplace_function(
         writer.check_limit(graph.name, memory_limit)
     body = writer.write()
     kernels, is_streamed = writer.slice_kernels.functions, graph.get_weight is not None
-    peak = schedule.peak()
-    return InplaceFunction(graph.function, graph.parameters, body, kernels, peak, is_streamed)
+    entry = entry_of(schedule, mod)
+    return InplaceFunction(graph.function, graph.parameters, body, kernels, entry, is_streamed)
 
 
 def choose(
@@ -159,7 +162,12 @@ def choose(
         params,
         relax.SeqExpr([relax.BindingBlock(before)], result),
         {**on_true.kernels, **on_false.kernels},
-        largest([on_true.peak, on_false.peak]),
+        # Which steps run is known when they do.
+        {
+            **on_true.entry,
+            "peak": largest([on_true.entry["peak"], on_false.entry["peak"]]),
+            "steps": [],
+        },
         on_true.is_streamed,
     )
 

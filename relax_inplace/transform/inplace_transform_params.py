@@ -34,6 +34,7 @@ from ..analysis.transform_graph import TRANSFORM, TransformGraph, UnsupportedTra
 from ..analysis.updates import bindings_of
 from ..op import is_update
 from .inplace_function import InplaceFunction, choose, write_inplace_function
+from .param_map import with_param_map
 
 __all__ = ["InplaceTransformParams", "inplace_name", "rewritten"]
 
@@ -107,6 +108,9 @@ def InplaceTransformParams(  # noqa: N802  named as TVM names passes
     replaced, nor ``relax.force_pure``, since it is impure. It is public, also where the function
     was private: no function of the module calls it, so ``DeadCodeElimination`` would remove it,
     and ``FuseTIR`` would give it a parameter for each field, whose memory nobody could free.
+
+    The attribute ``relax_inplace.param_map`` of the module says what it does to which weight; in a
+    compiled module, the function ``inplace_param_map`` returns it.
     """
     names = [functions] if isinstance(functions, str) else functions
     if lazy and params is not None:
@@ -133,6 +137,7 @@ def _rewrite_module(
     selected = _selected(mod, names)
     taken = {gvar.name_hint for gvar in mod.get_global_vars()}
     replaced: dict[ir.GlobalVar, dict[ir.GlobalVar, ir.BaseFunc]] = {}
+    entries = {}
     callers = _callers(mod, selected)
     for gvar in selected:
         try:
@@ -148,12 +153,14 @@ def _rewrite_module(
             warnings.warn(f"{error}; it stays as it was", stacklevel=2)
         else:
             taken.add(new_name)
+            entries[new_name] = function.entry
     if not replaced:
         return mod
     kept = {gvar: function for gvar, function in mod.functions_items() if gvar not in replaced}
     for functions in replaced.values():
         kept.update(functions)
-    return ir.IRModule(kept, attrs=mod.attrs, global_infos=mod.global_infos)
+    after = ir.IRModule(kept, attrs=mod.attrs, global_infos=mod.global_infos)
+    return with_param_map(after, entries)
 
 
 def _selected(mod: ir.IRModule, names: Sequence[str] | None) -> list[ir.GlobalVar]:
@@ -236,8 +243,8 @@ def rewritten(
             )
         graph = TransformGraph.build(name, function, mod, params, lazy)
         if memory_limit is None:
-            return write_inplace_function(plan_graph(graph), prefix)
+            return write_inplace_function(plan_graph(graph), mod, prefix)
         limit = bytes_of_limit(graph, memory_limit)
-        return write_inplace_function(plan_within(graph, limit, Kernels(mod)), prefix, limit)
+        return write_inplace_function(plan_within(graph, limit, Kernels(mod)), mod, prefix, limit)
 
     return rewrite(function, new_name)

@@ -19,7 +19,6 @@ was computed by, from the same operands.
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Sequence
 
@@ -38,8 +37,8 @@ from ..analysis.table import shown
 from ..analysis.transform_graph import TRANSFORM
 from ..analysis.updates import bindings_of
 from .inplace_transform_params import inplace_name, rewritten
-from .keep_param_map import PARAM_MAP
 from .lifted_users import without_stops, write_users
+from .param_map import renamed, with_param_map
 
 __all__ = ["LiftInplaceTransformParams"]
 
@@ -102,7 +101,7 @@ def LiftInplaceTransformParams(  # noqa: N802  named as TVM names passes
 
     @tvm.transform.module_pass(opt_level=0, name="LiftInplaceTransformParams")
     def run(mod: ir.IRModule, _context: tvm.transform.PassContext) -> ir.IRModule:
-        param_maps = {}
+        entries = {}
         for shared in find_shared_weights(mod, selected, params, names):
             plan = plan_lift(find_values(mod, shared, tied), max_resident)
             made_by = shared.transform
@@ -117,12 +116,8 @@ def LiftInplaceTransformParams(  # noqa: N802  named as TVM names passes
                 mod, new_name, write_transform(plan, mod), new_name, None, memory_limit, lazy
             )
             mod = _lifted(mod, plan, transform.functions(new_name))
-            param_maps[new_name] = report.param_map(transform.peak)
-        mod = _without_stops(mod)
-        if not param_maps:
-            return mod
-        known = json.loads(mod.attrs[PARAM_MAP]) if mod.attrs and PARAM_MAP in mod.attrs else {}
-        return mod.with_attr(PARAM_MAP, json.dumps({**known, **param_maps}))
+            entries[new_name] = renamed(transform.entry, report.param_map())
+        return with_param_map(_without_stops(mod), entries)
 
     return run
 

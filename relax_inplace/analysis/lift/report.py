@@ -9,7 +9,7 @@ from typing import Any
 
 from tvm import ir
 
-from ..byte_size import LargestOf, Size
+from ..byte_size import Size
 from ..memory_plan import MemoryPlan, plan_memory
 from ..table import listed, plain_size, shown, table
 from .plan import LiftPlan, plan_lift
@@ -143,12 +143,11 @@ class LiftReport:
         fields["left"] = [vars(one) for one in self.left]
         return json.dumps(fields, default=plain_size, indent=1)
 
-    def param_map(self, peak: Size | LargestOf) -> dict[str, Any]:
-        """From the old names to the new ones.
+    def param_map(self) -> dict[str, Any]:
+        """From the old names to the new ones, for the parameter map.
 
-        ``weights`` are the names of the fields before, ``params`` those after, each with the
-        weights it is made ``from`` and what is ``done`` to them (empty for a weight as it was).
-        ``peak`` are the bytes that the transform needs by its plan; text if they are symbolic.
+        ``weights`` are the names before, ``params`` those after, each with the weights it is made
+        ``from`` and what is ``done`` to them (empty for a weight as it was).
         """
         made_from: dict[str, dict[str, Any]] = {}
         for one in self.weights:
@@ -156,7 +155,6 @@ class LiftReport:
                 entry = made_from.setdefault(one.new_name, {"from": [], "done": one.done})
                 entry["from"].append(one.name)
         return {
-            "peak": peak if isinstance(peak, int) else str(peak),
             "weights": self.names,
             "params": [
                 {"name": name, **made_from.get(name, {"from": [], "done": "shape"})}

@@ -1,0 +1,171 @@
+// relax_inplace.RunTransform: calls a transform on a tuple that nobody else can read meanwhile.
+// relax_inplace.OutsideReferences: what it could not free.
+#include <tvm/ffi/tvm_ffi.h>
+
+#include <cstdint>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "registry.h"
+#include "tuple_leaves.h"
+#include "update_observer.h"
+
+namespace relax_inplace {
+
+namespace ffi = tvm::ffi;
+
+// -- the observer ---------------------------------------------------------------------------
+
+// Not a setting: it is what the call stack of this thread holds, innermost.
+static thread_local UpdateObserver* current_observer = nullptr;
+
+UpdateObserver::UpdateObserver(ffi::Function callback)
+    : callback_(std::move(callback)), outer_(current_observer) {
+  current_observer = this;
+}
+
+UpdateObserver::~UpdateObserver() { current_observer = outer_; }
+
+UpdateObserver* UpdateObserver::Current() { return current_observer; }
+
+/*! \brief Bytes of the tensors in a field, at any depth. */
+static int64_t Bytes(ffi::AnyView field) {
+  if (const auto* tensor = field.as<ffi::TensorObj>()) {
+    return static_cast<int64_t>(ffi::GetDataSize(*tensor));
+  }
+  int64_t total = 0;
+  if (const auto* fields = field.as<ffi::ArrayObj>()) {
+    for (const ffi::Any& one : *fields) total += Bytes(one);
+  }
+  return total;
+}
+
+/*! \brief Whether nothing but this reference to a field, at any depth, keeps its tensors. */
+static bool IsLast(const ffi::Any& field) {
+  if (const auto* tensor = field.as<ffi::TensorObj>()) {
+    return ffi::GetRef<ffi::Tensor>(tensor).use_count() == 2;
+  }
+  if (const auto* fields = field.as<ffi::ArrayObj>()) {
+    if (ffi::GetRef<ffi::ObjectRef>(fields).use_count() > 2) return false;
+    for (const ffi::Any& one : *fields) {
+      if (!IsLast(one)) return false;
+    }
+  }
+  return true;
+}
+
+void UpdateObserver::Updated(const ffi::ArrayObj& tuple, int64_t index, ffi::AnyView value,
+                             const ffi::Any& old) const {
+  const bool is_emptied = value.type_index() == ffi::TypeIndex::kTVMFFINone;
+  callback_(reinterpret_cast<int64_t>(&tuple), index, is_emptied ? int64_t{-1} : Bytes(value),
+            Bytes(old), IsLast(old));
+}
+
+// -- the call -------------------------------------------------------------------------------
+
+/*! \brief Moves the fields of a tuple, at any depth, into a new one; None stays behind. */
+static ffi::Array<ffi::Any> TakeFields(ffi::ArrayObj* tuple) {
+  ffi::Array<ffi::Any> taken;
+  taken.reserve(static_cast<int64_t>(tuple->size()));
+  for (int64_t i = 0; i < static_cast<int64_t>(tuple->size()); ++i) {
+    ffi::Any field = (*tuple)[i];
+    if (const auto* nested = field.as<ffi::ArrayObj>()) {
+      taken.push_back(TakeFields(const_cast<ffi::ArrayObj*>(nested)));
+    } else {
+      tuple->SetItem(i, ffi::Any(nullptr));
+      taken.push_back(std::move(field));
+    }
+  }
+  return taken;
+}
+
+/*! \brief Moves the fields of a tuple into another of as many. */
+static void PutFields(ffi::ArrayObj* tuple, ffi::ArrayObj* fields) {
+  for (int64_t i = 0; i < static_cast<int64_t>(tuple->size()); ++i) {
+    ffi::Any field = (*fields)[i];
+    const ffi::Any slot = (*tuple)[i];
+    const auto* nested = field.as<ffi::ArrayObj>();
+    const auto* nested_slot = slot.as<ffi::ArrayObj>();
+    if (nested != nullptr && nested_slot != nullptr && nested->size() == nested_slot->size()) {
+      PutFields(const_cast<ffi::ArrayObj*>(nested_slot), const_cast<ffi::ArrayObj*>(nested));
+    } else {
+      fields->SetItem(i, ffi::Any(nullptr));
+      tuple->SetItem(i, std::move(field));
+    }
+  }
+}
+
+static ffi::ArrayObj* RequireTuple(ffi::AnyView value, const char* where) {
+  const auto* tuple = value.as<ffi::ArrayObj>();
+  TVM_FFI_CHECK(tuple != nullptr, TypeError)
+      << where << ": expected a tuple (ffi.Array), but got `" << value.GetTypeKey() << "`";
+  return const_cast<ffi::ArrayObj*>(tuple);
+}
+
+/*!
+ * \brief Calls a transform on the fields of a tuple.
+ *
+ * The fields are moved out of the tuple, so that whoever reads it meanwhile reads None, and never
+ * a tensor that is being freed; and moved back, whatever happens. If the transform returns another
+ * number of fields, what it returns is a new tuple, and the given one keeps what is left in it.
+ *
+ * \param args The observer's callback, or None; the transform; its arguments, of which the last is
+ *        the tuple.
+ * \param result The given tuple, or a new one.
+ * \throws What the transform or the callback throws.
+ */
+static void RunTransform(ffi::PackedArgs args, ffi::Any* result) {
+  TVM_FFI_CHECK(args.size() >= 3, TypeError)
+      << "relax_inplace.RunTransform: expected a callback, a transform and a tuple";
+  const auto callback = args[0].cast<ffi::Optional<ffi::Function>>();
+  const auto transform = args[1].cast<ffi::Function>();
+  ffi::ArrayObj* given = RequireTuple(args[args.size() - 1], "relax_inplace.RunTransform");
+
+  struct Taken {
+    ffi::ArrayObj* from;
+    ffi::Array<ffi::Any> fields;
+    explicit Taken(ffi::ArrayObj* tuple) : from(tuple), fields(TakeFields(tuple)) {}
+    ~Taken() { PutFields(from, const_cast<ffi::ArrayObj*>(fields.GetArrayObj())); }
+  };
+  // What of the given tuple's remains, or has been made, is put back in any case.
+  const Taken taken(given);
+  std::vector<ffi::AnyView> packed;
+  for (int32_t i = 2; i + 1 < args.size(); ++i) packed.push_back(args[i]);
+  packed.push_back(taken.fields);
+  ffi::Any returned;
+  {
+    std::optional<UpdateObserver> observer;
+    if (callback.has_value()) observer.emplace(callback.value());
+    transform.CallPacked(packed.data(), static_cast<int32_t>(packed.size()), &returned);
+  }
+  const bool is_given = returned.as<ffi::ArrayObj>() == taken.fields.GetArrayObj();
+  *result = is_given ? ffi::Any(args[args.size() - 1]) : std::move(returned);
+}
+
+/*!
+ * \brief Who refers to the tensors of a tuple, besides the tuple.
+ * \param tuple An ffi.Array, which may hold others.
+ * \return For each field that is no tuple: references from outside, and the first field that holds
+ *         the same tensor. 0 and itself if it is no tensor.
+ */
+static ffi::Array<ffi::Shape> OutsideReferences(ffi::AnyView tuple) {
+  const TensorsOfTuple found(*RequireTuple(tuple, "relax_inplace.OutsideReferences"));
+  std::vector<int64_t> outside(found.leaves(), 0);
+  std::vector<int64_t> first(found.leaves());
+  for (int64_t leaf = 0; leaf < found.leaves(); ++leaf) first[leaf] = leaf;
+  for (const TensorOfTuple& one : found.tensors()) {
+    for (int64_t leaf : one.leaves) {
+      outside[leaf] = one.outside();
+      first[leaf] = one.leaves.front();
+    }
+  }
+  return {ffi::Shape(outside), ffi::Shape(first)};
+}
+
+TVM_FFI_STATIC_INIT_BLOCK() {
+  RegisterPacked("relax_inplace.RunTransform", RunTransform);
+  Register("relax_inplace.OutsideReferences", OutsideReferences);
+}
+
+}  // namespace relax_inplace

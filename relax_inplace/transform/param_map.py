@@ -1,0 +1,188 @@
+"""The parameter map: what a module says of its in-place transforms, compiled or not.
+
+It is JSON, an entry for each transform, in an attribute of the module. An executable has no
+attributes; so a module that is compiled gets a function ``inplace_param_map() -> str``, as
+MLC-LLM's ``_metadata`` is one. docs/runtime.md shows an entry.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import tvm
+import tvm_ffi
+from tvm import ir, relax
+
+from ..analysis.schedule import Schedule
+from ..analysis.table import plain_size
+from ..analysis.transform_graph import Container, Known, Step, Weight
+from ..analysis.updates import bindings_of
+
+__all__ = ["PARAM_MAP", "Entry", "entry_of", "keep_param_map", "renamed", "with_param_map"]
+
+PARAM_MAP = "relax_inplace.param_map"  # an attribute of the module
+_FUNCTION = "inplace_param_map"
+
+Entry = dict[str, Any]
+
+
+def entry_of(schedule: Schedule, mod: ir.IRModule) -> Entry:
+    """What the map says of a transform that is carried out by a schedule."""
+    graph = schedule.graph
+    weights = list(graph.root.weights())
+    made_from = _made_from(schedule)
+    params: list[Entry] = []
+    taken: set[str] = set()
+    for index, (output, ty) in enumerate(
+        zip(graph.outputs, graph.function.ret_ty.fields[:], strict=True)
+    ):
+        sources = made_from[index]
+        for slot, leaf_ty, weight in _leaves(output, ty, str(index)):
+            mine = [weight] if weight is not None else sources
+            name = unused(_name(slot, mine), taken)
+            taken.add(name)
+            params.append({**_typed(name, slot, leaf_ty), "from": [one.name for one in mine]})
+    lives = schedule.with_sizes().simulate(schedule.order)
+    steps = [
+        {"computes": step.name, "writes": [str(i) for i in written], "worst": live.worst}
+        for step, written, live in zip(schedule.steps, schedule.finished()[1:], lives, strict=True)
+    ]
+    return {
+        "layout": _layout(graph.function, mod),
+        "restores": None,
+        "reference": None,
+        "streamed": graph.get_weight is not None,
+        "target": None,
+        "peak": schedule.peak(),
+        "weights": [_typed(one.name, ".".join(map(str, one.path)), one.ty) for one in weights],
+        "params": params,
+        "steps": steps,
+    }
+
+
+def renamed(entry: Entry, lifted: Mapping[str, Sequence[Any]]) -> Entry:
+    """The entry with the names that lifting gives the weights, and what it says is done to them."""
+    names = dict(zip((one["name"] for one in entry["weights"]), lifted["weights"], strict=True))
+    return {
+        **entry,
+        "weights": [{**one, "name": names[one["name"]]} for one in entry["weights"]],
+        "params": [
+            {**one, **said} for one, said in zip(entry["params"], lifted["params"], strict=True)
+        ],
+    }
+
+
+def with_param_map(mod: ir.IRModule, entries: Mapping[str, Entry]) -> ir.IRModule:
+    """The module, with entries added to its map."""
+    if not entries:
+        return mod
+    known = json.loads(mod.attrs[PARAM_MAP]) if mod.attrs and PARAM_MAP in mod.attrs else {}
+    return mod.with_attr(PARAM_MAP, json.dumps({**known, **entries}, default=plain_size))
+
+
+def keep_param_map(mod: ir.IRModule, target: Any = None) -> ir.IRModule:
+    """Give a module that has a map the function that returns it, for what it is compiled for."""
+    if not mod.attrs or PARAM_MAP not in mod.attrs:
+        return mod
+    if any(gvar.name_hint == _FUNCTION for gvar in mod.get_global_vars()):
+        return mod
+    entries = json.loads(mod.attrs[PARAM_MAP])
+    target = tvm.target.Target.current() if target is None else tvm.target.Target(target)
+    for entry in entries.values():
+        entry["target"] = None if target is None else str(target)
+    builder = relax.BlockBuilder()
+    with builder.function(_FUNCTION, [], attrs={"global_symbol": _FUNCTION}):
+        builder.emit_func_output(ir.StringImm(json.dumps(entries)))
+    mod = mod.clone()
+    mod[_FUNCTION] = builder.get()[_FUNCTION]
+    return mod
+
+
+def unused(name: str, taken: set[str]) -> str:
+    """The name, or ``name.1``, ``name.2``, ..."""
+    number, free = 0, name
+    while free in taken:
+        number += 1
+        free = f"{name}.{number}"
+    return free
+
+
+def _typed(name: str, slot: str, ty: ir.Type) -> Entry:
+    """A tensor's shape and dtype; both null where they are not known, or it is none."""
+    shape, dtype = None, None
+    if isinstance(ty, relax.TensorType):
+        dtype = str(ty.dtype.dtype) if ty.dtype is not None else None
+        if isinstance(ty.shape, relax.ShapeExpr):
+            shape = [
+                int(size.value) if isinstance(size, tvm.tirx.IntImm) else str(size)
+                for size in ty.shape.values[:]
+            ]
+    return {"name": name, "slot": slot, "shape": shape, "dtype": dtype}
+
+
+def _leaves(output: Known, ty: ir.Type, slot: str) -> Iterator[tuple[str, ir.Type, Weight | None]]:
+    """The places and types of what an output consists of, and the weights that it holds as such."""
+    if isinstance(ty, relax.TupleType):
+        fields: Sequence[Any] = [None] * len(ty.fields)
+        if isinstance(output, Container):
+            fields = output.fields
+        elif isinstance(output, relax.Tuple):
+            fields = output.fields[:]
+        for index, (field, field_ty) in enumerate(zip(fields, ty.fields[:], strict=True)):
+            yield from _leaves(field, field_ty, f"{slot}.{index}")
+    else:
+        yield slot, ty, output if isinstance(output, Weight) else None
+
+
+def _name(slot: str, sources: Sequence[Weight]) -> str:
+    """That of the weight whose slot it is in, if it is made from it; else of the first."""
+    for weight in sources:
+        if ".".join(map(str, weight.path)) == slot:
+            return weight.name
+    return sources[0].name if sources else f"output{slot}"
+
+
+def _made_from(schedule: Schedule) -> list[list[Weight]]:
+    """The weights that each output is made from, in order."""
+    graph = schedule.graph
+    cones: dict[Step, dict[Weight, None]] = {}
+    for step in schedule.steps:  # operands come first
+        cone: dict[Weight, None] = {}
+        for operand in step.operands:
+            cone.update(cones[operand])
+        cones[step] = {**cone, **step.reads}
+    loaded = {load: weight for weight, load in graph.loads.items()}
+    result = []
+    for output in graph.outputs:
+        steps, weights = graph.needs(output)
+        cone = dict(weights)
+        for step in steps:
+            cone.update({loaded[step]: None} if step in loaded else cones[step])
+        result.append(list(cone))
+    return result
+
+
+def _layout(function: relax.Function, mod: ir.IRModule) -> str:
+    """A digest: the same for functions that compute the same, with the same kernels."""
+    hashes: dict[str, str] = {}
+
+    def visit(name: str, function: ir.BaseFunc) -> None:
+        attrs = function.attrs
+        if attrs and "global_symbol" in attrs:
+            function = function.without_attr("global_symbol")
+        hashes[name] = f"{tvm_ffi.structural_hash(function, map_free_vars=True) % 2**64:x}"
+        if not isinstance(function, relax.Function):
+            return
+        for binding in bindings_of(function):
+            value = binding.value
+            if isinstance(value, ir.Call):
+                for one in (value.op, *value.args[:]):
+                    if isinstance(one, ir.GlobalVar) and one.name_hint not in hashes:
+                        visit(one.name_hint, mod[one])
+
+    visit("", function)
+    text = json.dumps(hashes, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
