@@ -1,9 +1,11 @@
 // relax_inplace.RunTransform: calls a transform on a tuple that nobody else can read meanwhile.
-// relax_inplace.OutsideReferences: what it could not free.
+// relax_inplace.ObserveUpdates: the same on one that others can. relax_inplace.OutsideReferences:
+// who else refers to its tensors.
 #include <tvm/ffi/tvm_ffi.h>
 
 #include <cstdint>
 #include <optional>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -20,14 +22,26 @@ namespace ffi = tvm::ffi;
 // Not a setting: it is what the call stack of this thread holds, innermost.
 static thread_local UpdateObserver* current_observer = nullptr;
 
-UpdateObserver::UpdateObserver(ffi::Function callback)
+UpdateObserver::UpdateObserver(ffi::Function callback, const ffi::ArrayObj& tuple)
     : callback_(std::move(callback)), outer_(current_observer) {
+  Name(tuple, "");
   current_observer = this;
 }
 
 UpdateObserver::~UpdateObserver() { current_observer = outer_; }
 
 UpdateObserver* UpdateObserver::Current() { return current_observer; }
+
+void UpdateObserver::Name(const ffi::ArrayObj& tuple, const std::string& prefix) {
+  prefixes_[&tuple] = prefix;
+  int64_t index = 0;
+  for (const ffi::Any& field : tuple) {
+    if (const auto* nested = field.as<ffi::ArrayObj>()) {
+      Name(*nested, prefix + std::to_string(index) + ".");
+    }
+    ++index;
+  }
+}
 
 /*! \brief Bytes of the tensors in a field, at any depth. */
 static int64_t Bytes(ffi::AnyView field) {
@@ -57,8 +71,10 @@ static bool IsLast(const ffi::Any& field) {
 
 void UpdateObserver::Updated(const ffi::ArrayObj& tuple, int64_t index, ffi::AnyView value,
                              const ffi::Any& old) const {
+  const auto prefix = prefixes_.find(&tuple);
+  if (prefix == prefixes_.end()) return;  // a tuple of the transform's own
   const bool is_emptied = value.type_index() == ffi::TypeIndex::kTVMFFINone;
-  callback_(reinterpret_cast<int64_t>(&tuple), index, is_emptied ? int64_t{-1} : Bytes(value),
+  callback_(prefix->second + std::to_string(index), is_emptied ? int64_t{-1} : Bytes(value),
             Bytes(old), IsLast(old));
 }
 
@@ -104,43 +120,57 @@ static ffi::ArrayObj* RequireTuple(ffi::AnyView value, const char* where) {
 }
 
 /*!
- * \brief Calls a transform on the fields of a tuple.
+ * \brief Calls a transform, and tells a callback about each update of the tuple it is given.
+ * \param args The callback, or None; the transform; its arguments, of which the last is the tuple.
+ * \param result What the transform returns.
+ * \throws What the transform or the callback throws.
+ */
+static void ObserveUpdates(ffi::PackedArgs args, ffi::Any* result) {
+  TVM_FFI_CHECK(args.size() >= 3, TypeError)
+      << "relax_inplace.ObserveUpdates: expected a callback, a transform and a tuple";
+  const auto callback = args[0].cast<ffi::Optional<ffi::Function>>();
+  const auto transform = args[1].cast<ffi::Function>();
+  const ffi::ArrayObj* tuple = RequireTuple(args[args.size() - 1], "relax_inplace.ObserveUpdates");
+  std::optional<UpdateObserver> observer;
+  if (callback.has_value()) observer.emplace(callback.value(), *tuple);
+  transform.CallPacked(args.Slice(2), result);
+}
+
+/*!
+ * \brief The same on the fields of a tuple that nobody else can read meanwhile.
  *
  * The fields are moved out of the tuple, so that whoever reads it meanwhile reads None, and never
- * a tensor that is being freed; and moved back, whatever happens. If the transform returns another
- * number of fields, what it returns is a new tuple, and the given one keeps what is left in it.
+ * a tensor that is being freed; and moved back, whatever happens. But if the transform returns
+ * another number of fields, what it returns is a new tuple, and the given one stays empty.
  *
- * \param args The observer's callback, or None; the transform; its arguments, of which the last is
- *        the tuple.
+ * \param args As for ObserveUpdates.
  * \param result The given tuple, or a new one.
  * \throws What the transform or the callback throws.
  */
 static void RunTransform(ffi::PackedArgs args, ffi::Any* result) {
   TVM_FFI_CHECK(args.size() >= 3, TypeError)
       << "relax_inplace.RunTransform: expected a callback, a transform and a tuple";
-  const auto callback = args[0].cast<ffi::Optional<ffi::Function>>();
-  const auto transform = args[1].cast<ffi::Function>();
-  ffi::ArrayObj* given = RequireTuple(args[args.size() - 1], "relax_inplace.RunTransform");
+  const int32_t last = args.size() - 1;
 
   struct Taken {
     ffi::ArrayObj* from;
     ffi::Array<ffi::Any> fields;
     explicit Taken(ffi::ArrayObj* tuple) : from(tuple), fields(TakeFields(tuple)) {}
-    ~Taken() { PutFields(from, const_cast<ffi::ArrayObj*>(fields.GetArrayObj())); }
+    ~Taken() {
+      if (from != nullptr) PutFields(from, const_cast<ffi::ArrayObj*>(fields.GetArrayObj()));
+    }
   };
-  // What of the given tuple's remains, or has been made, is put back in any case.
-  const Taken taken(given);
-  std::vector<ffi::AnyView> packed;
-  for (int32_t i = 2; i + 1 < args.size(); ++i) packed.push_back(args[i]);
+  Taken taken(RequireTuple(args[last], "relax_inplace.RunTransform"));
+  std::vector<ffi::AnyView> packed(args.data(), args.data() + last);
   packed.push_back(taken.fields);
   ffi::Any returned;
-  {
-    std::optional<UpdateObserver> observer;
-    if (callback.has_value()) observer.emplace(callback.value());
-    transform.CallPacked(packed.data(), static_cast<int32_t>(packed.size()), &returned);
+  ObserveUpdates(ffi::PackedArgs(packed.data(), args.size()), &returned);
+  if (returned.as<ffi::ArrayObj>() == taken.fields.GetArrayObj()) {
+    *result = ffi::Any(args[last]);
+  } else {
+    taken.from = nullptr;
+    *result = std::move(returned);
   }
-  const bool is_given = returned.as<ffi::ArrayObj>() == taken.fields.GetArrayObj();
-  *result = is_given ? ffi::Any(args[args.size() - 1]) : std::move(returned);
 }
 
 /*!
@@ -164,6 +194,7 @@ static ffi::Array<ffi::Shape> OutsideReferences(ffi::AnyView tuple) {
 }
 
 TVM_FFI_STATIC_INIT_BLOCK() {
+  RegisterPacked("relax_inplace.ObserveUpdates", ObserveUpdates);
   RegisterPacked("relax_inplace.RunTransform", RunTransform);
   Register("relax_inplace.OutsideReferences", OutsideReferences);
 }

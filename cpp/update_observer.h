@@ -5,6 +5,8 @@
 #include <tvm/ffi/tvm_ffi.h>
 
 #include <cstdint>
+#include <string>
+#include <unordered_map>
 
 namespace relax_inplace {
 
@@ -12,12 +14,13 @@ namespace relax_inplace {
 class UpdateObserver {
  public:
   /*!
-   * \param callback Is told (tuple, index, bytes in, bytes out, freed): the tuple's address, the
-   *        field, the bytes of its new and of its old tensors, -1 bytes in if the slot was emptied,
+   * \param callback Is told (slot, bytes in, bytes out, freed): the place, such as "0.3" in a nested
+   *        tuple; the bytes of its new tensors, -1 if the slot was emptied, and of its old ones;
    *        and whether the old ones are freed as soon as it returns. What it throws, the update
    *        throws, when it is done.
+   * \param tuple Of it, and of those nested in it, updates are told.
    */
-  explicit UpdateObserver(tvm::ffi::Function callback);
+  UpdateObserver(tvm::ffi::Function callback, const tvm::ffi::ArrayObj& tuple);
   ~UpdateObserver();
   UpdateObserver(const UpdateObserver&) = delete;
   UpdateObserver& operator=(const UpdateObserver&) = delete;
@@ -30,7 +33,10 @@ class UpdateObserver {
                const tvm::ffi::Any& old) const;
 
  private:
+  void Name(const tvm::ffi::ArrayObj& tuple, const std::string& prefix);
+
   tvm::ffi::Function callback_;
+  std::unordered_map<const tvm::ffi::ArrayObj*, std::string> prefixes_;
   UpdateObserver* outer_;
 };
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -116,14 +117,43 @@ class Params(Sequence):
         """Names and tensors."""
         return list(zip(self.names, self, strict=True))
 
+    @contextlib.contextmanager
+    def _converting(self, thread: str) -> Iterator[None]:
+        """While the block runs, nobody else may read the tuple."""
+        with self._lock:
+            if self._taken_by is not None:
+                raise RuntimeError(
+                    f"these weights are being converted by thread `{self._taken_by}` already"
+                )
+            self._taken_by = thread
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._taken_by = None
+
+    def _fields(self) -> tvm_ffi.Array:
+        """The tuple, for whoever converts it."""
+        return self._tuple
+
+    def _leaves(self) -> list[Any]:
+        return [value for _, value in leaves_of(self._tuple)]
+
+    def _types(self) -> list[TensorType]:
+        return _types(self.names, self._leaves())
+
+    def _become(
+        self, fields: tvm_ffi.Array, names: Iterable[str] | None, mark: Mark | None
+    ) -> None:
+        """Hold other tensors, or the same under other names."""
+        self._tuple = fields
+        self._name(names)
+        self.mark = mark
+
     @property
     def types(self) -> list[TensorType]:
         """Of the tensors, without those that are lost."""
-        return [
-            TensorType(name, tuple(map(int, value.shape)), str(value.dtype))
-            for name, value in self.items()
-            if hasattr(value, "shape")
-        ]
+        return _types(self.names, self)
 
     @property
     def nbytes(self) -> int:
@@ -133,6 +163,14 @@ class Params(Sequence):
     def __repr__(self) -> str:
         state = "converted" if self.mark else "as stored"
         return f"<Params: {len(self)} weights, {state}>"
+
+
+def _types(names: Iterable[str], values: Iterable[Any]) -> list[TensorType]:
+    return [
+        TensorType(name, tuple(map(int, value.shape)), str(value.dtype))
+        for name, value in zip(names, values, strict=True)
+        if isinstance(value, tvm_ffi.Tensor)
+    ]
 
 
 def leaves_of(fields: Any, path: str = "") -> list[tuple[str, Any]]:

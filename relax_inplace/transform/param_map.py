@@ -47,7 +47,12 @@ def entry_of(schedule: Schedule, mod: ir.IRModule) -> Entry:
             params.append({**_typed(name, slot, leaf_ty), "from": [one.name for one in mine]})
     lives = schedule.with_sizes().simulate(schedule.order)
     steps = [
-        {"computes": step.name, "writes": [str(i) for i in written], "worst": live.worst}
+        {
+            "computes": step.name,
+            "writes": [str(i) for i in written],
+            "before": live.before,
+            "worst": live.worst,
+        }
         for step, written, live in zip(schedule.steps, schedule.finished()[1:], lives, strict=True)
     ]
     return {

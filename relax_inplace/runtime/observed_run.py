@@ -1,0 +1,225 @@
+"""One run of a transform: what became of each slot, and what went wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import tvm_ffi
+
+from ..libinfo import load_library
+from .available_memory import available_bytes
+from .forget_locals import forget_locals
+from .params import Params, leaves_of
+from .transform import Transform
+
+__all__ = ["ObservedRun", "TransformError", "TransformInterrupted"]
+
+_OUT_OF_MEMORY = re.compile(
+    r"bad_alloc|out of memory|out_of_memory|cannot allocate|failed to allocate|MemoryError", re.I
+)
+
+
+class _Failure:
+    """What a failed conversion left.
+
+    Attributes
+    ----------
+    transform : str
+        The function's name.
+    step : int or None
+        The one that failed, counted from 1: the first whose output is missing. None if the module
+        does not say what the steps are.
+    steps : int or None
+        How many there are.
+    computes : str
+        What that step computes; empty if it is not known.
+    converted, original, lost : list of str
+        Names of weights whose slots hold the new one, the old one, and None.
+    params : Params
+        The weights as they are now.
+    """
+
+    transform: str
+    step: int | None
+    steps: int | None
+    computes: str
+    converted: list[str]
+    original: list[str]
+    lost: list[str]
+    params: Params
+
+
+class TransformError(RuntimeError, _Failure):
+    """A conversion has failed. Its cause is the exception that it was raised from."""
+
+
+class TransformInterrupted(KeyboardInterrupt, _Failure):
+    """A conversion was interrupted by Ctrl-C."""
+
+
+class ObservedRun:
+    """Runs a transform on weights that nobody else can read meanwhile, and follows its updates.
+
+    Parameters
+    ----------
+    transform : Transform
+    params : Params
+        The weights, or the slots that a streamed transform fills.
+    is_filled : bool
+        Whether the slots hold weights.
+    updated : callable
+        Is called with (slot, bytes in, bytes out) after each update; -1 bytes in for an emptied
+        slot. The memory of the old field has not been freed yet.
+    """
+
+    def __init__(
+        self,
+        transform: Transform,
+        params: Params,
+        is_filled: bool,
+        updated: Callable[[str, int, int], None],
+    ):
+        self.transform = transform
+        self.params = params
+        self._updated = updated
+        self._converted: set[str] = set()
+        self._stopped_by: BaseException | None = None
+        self._interrupted = threading.Event()
+        self._is_filled = is_filled
+
+    def __call__(self, *inputs: Any) -> Any:
+        """Run it; what comes before the tuple is given.
+
+        Returns
+        -------
+        tvm_ffi.Array
+            The tuple of the weights, or a new one.
+
+        Raises
+        ------
+        TransformError, TransformInterrupted
+        """
+        load_library()
+        run = tvm_ffi.get_global_func("relax_inplace.RunTransform")
+        try:
+            with _ctrl_c_noted(self._interrupted):
+                return run(self._told, self.transform.function, *inputs, self.params._fields())
+        except BaseException as error:
+            forget_locals(error)
+            _release_pool()
+            cause = self._stopped_by or error
+            raise self._failure(cause) from cause
+
+    def _told(self, slot: str, bytes_in: int, bytes_out: int, _freed: bool) -> None:
+        # tvm-ffi would make a RuntimeError of a KeyboardInterrupt: what stopped it is kept here.
+        try:
+            if bytes_in >= 0:
+                self._converted.add(slot)
+            self._updated(slot, bytes_in, bytes_out)
+            if self._interrupted.is_set():
+                raise KeyboardInterrupt
+        except BaseException as error:
+            self._stopped_by = error
+            raise
+
+    def _failure(self, cause: BaseException) -> BaseException:
+        is_interrupt = isinstance(cause, KeyboardInterrupt)
+        failure: Any
+        state: dict[str, list[str]] = {"converted": [], "original": [], "lost": []}
+        leaves = leaves_of(self.params._fields())
+        for name, (slot, value) in zip(self.params.names, leaves, strict=True):
+            parts = slot.split(".")
+            outer = {".".join(parts[: i + 1]) for i in range(len(parts))}
+            if outer & self._converted:
+                state["converted"].append(name)
+            elif value is not None:
+                state["original"].append(name)
+            elif self._is_filled:
+                state["lost"].append(name)
+        step = self._failed_step()
+        steps = self.transform.steps
+        where = f"`{self.transform.name}`"
+        if step is not None:
+            where += f", step {step} of {len(steps)} (`{steps[step - 1].computes}`)"
+        said = "interrupted" if is_interrupt else _one_line(cause)
+        said += self._memory_needed(cause, step)
+        left = "; ".join(
+            f"{what}: {_listed(state[what])}" for what in ("converted", "original", "lost")
+        )
+        message = f"{where}: {said}. {left}"
+        failure = TransformInterrupted(message) if is_interrupt else TransformError(message)
+        failure.transform = self.transform.name
+        failure.step, failure.steps = step, len(steps) or None
+        failure.computes = "" if step is None else steps[step - 1].computes
+        failure.converted, failure.original = state["converted"], state["original"]
+        failure.lost, failure.params = state["lost"], self.params
+        return failure
+
+    def _failed_step(self) -> int | None:
+        """The first step that has not finished what it writes.
+
+        Steps that write no slot are taken for done if a later one is.
+        """
+        steps, last = self.transform.steps, 0
+        for number, step in enumerate(steps, 1):
+            if step.writes and set(step.writes) <= self._converted:
+                last = number
+        return None if not steps else min(last + 1, len(steps))
+
+    def _memory_needed(self, cause: BaseException, step: int | None) -> str:
+        """Of an allocation that failed: how much it was, and how much there was."""
+        if not (isinstance(cause, MemoryError) or _OUT_OF_MEMORY.search(str(cause))):
+            return ""
+        parts = []
+        if step is not None:
+            planned = self.transform.steps[step - 1]
+            if planned.worst is not None and planned.before is not None:
+                parts.append(f"the step needs {planned.worst - planned.before:,} bytes more")
+        if self.transform.device is not None:
+            available = available_bytes(self.transform.device)
+            if available is not None:
+                parts.append(f"{available:,} bytes are free")
+        if self.transform.peak is not None:
+            parts.append(f"the plan's peak is {self.transform.peak:,} bytes")
+        return f" ({'; '.join(parts)})" if parts else ""
+
+
+@contextlib.contextmanager
+def _ctrl_c_noted(interrupted: threading.Event) -> Iterator[None]:
+    """Ctrl-C sets the event, and interrupts only after the block: not between two of its lines.
+
+    In the main thread, and where the handler is Python's own.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, lambda *_: interrupted.set())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _release_pool() -> None:
+    """Temporaries of a function that failed lie in TVM's pool."""
+    clear = tvm_ffi.get_global_func("vm.builtin.memory_manager.clear", allow_missing=True)
+    if clear is not None:
+        clear()
+
+
+def _one_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+def _listed(names: list[str]) -> str:
+    if not names:
+        return "none"
+    more = f", {len(names) - 4} more" if len(names) > 4 else ""
+    return f"{len(names)} ({', '.join(names[:4])}{more})"

@@ -1,0 +1,168 @@
+"""Report: what a conversion took."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from typing import Any
+
+from .owners import HeldWeight
+from .resident_memory import Sample
+
+__all__ = ["Report"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What a conversion took.
+
+    Attributes
+    ----------
+    transform : str
+        The function's name.
+    seconds : float
+    converted : int
+        Bytes of the weights that it put in place.
+    weights_before, weights_after : int
+        Bytes of the weights.
+    predicted_peak : int or None
+        Bytes of weights and temporaries at once, by the plan; None if it is not known.
+    samples : list of Sample
+        Memory over time.
+    peak_sample : Sample
+        The highest figures.
+    held : list of HeldWeight
+        The weights whose originals stayed alive.
+    verified : bool
+        Whether every field was compared with an out-of-place conversion.
+    cached : str or None
+        The folder that the weights were read from, converted before; then nothing was converted.
+    """
+
+    transform: str
+    seconds: float
+    converted: int
+    weights_before: int
+    weights_after: int
+    predicted_peak: int | None
+    samples: list[Sample]
+    peak_sample: Sample
+    held: list[HeldWeight] = dataclasses.field(default_factory=list)
+    verified: bool = False
+    cached: str | None = None
+
+    @property
+    def before(self) -> int:
+        """Bytes resident before, on the host."""
+        return self.samples[0].host
+
+    @property
+    def peak(self) -> int:
+        """The most bytes resident, on the host."""
+        return self.peak_sample.host
+
+    @property
+    def after(self) -> int:
+        """Bytes resident after, on the host."""
+        return self.samples[-1].host
+
+    @property
+    def extra(self) -> int:
+        """Bytes at the peak above the larger of before and after, where the weights are."""
+        on = [one.device if one.device is not None else one.host for one in self.samples]
+        peak = self.peak_sample.device if self.on_device else self.peak
+        assert peak is not None
+        return max(0, peak - max(on[0], on[-1]))
+
+    @property
+    def predicted_extra(self) -> int | None:
+        """The same by the plan."""
+        if self.predicted_peak is None:
+            return None
+        return max(0, self.predicted_peak - max(self.weights_before, self.weights_after))
+
+    @property
+    def on_device(self) -> bool:
+        """Whether a device's memory was measured."""
+        return self.peak_sample.device is not None
+
+    @property
+    def out_of_place(self) -> int:
+        """What would have been resident with the new weights beside the old ones."""
+        first = self.samples[0]
+        before = first.host if first.device is None else first.device
+        return before + self.weights_after
+
+    @property
+    def gigabytes_per_second(self) -> float:
+        """Converted bytes by time, in 10^9."""
+        return self.converted / self.seconds / 1e9 if self.seconds else 0.0
+
+    def __str__(self) -> str:
+        """A few lines."""
+        lines = []
+        if self.cached is not None:
+            lines.append(
+                f"{self.transform}: nothing to convert, {_mb(self.weights_after)} of converted "
+                f"weights were read from {self.cached} in {self.seconds:.2f} s"
+            )
+        else:
+            lines.append(
+                f"{self.transform}: {_mb(self.converted)} converted in {self.seconds:.2f} s, "
+                f"{self.gigabytes_per_second:.2f} GB/s"
+            )
+        lines.append(
+            f"resident: {_mb(self.before)} before, {_mb(self.peak)} at the peak, "
+            f"{_mb(self.after)} after"
+        )
+        if self.on_device:
+            devices = [one.device for one in self.samples if one.device is not None]
+            lines.append(
+                f"on the device: {_mb(devices[0])} before, {_mb(self.peak_sample.device or 0)} at "
+                f"the peak, {_mb(devices[-1])} after"
+            )
+        if self.cached is None:
+            planned = self.predicted_extra
+            lines.append(
+                f"above the weights: {_mb(self.extra)} measured"
+                + ("" if planned is None else f", {_mb(planned)} planned")
+                + f"; out of place: {_mb(self.weights_after)}"
+            )
+        if self.verified:
+            lines.append("every field is bitwise that of an out-of-place conversion")
+        lines += [f"not freed: {one}" for one in self.held[:8]]
+        if len(self.held) > 8:
+            lines.append(f"not freed: {len(self.held) - 8} more")
+        return "\n".join(lines)
+
+    def to_json(self) -> str:
+        """All of it."""
+        fields: dict[str, Any] = dataclasses.asdict(self)
+        del fields["peak_sample"]
+        for name in ("before", "peak", "after", "extra", "predicted_extra", "out_of_place"):
+            fields[name] = getattr(self, name)
+        fields["peak_device"] = self.peak_sample.device
+        fields["gigabytes_per_second"] = self.gigabytes_per_second
+        return json.dumps(fields, indent=1)
+
+    def plot(self, file: str | os.PathLike) -> None:
+        """Draw memory over time, with the line of an out-of-place conversion.
+
+        Parameters
+        ----------
+        file : str or path
+            An SVG or a PNG, by its ending.
+
+        Raises
+        ------
+        ImportError
+            There is no matplotlib: ``pip install 'relax_inplace[plot]'``.
+        """
+        from ..plot import plot_report
+
+        plot_report(self, file)
+
+
+def _mb(nbytes: int) -> str:
+    return f"{nbytes / 1e6:,.1f} MB"

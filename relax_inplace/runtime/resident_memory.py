@@ -1,0 +1,120 @@
+"""Resident memory of this process and used memory of a device, while something runs.
+
+On the host a thread reads what is resident every few milliseconds. It may miss a peak between two
+reads; Linux keeps the highest figure itself (VmHWM), which counts wherever it has risen. Of a
+device the driver says how much is free: what others use on it is in the figures.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import threading
+import time
+from typing import Any
+
+import psutil
+
+from .tensor_bytes import is_host
+
+__all__ = ["Sample", "WatchedMemory"]
+
+_INTERVAL = 0.002  # seconds between the first samples
+_MOST = 4096  # samples; then every second one goes, and the interval doubles
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """Memory at a moment.
+
+    Attributes
+    ----------
+    seconds : float
+        Since the start.
+    host : int
+        Bytes resident.
+    device : int or None
+        Bytes used; None on a host, or if the driver does not say.
+    """
+
+    seconds: float
+    host: int
+    device: int | None
+
+
+class WatchedMemory:
+    """Samples memory while the block runs.
+
+    Parameters
+    ----------
+    device : tvm.runtime.Device, optional
+
+    Attributes
+    ----------
+    samples : list of Sample
+        The first is from before the block, the last from after it.
+    """
+
+    def __init__(self, device: Any = None):
+        self._process = psutil.Process()
+        self._device = None if device is None or is_host(device) else device
+        self._lock = threading.Lock()
+        self.samples: list[Sample] = []
+
+    def __enter__(self) -> WatchedMemory:
+        self._highest_before = _highest_resident()
+        self._start = time.perf_counter()
+        self.sample()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="WatchedMemory", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self.sample()
+
+    def sample(self) -> None:
+        """Take one now."""
+        seconds = time.perf_counter() - self._start
+        one = Sample(seconds, int(self._process.memory_info().rss), self._used())
+        with self._lock:
+            self.samples.append(one)
+
+    @property
+    def peak(self) -> Sample:
+        """The highest figures; its time is that of the host's."""
+        highest = max(self.samples, key=lambda one: one.host)
+        devices = [one.device for one in self.samples if one.device is not None]
+        after = _highest_resident()
+        host = highest.host
+        if self._highest_before is not None and after is not None and after > self._highest_before:
+            host = max(host, after)
+        return Sample(highest.seconds, host, max(devices) if devices else None)
+
+    def _run(self) -> None:
+        interval = _INTERVAL
+        while not self._stop.wait(interval):
+            self.sample()
+            if len(self.samples) > _MOST:
+                with self._lock:
+                    self.samples = self.samples[::2]
+                interval *= 2
+
+    def _used(self) -> int | None:
+        if self._device is None:
+            return None
+        total, free = self._device.total_global_memory, self._device.available_global_memory
+        return None if total is None or free is None else int(total) - int(free)
+
+
+def _highest_resident() -> int | None:
+    """VmHWM in bytes; None where there is none."""
+    if not sys.platform.startswith("linux"):
+        return None
+    with open("/proc/self/status") as status:
+        for line in status:
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return None

@@ -1,0 +1,268 @@
+"""A compiled transform, and what its module says of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import tvm_ffi
+
+from ..errors import StructuredError
+from .tensor_type import TensorType
+
+__all__ = ["ModuleError", "Transform", "TransformStep", "load_transform"]
+
+_PARAM_MAP = "inplace_param_map"
+_LOAD_EXECUTABLE = "vm_load_executable"
+# What a target's kind needs: TVM's DLDevice types, by their names in Python.
+_DEVICES = {"llvm": "cpu", "c": "cpu", "nvptx": "cuda"}
+
+
+class ModuleError(StructuredError):
+    """A compiled module is not what was asked for.
+
+    Attributes
+    ----------
+    where : str
+    given : str
+    expected : str
+    remedy : str
+    """
+
+    template = "{where}: {given}, expected {expected}; {remedy}"
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformStep:
+    """A step of a transform, by its plan.
+
+    Attributes
+    ----------
+    computes : str
+    writes : tuple of str
+        The slots that are finished after it.
+    before, worst : int or None
+        Live bytes before it, and while it runs; None if they are symbolic.
+    """
+
+    computes: str
+    writes: tuple[str, ...]
+    before: int | None
+    worst: int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Transform:
+    """A compiled transform: the function, and what its module says of it.
+
+    Attributes
+    ----------
+    function : tvm_ffi.Function
+    name : str
+    weights, params : list of TensorType
+        What it takes and what it leaves in the tuple, through nested tuples; None if it is a
+        function without its module.
+    steps : list of TransformStep
+    peak : int or None
+        Bytes that its plan takes; None if it is symbolic, or not known.
+    layout : str
+        The same for transforms that compute the same.
+    restores : str or None
+        The transform that it undoes.
+    reference : tvm_ffi.Function or None
+        The same transform streamed, for ``transform_params(verify=True)``.
+    is_streamed : bool
+    target : str
+        What it was compiled for, as TVM prints it.
+    vm : tvm.runtime.vm.VirtualMachine or None
+    device : tvm.runtime.Device or None
+        Of the virtual machine; None if that was made elsewhere.
+    """
+
+    function: tvm_ffi.Function
+    name: str = "transform"
+    weights: list[TensorType] | None = None
+    params: list[TensorType] | None = None
+    steps: list[TransformStep] = dataclasses.field(default_factory=list)
+    peak: int | None = None
+    layout: str = ""
+    restores: str | None = None
+    reference: tvm_ffi.Function | None = None
+    is_streamed: bool = False
+    target: str = ""
+    vm: Any = None
+    device: Any = None
+
+    @staticmethod
+    def of(given: Any, name: str | None = None, *, restoring: str | None = None) -> Transform:
+        """Find a transform.
+
+        Parameters
+        ----------
+        given : Transform, tvm_ffi.Function, VirtualMachine or module
+            A function is taken as it is: nothing is known of its weights.
+        name : str, optional
+            Of the function, where the module has several.
+        restoring : str, optional
+            The name of a transform: find the one that undoes it.
+
+        Raises
+        ------
+        ModuleError
+            There is none, or there are several.
+        """
+        if isinstance(given, Transform):
+            if restoring is None or given.restores is not None or given.vm is None:
+                return given
+            return _find(given.vm, None, restoring, given.device)
+        if isinstance(given, tvm_ffi.Function):
+            return Transform(given)
+        return _find(given, name, restoring, None)
+
+
+def load_transform(path: str | os.PathLike, device: Any, name: str | None = None) -> Transform:
+    """Load a compiled module, and find its transform.
+
+    Parameters
+    ----------
+    path : str or path
+        What ``export_library`` wrote.
+    device : tvm.runtime.Device
+    name : str, optional
+        Of the transform, where the module has several.
+
+    Returns
+    -------
+    Transform
+        Its ``vm`` is the module's virtual machine on that device.
+
+    Raises
+    ------
+    FileNotFoundError
+    ModuleError
+        It is no module of TVM's, was built for another machine or target, or has no transform.
+    """
+    import tvm
+    from tvm.runtime.vm import VirtualMachine
+
+    from ..libinfo import load_library
+
+    load_library()
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no compiled module at {path}")
+    expected = "a module that `relax-inplace build` or export_library wrote for this machine"
+    remedy = "build it for the target it is to run on"
+    try:
+        module = tvm.runtime.load_module(str(path))
+    except Exception as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModuleError.of(
+            where=str(path), given=f"not loadable ({first})", expected=expected, remedy=remedy
+        ) from error
+    if not module.implements_function(_LOAD_EXECUTABLE):
+        raise ModuleError.of(
+            where=str(path), given="no Relax executable", expected=expected, remedy=remedy
+        )
+    return _find(VirtualMachine(module, device), name, None, device, str(path))
+
+
+def _find(
+    vm: Any, name: str | None, restoring: str | None, device: Any, where: str = "the module"
+) -> Transform:
+    module = getattr(vm, "module", vm)
+    if not module.implements_function(_PARAM_MAP):
+        raise ModuleError.of(
+            where=where,
+            given=f"no function `{_PARAM_MAP}`",
+            expected="one with an in-place transform",
+            remedy="compile what InplaceTransformParams or LiftInplaceTransformParams returns",
+        )
+    entries: dict[str, Any] = json.loads(module[_PARAM_MAP]())
+    if name is not None:
+        found = [one for one in entries if one == name]
+        asked = f"`{name}`"
+    elif restoring is not None:
+        found = [one for one in entries if entries[one]["restores"] == restoring]
+        asked = f"a function that restores what `{restoring}` made"
+    else:
+        found = [one for one in entries if entries[one]["restores"] is None]
+        asked = "one transform"
+    if len(found) != 1:
+        remedy = "name one of them"
+        if restoring is not None:
+            remedy = "build the module with restore=True (relax-inplace build --restore)"
+        raise ModuleError.of(
+            where=where,
+            given=f"transforms {', '.join(f'`{one}`' for one in entries) or 'none'}",
+            expected=asked,
+            remedy=remedy,
+        )
+    entry = entries[found[0]]
+    _require_device(where, entry["target"], device)
+    return Transform(
+        module[found[0]],
+        found[0],
+        _types(entry["weights"]),
+        _types(entry["params"]),
+        [
+            TransformStep(
+                one["computes"],
+                tuple(one["writes"]),
+                _number(one["before"]),
+                _number(one["worst"]),
+            )
+            for one in entry["steps"]
+        ],
+        _number(entry["peak"]),
+        entry["layout"],
+        entry["restores"],
+        None if entry["reference"] is None else module[entry["reference"]],
+        entry["streamed"],
+        entry["target"] or "",
+        vm,
+        device,
+    )
+
+
+def _types(entries: Iterable[dict[str, Any]]) -> list[TensorType]:
+    return [
+        TensorType(
+            one["name"],
+            None if one["shape"] is None else tuple(one["shape"]),
+            one["dtype"],
+            one["slot"],
+        )
+        for one in entries
+    ]
+
+
+def _number(size: Any) -> int | None:
+    return size if isinstance(size, int) else None
+
+
+def _require_device(where: str, target: str | None, device: Any) -> None:
+    if target is None or device is None:
+        return
+    kind = _kind(target)
+    needed, given = _DEVICES.get(kind, kind), str(device).split(":")[0].split("(")[0]
+    if needed != given:
+        raise ModuleError.of(
+            where=where,
+            given=f"built for target `{kind}`",
+            expected=f"one for device {device}",
+            remedy=f"run it on a {needed} device, or build it for this one",
+        )
+
+
+def _kind(target: str) -> str:
+    """The kind in a target's text: JSON, or ``llvm -mcpu=...``."""
+    try:
+        fields = json.loads(target)
+    except ValueError:
+        return target.split()[0] if target.split() else ""
+    return str(fields.get("kind", "")) if isinstance(fields, dict) else str(fields)

@@ -1,0 +1,394 @@
+"""transform_params: converts weights in place. restore_params: the way back."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import tvm_ffi
+
+from ..errors import StructuredError
+from ..libinfo import load_library
+from .available_memory import available_bytes
+from .mark import Mark
+from .observed_run import ObservedRun
+from .owners import HeldWeightsError, find_held
+from .params import Params, leaves_of
+from .progress import progress_bar
+from .report import Report
+from .resident_memory import WatchedMemory
+from .taking_over import taken_over
+from .tensor_bytes import bytes_of, is_host
+from .tensor_type import TensorType
+from .transform import ModuleError, Transform
+
+__all__ = [
+    "ConvertedError",
+    "MismatchError",
+    "VerificationError",
+    "restore_params",
+    "transform_params",
+]
+
+
+class ConvertedError(StructuredError):
+    """Weights that are converted already, or not by this.
+
+    Attributes
+    ----------
+    given : str
+    expected : str
+    remedy : str
+    """
+
+    template = "{given}, expected {expected}; {remedy}"
+
+
+class MismatchError(StructuredError):
+    """Weights do not have the shapes and dtypes that a module takes.
+
+    Attributes
+    ----------
+    function : str
+    mismatches : str
+        All of them.
+    """
+
+    template = "`{function}` takes other weights: {mismatches}"
+
+
+class VerificationError(RuntimeError):
+    """Fields differ from an out-of-place conversion.
+
+    Attributes
+    ----------
+    names : list of str
+        Of the fields that differ.
+    params : Params
+        The weights, which are converted.
+    """
+
+    names: list[str]
+    params: Params
+
+
+def transform_params(
+    function: Any,
+    params: Any,
+    *,
+    inputs: Sequence[Any] = (),
+    strict: bool = False,
+    verify: bool = False,
+    progress: Any = None,
+) -> Params:
+    """Convert weights in the memory that they occupy.
+
+    Parameters
+    ----------
+    function : Transform, VirtualMachine, module or tvm_ffi.Function
+        A compiled in-place transform. Of a function without its module the names and types of its
+        weights and its plan are not known.
+    params : Params, tvm_ffi.Array, list or dict
+        The weights, which are handed over. A ``Params`` or an ``ffi.Array`` is updated in place; a
+        list or a dict is emptied first, and refilled.
+    inputs : sequence
+        What the function takes before the weights.
+    strict : bool
+        Whether a weight that something else refers to is an error: it cannot be freed. Otherwise
+        the report names it.
+    verify : bool
+        Whether each converted field is compared, bitwise, with an out-of-place conversion of a
+        copy, one weight at a time. The module must have been made with ``reference=True``.
+    progress : bool or callable, optional
+        By default a bar on standard error, if that is a terminal. A callable is called with a
+        :class:`~relax_inplace.runtime.progress.Progress`.
+
+    Returns
+    -------
+    Params
+        The same object, if that was given; with a mark, and a ``report``.
+
+    Raises
+    ------
+    ConvertedError
+        The weights carry a mark: they are converted already.
+    MismatchError
+        Their shapes or dtypes are not those of the module; all that differ are listed.
+    HeldWeightsError
+        With ``strict``.
+    TransformError
+        The conversion failed: it says which slots are converted, original and lost.
+    TransformInterrupted
+        Ctrl-C: a KeyboardInterrupt that says the same.
+    VerificationError
+        With ``verify``.
+    """
+    transform = Transform.of(function)
+    if transform.restores is not None:
+        raise ModuleError.of(
+            where="transform_params",
+            given=f"`{transform.name}`, which restores",
+            expected="a function that converts",
+            remedy="call restore_params",
+        )
+    with taken_over(params, transform) as owned:
+        if owned.mark is not None:
+            raise ConvertedError.of(
+                given=f"weights that `{owned.mark.transform}` has converted",
+                expected="weights as they were stored",
+                remedy="use them as they are, or restore_params",
+            )
+        expected = _digests(transform, owned, inputs) if verify else None
+        names = _new_names(transform, owned)
+        _run(transform, owned, inputs, strict, progress, "convert", verify)
+        mark = Mark(transform.name, transform.layout, owned.source)
+        owned._become(owned._fields(), names, mark)
+        if expected is not None:
+            _compare(transform, owned, expected)
+        return owned
+
+
+def restore_params(
+    function: Any,
+    params: Params,
+    *,
+    inputs: Sequence[Any] = (),
+    strict: bool = False,
+    progress: Any = None,
+) -> Params:
+    """Convert weights back to the format that they were stored in, in place.
+
+    Parameters
+    ----------
+    function : Transform, VirtualMachine, module or tvm_ffi.Function
+        Of a module that was made with ``restore=True``.
+    params : Params
+        With a mark.
+    inputs, strict, progress
+        As for :func:`transform_params`.
+
+    Returns
+    -------
+    Params
+        The same object, without a mark.
+
+    Raises
+    ------
+    ConvertedError
+        The weights are not converted, or not by the transform that the function undoes.
+    ModuleError
+        The module has no function that restores.
+    """
+    if not isinstance(params, Params) or params.mark is None:
+        raise ConvertedError.of(
+            given="weights without a mark",
+            expected="weights that transform_params has converted",
+            remedy="they are as they were stored, as far as is known",
+        )
+    mark = params.mark
+    transform = Transform.of(function, restoring=mark.transform)
+    if transform.vm is not None:
+        undone = Transform.of(transform.vm, mark.transform)
+        if mark.layout and undone.layout != mark.layout:
+            raise ConvertedError.of(
+                given=f"weights in layout {mark.layout}",
+                expected=f"layout {undone.layout}, which `{transform.name}` undoes",
+                remedy="restore them with the module that converted them",
+            )
+    with taken_over(params, transform) as owned:
+        names = _new_names(transform, owned)
+        _run(transform, owned, inputs, strict, progress, "restore", False)
+        owned._become(owned._fields(), names, None)
+        return owned
+
+
+def _run(
+    transform: Transform,
+    params: Params,
+    inputs: Sequence[Any],
+    strict: bool,
+    progress: Any,
+    doing: str,
+    verified: bool,
+) -> None:
+    """Check, then convert; the tuple may be a new one afterwards."""
+    if transform.is_streamed:
+        raise ModuleError.of(
+            where="transform_params",
+            given=f"`{transform.name}`, which asks for its weights one by one",
+            expected="a transform of resident weights",
+            remedy="call stream_params, or compile it without lazy=True",
+        )
+    types = params._types()
+    _require_types(transform, params.names, types)
+    before = sum(one.nbytes or 0 for one in types)
+    held = find_held(params._fields(), params.names)
+    if held and strict:
+        listed = "; ".join(map(str, held[:4]))
+        more = f"; and {len(held) - 4} more" if len(held) > 4 else ""
+        raise HeldWeightsError.of(held=f"{listed}{more}")
+    device = transform.device or _device_of(params)
+    _require_memory(transform, before, device)
+    by_slot = dict(
+        zip((slot for slot, _ in leaves_of(params._fields())), params.names, strict=True)
+    )
+    converted = 0
+    with WatchedMemory(device) as memory, progress_bar(progress, before, doing) as bar:
+
+        def updated(slot: str, bytes_in: int, bytes_out: int) -> None:
+            nonlocal converted
+            memory.sample()
+            converted += max(0, bytes_in)
+            bar.update(bytes_out, by_slot.get(slot, slot))
+
+        start = time.perf_counter()
+        result = ObservedRun(transform, params, True, updated)(*inputs)
+        seconds = time.perf_counter() - start
+    params._become(result, None, params.mark)
+    after = sum(one.nbytes or 0 for one in params._types())
+    params.report = Report(
+        transform.name,
+        seconds,
+        converted,
+        before,
+        after,
+        transform.peak,
+        memory.samples,
+        memory.peak,
+        held,
+        verified,
+    )
+
+
+def _new_names(transform: Transform, params: Params) -> list[str] | None:
+    if transform.params is not None:
+        return [one.name for one in transform.params]
+    return list(params.names)
+
+
+def _require_types(transform: Transform, names: Sequence[str], types: Sequence[TensorType]) -> None:
+    """What TVM checks field by field, all at once and with names."""
+    if transform.weights is None:
+        return
+    wrong = []
+    if len(names) != len(transform.weights):
+        wrong.append(f"{len(transform.weights)} of them, not {len(names)}")
+    given = {one.name: one for one in types}
+    sizes: dict[str, int] = {}
+    for name, wanted in zip(names, transform.weights, strict=False):
+        if wanted.dtype is None:
+            continue
+        one = given.get(name)
+        if one is None:
+            wrong.append(f"`{wanted.name}` is {wanted}, not None")
+        elif not _fits(one, wanted, sizes):
+            wrong.append(f"`{wanted.name}` is {wanted}, not {one}")
+    if wrong:
+        raise MismatchError.of(function=transform.name, mismatches="; ".join(wrong))
+
+
+def _fits(given: TensorType, wanted: TensorType, sizes: dict[str, int]) -> bool:
+    if given.dtype != wanted.dtype:
+        return False
+    if wanted.shape is None or given.shape is None:
+        return True
+    if len(given.shape) != len(wanted.shape):
+        return False
+    for length, size in zip(given.shape, wanted.shape, strict=True):
+        if isinstance(size, int):
+            if length != size:
+                return False
+        elif size.isidentifier() and sizes.setdefault(size, int(length)) != length:
+            return False
+    return True
+
+
+def _require_memory(transform: Transform, before: int, device: Any) -> None:
+    """Refuse what the plan says will not fit: nothing has changed yet."""
+    if transform.peak is None or device is None:
+        return
+    available = available_bytes(device)
+    if available is None:
+        return
+    needed = transform.peak - before
+    if needed > available:
+        raise MemoryError(
+            f"`{transform.name}` needs {needed:,} bytes beside the weights ({transform.peak:,} by "
+            f"its plan), but {available:,} bytes are free on {device}. No field has changed; "
+            "compile it with memory_limit, or stream the weights"
+        )
+
+
+def _device_of(params: Params) -> Any:
+    for value in params._leaves():
+        if isinstance(value, tvm_ffi.Tensor):
+            return value.device
+    return None
+
+
+# -- verification ---------------------------------------------------------------------------
+
+
+def _digests(transform: Transform, params: Params, inputs: Sequence[Any]) -> dict[str, bytes]:
+    """Digests of what an out-of-place conversion makes, one weight at a time."""
+    if transform.reference is None:
+        raise ModuleError.of(
+            where="transform_params(verify=True)",
+            given=f"`{transform.name}` without a reference",
+            expected="one to compare with",
+            remedy="make the module with reference=True (relax-inplace build --verify)",
+        )
+    load_library()
+    assert transform.params is not None
+    update = tvm_ffi.get_global_func("vm.builtin.inplace_update_tuple")
+    observe = tvm_ffi.get_global_func("relax_inplace.ObserveUpdates")
+    slots = 1 + max(int(one.slot.split(".")[0]) for one in transform.params)
+    made = tvm_ffi.Array([None] * slots)
+    digests: dict[str, bytes] = {}
+
+    def get_weight(index: int) -> Any:
+        return _copy(params._leaves()[index])
+
+    def told(slot: str, bytes_in: int, _bytes_out: int, _freed: bool) -> None:
+        if bytes_in >= 0:
+            index = int(slot)
+            field = made[index]
+            nested = leaves_of(field, slot) if isinstance(field, tvm_ffi.Array) else [(slot, field)]
+            for path, tensor in nested:
+                digests[path] = _digest(tensor)
+            update(made, index, None)
+
+    observe(told, transform.reference, *inputs, get_weight, made)
+    return digests
+
+
+def _compare(transform: Transform, params: Params, expected: dict[str, bytes]) -> None:
+    different = [
+        name
+        for name, (slot, value) in zip(params.names, leaves_of(params._fields()), strict=True)
+        if expected.get(slot) != _digest(value)
+    ]
+    if different:
+        error = VerificationError(
+            f"`{transform.name}`: {len(different)} of {len(params.names)} fields differ from an "
+            f"out-of-place conversion: {', '.join(different[:8])}"
+        )
+        error.names, error.params = different, params
+        raise error
+
+
+def _copy(tensor: Any) -> Any:
+    import tvm
+
+    copy = tvm.runtime.empty(tuple(map(int, tensor.shape)), str(tensor.dtype), tensor.device)
+    tensor.copyto(copy)
+    return copy
+
+
+def _digest(tensor: Any) -> bytes:
+    import tvm
+
+    host = tensor if is_host(tensor.device) else tensor.copyto(tvm.cpu())
+    return hashlib.blake2b(bytes_of(host)).digest()
