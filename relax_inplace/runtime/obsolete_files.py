@@ -59,5 +59,4 @@ def _named(manifest: Path) -> set[str]:
         beside = {file for file in files if file == Path(file).name and file not in ("", ".", "..")}
     except (SourceError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as e:
         raise _UnreadableError from e
-    # Links stay: of a downloaded snapshot, they are not ours.
     return {file for file in beside if (manifest.parent / file).is_file()}

@@ -72,7 +72,7 @@ def read_into(descriptor: int, memory: np.ndarray, offset: int, where: str) -> N
     done = 0
     while done < memory.nbytes:
         try:
-            moved = os.preadv(descriptor, [memory[done : done + _CHUNK]], offset + done)
+            moved = os.preadv(descriptor, [memory[done : done + _CHUNK].data], offset + done)
         except OSError as error:
             refuse(where, system_text(error), f"to read {memory.nbytes:,} bytes", because=error)
         if moved == 0:

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import tvm
@@ -229,7 +229,7 @@ def _on_host(tensor: Any) -> Any:
 
 def _write(descriptor: int, content: np.ndarray, md5: Any) -> None:
     for start in range(0, content.nbytes, _CHUNK):
-        rest = memoryview(content[start : start + _CHUNK])
+        rest = content[start : start + _CHUNK].data
         md5.update(rest)
         while rest:
             rest = rest[os.write(descriptor, rest) :]
@@ -244,7 +244,7 @@ def _free(folder: Path) -> str:
 
 def _refuse_full(
     folder: Path, needed: int, given: str, because: BaseException | None = None
-) -> None:
+) -> NoReturn:
     raise SaveError.of(
         where=shown(folder),
         given=given,
@@ -253,5 +253,5 @@ def _refuse_full(
     ) from because
 
 
-def _refuse(folder: Path, given: str, expected: str, remedy: str) -> None:
+def _refuse(folder: Path, given: str, expected: str, remedy: str) -> NoReturn:
     raise SaveError.of(where=shown(folder), given=given, expected=expected, remedy=remedy)

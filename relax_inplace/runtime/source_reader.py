@@ -143,7 +143,7 @@ class _OpenFile:
     def _checked(self) -> np.ndarray:
         content = np.empty(self.file.nbytes, "uint8")
         read_into(self._descriptor, content, 0, shown(self.file.path))
-        found = hashlib.md5(content, usedforsecurity=False).hexdigest()
+        found = hashlib.md5(content.data, usedforsecurity=False).hexdigest()
         if found != self.file.md5:
             refuse(
                 shown(self.file.path), f"md5 {found}", str(self.file.md5), "download the file again"
