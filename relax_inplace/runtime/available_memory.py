@@ -1,0 +1,70 @@
+"""How much memory a device has free, as far as it says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from .tensor_bytes import is_host
+
+__all__ = ["available_bytes"]
+
+_CGROUPS = Path("/sys/fs/cgroup")
+
+
+def available_bytes(device: Any) -> int | None:
+    """Bytes that can be taken on a device; None if it does not say.
+
+    On the host it is what the machine has, or what this process's cgroup has left if that is less.
+
+    Parameters
+    ----------
+    device : tvm.runtime.Device
+    """
+    if is_host(device):
+        machine = psutil.virtual_memory().available
+        left = _left_in_cgroups(Path("/proc/self/cgroup"), _CGROUPS)
+        return machine if left is None else min(machine, left)
+    available = device.available_global_memory
+    return None if available is None else int(available)
+
+
+def _left_in_cgroups(membership: Path, mount: Path) -> int | None:
+    """The least of what this process's cgroup, and each that contains it, has left."""
+    try:
+        lines = membership.read_text().splitlines()
+    except OSError:
+        return None
+    left = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if not controllers:  # version 2
+            root, names = mount, ("memory.max", "memory.current", "")
+        elif "memory" in controllers.split(","):  # version 1
+            root = mount / "memory"
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
+        else:
+            continue
+        group = root / path.lstrip("/")
+        # In a container the path is the host's, and only the root of the mount can be read.
+        for folder in [group, *group.parents]:
+            if folder.is_relative_to(root) and (bytes_left := _left(folder, *names)) is not None:
+                left.append(bytes_left)
+    return min(left, default=None)
+
+
+def _left(folder: Path, limit: str, usage: str, prefix: str) -> int | None:
+    try:
+        allowed = (folder / limit).read_text().strip()
+        used = int((folder / usage).read_text())
+        statistics = (folder / "memory.stat").read_text().splitlines()
+    except (OSError, ValueError):
+        return None
+    if allowed == "max":
+        return None
+    pages = dict(line.split() for line in statistics)
+    # Of files: reading weights fills the cgroup with them, and the kernel gives them up.
+    cached = sum(int(pages.get(f"{prefix}{kind}_file", 0)) for kind in ("active", "inactive"))
+    return max(0, int(allowed) - max(0, used - cached))

@@ -1,0 +1,127 @@
+"""Load weights from files, as their only owner."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import tvm_ffi
+
+from .available_memory import available_bytes
+from .forget_locals import forget_locals
+from .open_source import open_source
+from .params import Params
+from .progress import ProgressOption, progress_bar
+from .source import Source
+from .source_error import refuse, shown
+from .source_reader import SourceReader
+from .tensor_bytes import is_host
+from .weight_selection import Selection, select
+
+__all__ = ["clear_cache", "load_params"]
+
+
+def load_params(
+    path: str | os.PathLike[str],
+    device: Any,
+    names: Any = None,
+    *,
+    checksum: bool = False,
+    progress: ProgressOption = None,
+) -> Params:
+    """Load weights.
+
+    Everything is checked before memory is taken for the first of them. Each is read into the memory
+    of its tensor, in the order of the files; TVM's own cache of weights is not used.
+
+    Parameters
+    ----------
+    path : path
+        See :func:`open_source`.
+    device : tvm.runtime.Device
+    names : sequence of str or Transform, optional
+        The names of some weights, in the order of the tuple. Or what a compiled module says of
+        itself: then there must be its weights and no others, of its shapes and dtypes. By default
+        all, in the order of the files.
+    checksum : bool
+        Compare md5 sums, which takes host memory for one file: see :class:`SourceReader`.
+    progress : bool or callable, optional
+        See :func:`progress_bar`.
+
+    Returns
+    -------
+    Params
+        Nothing else refers to a tensor in it. Its ``mark`` is that of the files.
+
+    Raises
+    ------
+    SourceError
+        The files are damaged, are not what is asked for, or need more memory than is free.
+    """
+    source = open_source(path)
+    selection = select(source, names)
+    _check_memory(source, selection, device, checksum)
+    tensors: dict[str, Any] = {}
+    try:
+        _read(source, selection, SourceReader(source, device, checksum), progress, tensors)
+        return Params(
+            _tuple([(slot, tensors[name]) for slot, name in _places(selection)]),
+            selection.names,
+            mark=selection.mark,
+            source=source.fingerprint,
+        )
+    except BaseException as error:
+        tensors.clear()
+        forget_locals(error)  # one of them is the weight that was being read
+        raise
+
+
+def clear_cache() -> None:
+    """Empty TVM's own cache of weights, for those who have filled it: it is an owner, too."""
+    tvm_ffi.get_global_func("vm.builtin.tensor_cache.clear")()
+
+
+def _check_memory(source: Source, selection: Selection, device: Any, checksum: bool) -> None:
+    needed = sum(record.type.nbytes or 0 for record in selection.records)
+    staged = max((file.nbytes for file in source.files), default=0) if checksum else 0
+    if is_host(device):
+        needed += staged
+    free = available_bytes(device)
+    if free is not None and needed > free:
+        refuse(
+            shown(source.path),
+            f"weights that take {needed:,} bytes",
+            f"at most the {free:,} that are free on {device}",
+            "free memory, or convert them with a streamed transform, which needs less at once",
+        )
+
+
+def _read(
+    source: Source,
+    selection: Selection,
+    reader: SourceReader,
+    progress: ProgressOption,
+    tensors: dict[str, Any],
+) -> None:
+    wanted = {record.name for record in selection.records}
+    total = sum(source.records[name].nbytes for name in wanted)
+    with reader, progress_bar(progress, total, "load") as bar:
+        for name, record in source.records.items():  # as they lie in the files
+            if name in wanted:
+                tensors[name] = reader.read(name)
+                bar.update(record.nbytes, name)
+
+
+def _places(selection: Selection) -> list[tuple[list[int], str]]:
+    return [
+        ([int(index) for index in slot.split(".")], record.name)
+        for slot, record in zip(selection.slots, selection.records, strict=True)
+    ]
+
+
+def _tuple(leaves: list[tuple[list[int], Any]]) -> list[Any]:
+    """Nested lists, from the place of each tensor in them."""
+    fields: dict[int, list[tuple[list[int], Any]]] = {}
+    for (index, *rest), value in leaves:
+        fields.setdefault(index, []).append((rest, value))
+    return [_tuple(below) if below[0][0] else below[0][1] for _, below in sorted(fields.items())]

@@ -1,0 +1,73 @@
+"""Find out what lies at a path, and check all of it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from .safetensors_files import INDEX, read_safetensors, read_safetensors_index
+from .source import Source
+from .source_error import refuse, shown, system_text
+from .tensor_cache import MANIFESTS, read_tensor_cache
+
+__all__ = ["SEARCHED", "open_source"]
+
+SEARCHED = (*MANIFESTS, INDEX)  # in a folder, in this order; then the one .safetensors file in it
+
+
+def open_source(path: str | os.PathLike[str]) -> Source:
+    """Read what files of weights say of themselves, and check it against the files.
+
+    Takes no memory for a weight, and reads none.
+
+    Parameters
+    ----------
+    path : path
+        A folder with TVM's tensor cache, or with safetensors; a manifest of either; a
+        ``.safetensors`` file.
+
+    Raises
+    ------
+    SourceError
+        There is nothing of the kind, or it is damaged.
+    """
+    path = Path(path)
+    if os.path.isdir(path):
+        path = _manifest(path)
+    if path.name.endswith(".safetensors"):
+        return read_safetensors(path)
+    if path.name.endswith(".safetensors.index.json"):
+        return read_safetensors_index(path)
+    if path.name.endswith(".json"):
+        return read_tensor_cache(path)
+    refuse(
+        shown(path),
+        "no weights there" if os.path.lexists(path) else "no such file or folder",
+        f"a folder with {MANIFESTS[0]}, {INDEX} or a .safetensors file, or one of those",
+        "check the path",
+    )
+
+
+def _manifest(folder: Path) -> Path:
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError as error:
+        refuse(
+            shown(folder),
+            system_text(error),
+            "a folder that can be read",
+            "check its owner and mode",
+            because=error,
+        )
+    for name in SEARCHED:
+        if name in names:
+            return folder / name
+    single = [one for one in names if one.endswith(".safetensors") and not one.startswith(".")]
+    if len(single) != 1:
+        refuse(
+            shown(folder),
+            f"{len(single)} .safetensors files and no manifest",
+            f"{MANIFESTS[0]}, {INDEX} or one .safetensors file",
+            "give the path of the file" if single else "check the path",
+        )
+    return folder / single[0]

@@ -1,0 +1,91 @@
+"""How far a load, or a save, has come."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from tqdm import tqdm
+
+__all__ = ["Progress", "ProgressBar", "ProgressOption", "progress_bar"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """What a callable is told.
+
+    Attributes
+    ----------
+    done : int
+        Bytes so far.
+    total : int
+        Bytes in all.
+    name : str
+        Of the weight that has just been done.
+    """
+
+    done: int
+    total: int
+    name: str
+
+
+ProgressOption = bool | Callable[[Progress], object] | None
+
+
+class ProgressBar(Protocol):
+    """What is told of each weight."""
+
+    def update(self, nbytes: int, name: str) -> None:
+        """A weight of so many bytes is done."""
+
+
+@contextmanager
+def progress_bar(progress: ProgressOption, total: int, what: str) -> Iterator[ProgressBar]:
+    """Show progress, or tell a callable.
+
+    Parameters
+    ----------
+    progress : bool or callable, optional
+        None: a bar if stderr is a terminal. True: a bar. False: nothing. A callable is called
+        with a :class:`Progress`.
+    total : int
+        Bytes.
+    what : str
+        Is being done.
+    """
+    if callable(progress):
+        yield _Told(progress, total)
+        return
+    with tqdm(
+        total=total,
+        desc=what,
+        unit="B",
+        unit_scale=True,
+        unit_divisor=1000,
+        file=sys.stderr,
+        disable=None if progress is None else not progress,  # None: unless it is a terminal
+    ) as bar:
+        yield _Shown(bar)
+
+
+class _Told:
+    def __init__(self, tell: Callable[[Progress], object], total: int):
+        self._tell = tell
+        self._done = 0
+        self._total = total
+
+    def update(self, nbytes: int, name: str) -> None:
+        self._done += nbytes
+        self._tell(Progress(self._done, self._total, name))
+
+
+class _Shown:
+    def __init__(self, bar: tqdm):
+        self._bar = bar
+
+    def update(self, nbytes: int, name: str) -> None:
+        self._bar.set_postfix_str(name if name.isprintable() else ascii(name), refresh=False)
+        self._bar.update(nbytes)

@@ -1,0 +1,161 @@
+"""Reads weights from their files into tensors: each once, and no second copy of it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import tvm
+
+from .forget_locals import forget_locals
+from .regular_file import open_regular, read_into
+from .source import Record, Source, SourceFile
+from .source_error import refuse, shown
+from .tensor_bytes import bytes_of, is_host
+
+__all__ = ["SourceReader"]
+
+_DECODED = 1 << 17  # numbers that are decoded at once
+
+
+class SourceReader:
+    """The weights of a source, one by one.
+
+    On the host they are read into the memory of their tensor; on the way to another device they
+    take the memory of one. It is used by one thread at a time: another one waits.
+
+    Parameters
+    ----------
+    source : Source
+    device : tvm.runtime.Device
+        Where the tensors go.
+    checksum : bool
+        Compare the md5 of each file with what the manifest says, of the very bytes the tensors are
+        made from. It takes host memory for one file: read the weights in the source's order.
+
+    Raises
+    ------
+    SourceError
+        Checksums are asked for, and the source has none.
+    """
+
+    def __init__(self, source: Source, device: Any, checksum: bool = False):
+        self._source = source
+        self._device = device
+        self._checksum = checksum
+        self._files = {file.path: file for file in source.files}
+        self._lock = threading.Lock()
+        self._open: _OpenFile | None = None
+        without = [file.name for file in source.files if file.md5 is None]
+        if checksum and without:
+            refuse(
+                shown(source.path),
+                f"no checksum for {shown(without[0])}",
+                "an md5sum of each file",
+                "load with checksum=False: safetensors have none, TVM's tensor cache may",
+            )
+
+    def __enter__(self) -> SourceReader:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file that is open, and drop what was kept of it."""
+        with self._lock:
+            self._close()
+
+    def read(self, name: str) -> Any:
+        """A weight, as a tensor that nothing else refers to.
+
+        Raises
+        ------
+        SourceError
+            The file ends too early, has changed, or is not what its checksum says.
+        """
+        try:
+            with self._lock:
+                return self._tensor(self._source.records[name])
+        except BaseException as error:
+            forget_locals(error)  # one of them is the tensor
+            raise
+
+    def _tensor(self, record: Record) -> Any:
+        tensor = tvm.runtime.empty(record.shape, record.dtype, self._device)
+        if is_host(self._device):
+            self._fill(bytes_of(tensor), record)
+            return tensor
+        staged = tvm.runtime.empty(record.shape, record.dtype, tvm.cpu())
+        self._fill(bytes_of(staged), record)
+        staged.copyto(tensor)
+        self._device.sync()  # before the memory it is copied from goes
+        return tensor
+
+    def _fill(self, memory: np.ndarray, record: Record) -> None:
+        file = self._file(self._files[record.file])
+        where = f"{shown(record.file)}, {shown(record.name)}"
+        if record.encoding == "raw":
+            file.read(memory, record.offset, where)
+            return
+        numbers = memory.view("uint32")
+        half = np.empty(min(_DECODED, numbers.size), "uint16")
+        for start in range(0, numbers.size, _DECODED):
+            part = numbers[start : start + _DECODED]
+            file.read(half[: part.size].view("uint8"), record.offset + 2 * start, where)
+            part[:] = half[: part.size]
+            part <<= 16
+
+    def _file(self, file: SourceFile) -> _OpenFile:
+        if self._open is None or self._open.file is not file:
+            self._close()  # first: its content would be a second one
+            self._open = _OpenFile(file, self._checksum)
+        return self._open
+
+    def _close(self) -> None:
+        if self._open is not None:
+            self._open.close()
+            self._open = None
+
+
+class _OpenFile:
+    def __init__(self, file: SourceFile, checksum: bool):
+        self.file = file
+        self._content: np.ndarray | None = None
+        self._descriptor = open_regular(file.path)
+        try:
+            file.check_unchanged(self._descriptor)
+            if checksum:
+                self._content = self._checked()
+        except BaseException:
+            os.close(self._descriptor)
+            raise
+
+    def _checked(self) -> np.ndarray:
+        content = np.empty(self.file.nbytes, "uint8")
+        read_into(self._descriptor, content, 0, shown(self.file.path))
+        found = hashlib.md5(content.data, usedforsecurity=False).hexdigest()
+        if found != self.file.md5:
+            refuse(
+                shown(self.file.path), f"md5 {found}", str(self.file.md5), "download the file again"
+            )
+        return content
+
+    def read(self, memory: np.ndarray, offset: int, where: str) -> None:
+        if self._content is None:
+            read_into(self._descriptor, memory, offset, where)
+        else:
+            memory[:] = self._content[offset : offset + memory.nbytes]
+
+    def close(self) -> None:
+        self._content = None
+        os.close(self._descriptor)

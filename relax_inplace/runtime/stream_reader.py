@@ -1,0 +1,117 @@
+"""Weights for a streamed transform: one is read ahead while the one before is converted."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterable, Sequence
+from types import TracebackType
+from typing import Any
+
+from .source_reader import SourceReader
+
+__all__ = ["ReadAhead"]
+
+
+class ReadAhead:
+    """What a streamed transform takes: called with an index, it returns that weight.
+
+    At most one weight is ahead. One that is asked for out of order is read at once; the one ahead
+    stays. A context manager: at its end the thread has ended.
+
+    Parameters
+    ----------
+    reader : SourceReader
+    names : sequence of str
+        In the source, of the weights by index.
+    order : iterable of int, optional
+        In which they will be asked for; by default 0, 1, 2...
+
+    Raises
+    ------
+    SourceError
+        When a weight is asked for that cannot be read.
+    """
+
+    def __init__(
+        self, reader: SourceReader, names: Sequence[str], order: Iterable[int] | None = None
+    ):
+        self._reader = reader
+        self._names = list(names)
+        self._order = deque(range(len(self._names)) if order is None else order)
+        self._changed = threading.Condition()
+        self._ahead: int | None = None  # the index that is being read, or has been
+        self._read: list[Any] = []  # its tensor, or the error instead
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="relax_inplace reads ahead")
+        self._thread.daemon = True  # an interpreter that ends does not wait for it
+        with self._changed:
+            self._begin_next()
+        self._thread.start()
+
+    def __call__(self, index: int) -> Any:
+        """A weight. No reference to it is kept."""
+        index = int(index)
+        with self._changed:
+            if self._closed:
+                raise RuntimeError("this ReadAhead is closed; make another one")
+            if index == self._ahead:
+                self._changed.wait_for(lambda: self._read)
+                found = self._read.pop()
+                self._begin_next()
+                if isinstance(found, BaseException):
+                    raise found
+                return found
+            if index in self._order:
+                self._order.remove(index)
+        return self._reader.read(self._names[index])
+
+    def __enter__(self) -> ReadAhead:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Drop the weight ahead, and wait until the thread has ended."""
+        try:
+            self._end()
+        finally:  # also if Ctrl-C came while it waited: the thread ends after the weight it reads
+            self._end()
+
+    def _end(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._thread.join()
+        self._read.clear()
+
+    def _begin_next(self) -> None:
+        self._ahead = self._order.popleft() if self._order else None
+        self._changed.notify_all()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(
+                    lambda: self._closed or (self._ahead is not None and not self._read)
+                )
+                if self._closed:
+                    return
+                name = self._names[self._ahead]  # type: ignore[index]
+            found = self._try(name)
+            with self._changed:
+                self._read.append(found)
+                del found  # before the lock goes: who takes it is its only owner
+                self._changed.notify_all()
+
+    def _try(self, name: str) -> Any:
+        try:
+            return self._reader.read(name)
+        except BaseException as error:
+            return error

@@ -1,0 +1,28 @@
+"""The memory of a tensor, as bytes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import tvm  # noqa: F401  whose runtime makes the tensors that have these views
+
+from .tensor_type import TensorType
+
+__all__ = ["bytes_of", "is_host"]
+
+_CPU = 1  # kDLCPU
+
+
+def is_host(device: Any) -> bool:
+    """The process can read and write the device's memory."""
+    return device.dlpack_device_type() == _CPU
+
+
+def bytes_of(tensor: Any) -> np.ndarray:
+    """A view of the memory of a contiguous tensor on the host; it keeps the tensor alive.
+
+    numpy has no bfloat16, and no type of 4 bits: bytes it has.
+    """
+    nbytes = TensorType("", tuple(map(int, tensor.shape)), str(tensor.dtype)).nbytes
+    return np.from_dlpack(tensor._create_view((nbytes,), "uint8"))
