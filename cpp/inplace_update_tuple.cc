@@ -2,6 +2,7 @@
 #include <tvm/ffi/tvm_ffi.h>
 
 #include <cstdint>
+#include <utility>
 
 #include "registry.h"
 #include "update_observer.h"
@@ -45,7 +46,7 @@ static ffi::Any InplaceUpdateTuple(ffi::AnyView tuple, ffi::AnyView index, ffi::
   ffi::Any old = (*array)[i];
   const_cast<ffi::ArrayObj*>(array)->SetItem(i, ffi::Any(value));
   if (UpdateObserver* observer = UpdateObserver::Current()) {
-    observer->Updated(*array, i, value, old);  // while the old field still takes memory
+    observer->Updated(*array, i, value, std::move(old));
   }
   return ffi::Any(tuple);
 }

@@ -70,12 +70,16 @@ static bool IsLast(const ffi::Any& field) {
 }
 
 void UpdateObserver::Updated(const ffi::ArrayObj& tuple, int64_t index, ffi::AnyView value,
-                             const ffi::Any& old) const {
+                             ffi::Any old) const {
   const auto prefix = prefixes_.find(&tuple);
   if (prefix == prefixes_.end()) return;  // a tuple of the transform's own
   const bool is_emptied = value.type_index() == ffi::TypeIndex::kTVMFFINone;
+  const int64_t bytes_out = Bytes(old);
+  const bool is_freed = bytes_out > 0 && IsLast(old);
   callback_(prefix->second + std::to_string(index), is_emptied ? int64_t{-1} : Bytes(value),
-            Bytes(old), IsLast(old));
+            bytes_out, is_freed);
+  old = ffi::Any();
+  if (is_freed) callback_(nullptr, int64_t{0}, int64_t{0}, true);
 }
 
 // -- the call -------------------------------------------------------------------------------

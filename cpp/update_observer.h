@@ -16,8 +16,8 @@ class UpdateObserver {
   /*!
    * \param callback Is told (slot, bytes in, bytes out, freed): the place, such as "0.3" in a nested
    *        tuple; the bytes of its new tensors, -1 if the slot was emptied, and of its old ones;
-   *        and whether the old ones are freed as soon as it returns. What it throws, the update
-   *        throws, when it is done.
+   *        and whether these are about to be freed. If so it is called once more when they have
+   *        been, with None. What it throws, the update throws, when it is done.
    * \param tuple Of it, and of those nested in it, updates are told.
    */
   UpdateObserver(tvm::ffi::Function callback, const tvm::ffi::ArrayObj& tuple);
@@ -28,9 +28,9 @@ class UpdateObserver {
   /*! \brief The observer of this thread; null if nobody listens. */
   static UpdateObserver* Current();
 
-  /*! \brief Tells of an update; `old` is the last reference that the tuple's slot held. */
+  /*! \brief Tells of an update; `old` is what the slot held. */
   void Updated(const tvm::ffi::ArrayObj& tuple, int64_t index, tvm::ffi::AnyView value,
-               const tvm::ffi::Any& old) const;
+               tvm::ffi::Any old) const;
 
  private:
   void Name(const tvm::ffi::ArrayObj& tuple, const std::string& prefix);

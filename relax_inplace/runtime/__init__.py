@@ -2,31 +2,56 @@
 
 from .load_params import clear_cache, load_params
 from .mark import Mark
+from .observed_run import TransformError, TransformInterrupted
 from .open_source import open_source
+from .owners import HeldWeight, HeldWeightsError
 from .params import Params
 from .progress import Progress
+from .report import Report
+from .resident_memory import Sample
 from .save_params import SaveError, save_params
 from .source import Record, Source
 from .source_error import SourceError
 from .source_reader import SourceReader
 from .stream_reader import ReadAhead
 from .tensor_type import TensorType
+from .transform import ModuleError, Transform, TransformStep, load_transform
+from .transform_params import (
+    ConvertedError,
+    VerificationError,
+    restore_params,
+    transform_params,
+)
 from .weight_selection import MismatchError
 
 __all__ = [
+    "ConvertedError",
+    "HeldWeight",
+    "HeldWeightsError",
     "Mark",
     "MismatchError",
+    "ModuleError",
     "Params",
     "Progress",
     "ReadAhead",
     "Record",
+    "Report",
+    "Sample",
     "SaveError",
     "Source",
     "SourceError",
     "SourceReader",
     "TensorType",
+    "Transform",
+    "TransformError",
+    "TransformInterrupted",
+    "TransformStep",
+    "VerificationError",
     "clear_cache",
     "load_params",
+    "load_transform",
     "open_source",
+    "restore_params",
     "save_params",
+    "transform_params",
 ]

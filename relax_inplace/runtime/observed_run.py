@@ -75,6 +75,8 @@ class ObservedRun:
     updated : callable
         Is called with (slot, bytes in, bytes out) after each update; -1 bytes in for an emptied
         slot. The memory of the old field has not been freed yet.
+    freed : callable
+        Is called when it has been.
     """
 
     def __init__(
@@ -83,10 +85,12 @@ class ObservedRun:
         params: Params,
         is_filled: bool,
         updated: Callable[[str, int, int], None],
+        freed: Callable[[], None],
     ):
         self.transform = transform
         self.params = params
         self._updated = updated
+        self._freed = freed
         self._converted: set[str] = set()
         self._stopped_by: BaseException | None = None
         self._interrupted = threading.Event()
@@ -115,12 +119,15 @@ class ObservedRun:
             cause = self._stopped_by or error
             raise self._failure(cause) from cause
 
-    def _told(self, slot: str, bytes_in: int, bytes_out: int, _freed: bool) -> None:
+    def _told(self, slot: str | None, bytes_in: int, bytes_out: int, _freed: bool) -> None:
         # tvm-ffi would make a RuntimeError of a KeyboardInterrupt: what stopped it is kept here.
         try:
-            if bytes_in >= 0:
-                self._converted.add(slot)
-            self._updated(slot, bytes_in, bytes_out)
+            if slot is None:
+                self._freed()
+            else:
+                if bytes_in >= 0:
+                    self._converted.add(slot)
+                self._updated(slot, bytes_in, bytes_out)
             if self._interrupted.is_set():
                 raise KeyboardInterrupt
         except BaseException as error:
@@ -137,9 +144,9 @@ class ObservedRun:
             outer = {".".join(parts[: i + 1]) for i in range(len(parts))}
             if outer & self._converted:
                 state["converted"].append(name)
-            elif value is not None:
+            elif value is not None or not self._is_filled:  # in its slot, or in its file
                 state["original"].append(name)
-            elif self._is_filled:
+            else:
                 state["lost"].append(name)
         step = self._failed_step()
         steps = self.transform.steps
@@ -215,7 +222,7 @@ def _release_pool() -> None:
 
 def _one_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+    return lines[0] if lines else type(error).__name__
 
 
 def _listed(names: list[str]) -> str:

@@ -78,7 +78,7 @@ class Params(Sequence):
             raise ValueError(f"Params: names given twice: {', '.join(twice)}")
 
     @property
-    def tuple(self) -> tvm_ffi.Array:
+    def fields(self) -> tvm_ffi.Array:
         """The tuple itself, for a compiled function.
 
         Raises
@@ -96,7 +96,7 @@ class Params(Sequence):
 
     def __tvm_ffi_object__(self) -> tvm_ffi.Array:
         """tvm-ffi's protocol: what a compiled function is given."""
-        return self.tuple
+        return self.fields
 
     def __len__(self) -> int:
         return len(self.names)
@@ -108,10 +108,10 @@ class Params(Sequence):
                 key = self.names.index(key)
             except ValueError:
                 raise KeyError(key) from None
-        return [value for _, value in leaves_of(self.tuple)][key]
+        return [value for _, value in leaves_of(self.fields)][key]
 
     def __iter__(self) -> Iterator[Any]:
-        return iter([value for _, value in leaves_of(self.tuple)])
+        return iter([value for _, value in leaves_of(self.fields)])
 
     def items(self) -> list[tuple[str, Any]]:
         """Names and tensors."""
@@ -135,6 +135,9 @@ class Params(Sequence):
     def _fields(self) -> tvm_ffi.Array:
         """The tuple, for whoever converts it."""
         return self._tuple
+
+    def _slots(self) -> list[str]:
+        return [slot for slot, _ in leaves_of(self._tuple)]
 
     def _leaves(self) -> list[Any]:
         return [value for _, value in leaves_of(self._tuple)]

@@ -69,11 +69,12 @@ class Report:
 
     @property
     def extra(self) -> int:
-        """Bytes at the peak above the larger of before and after, where the weights are."""
-        on = [one.device if one.device is not None else one.host for one in self.samples]
-        peak = self.peak_sample.device if self.on_device else self.peak
-        assert peak is not None
-        return max(0, peak - max(on[0], on[-1]))
+        """Bytes at the peak above what was there before, and what the weights have grown by."""
+        first, last = self.samples[0], self.peak_sample
+        grown = max(0, self.weights_after - self.weights_before)
+        if first.device is not None and last.device is not None:
+            return max(0, last.device - first.device - grown)
+        return max(0, last.host - first.host - grown)
 
     @property
     def predicted_extra(self) -> int | None:

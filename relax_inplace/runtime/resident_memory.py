@@ -75,12 +75,13 @@ class WatchedMemory:
         self._thread.join()
         self.sample()
 
-    def sample(self) -> None:
+    def sample(self) -> Sample:
         """Take one now."""
         seconds = time.perf_counter() - self._start
         one = Sample(seconds, int(self._process.memory_info().rss), self._used())
         with self._lock:
             self.samples.append(one)
+        return one
 
     @property
     def peak(self) -> Sample:

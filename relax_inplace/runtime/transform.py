@@ -67,6 +67,8 @@ class Transform:
         What it takes and what it leaves in the tuple, through nested tuples; None if it is a
         function without its module.
     steps : list of TransformStep
+    loads : list of int
+        The weights that a streamed transform asks for, in that order.
     peak : int or None
         Bytes that its plan takes; None if it is symbolic, or not known.
     layout : str
@@ -88,6 +90,7 @@ class Transform:
     weights: list[TensorType] | None = None
     params: list[TensorType] | None = None
     steps: list[TransformStep] = dataclasses.field(default_factory=list)
+    loads: list[int] = dataclasses.field(default_factory=list)
     peak: int | None = None
     layout: str = ""
     restores: str | None = None
@@ -218,6 +221,7 @@ def _find(
             )
             for one in entry["steps"]
         ],
+        entry["loads"],
         _number(entry["peak"]),
         entry["layout"],
         entry["restores"],

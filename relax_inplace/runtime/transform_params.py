@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,14 +11,12 @@ import tvm_ffi
 
 from ..errors import StructuredError
 from ..libinfo import load_library
-from .available_memory import available_bytes
+from .conversion import convert, require_memory
 from .mark import Mark
-from .observed_run import ObservedRun
 from .owners import HeldWeightsError, find_held
 from .params import Params, leaves_of
-from .progress import progress_bar
+from .progress import ProgressOption
 from .report import Report
-from .resident_memory import WatchedMemory
 from .taking_over import taken_over
 from .tensor_bytes import bytes_of, is_host
 from .tensor_type import TensorType
@@ -81,7 +79,7 @@ def transform_params(
     inputs: Sequence[Any] = (),
     strict: bool = False,
     verify: bool = False,
-    progress: Any = None,
+    progress: ProgressOption = None,
 ) -> Params:
     """Convert weights in the memory that they occupy.
 
@@ -142,11 +140,13 @@ def transform_params(
             )
         expected = _digests(transform, owned, inputs) if verify else None
         names = _new_names(transform, owned)
-        _run(transform, owned, inputs, strict, progress, "convert", verify)
+        report = _run(transform, owned, inputs, strict, progress, "convert")
         mark = Mark(transform.name, transform.layout, owned.source)
         owned._become(owned._fields(), names, mark)
         if expected is not None:
             _compare(transform, owned, expected)
+            report = dataclasses.replace(report, verified=True)
+        owned.report = report
         return owned
 
 
@@ -156,7 +156,7 @@ def restore_params(
     *,
     inputs: Sequence[Any] = (),
     strict: bool = False,
-    progress: Any = None,
+    progress: ProgressOption = None,
 ) -> Params:
     """Convert weights back to the format that they were stored in, in place.
 
@@ -199,8 +199,9 @@ def restore_params(
             )
     with taken_over(params, transform) as owned:
         names = _new_names(transform, owned)
-        _run(transform, owned, inputs, strict, progress, "restore", False)
+        report = _run(transform, owned, inputs, strict, progress, "restore")
         owned._become(owned._fields(), names, None)
+        owned.report = report
         return owned
 
 
@@ -209,10 +210,9 @@ def _run(
     params: Params,
     inputs: Sequence[Any],
     strict: bool,
-    progress: Any,
+    progress: ProgressOption,
     doing: str,
-    verified: bool,
-) -> None:
+) -> Report:
     """Check, then convert; the tuple may be a new one afterwards."""
     if transform.is_streamed:
         raise ModuleError.of(
@@ -223,42 +223,15 @@ def _run(
         )
     types = params._types()
     _require_types(transform, params.names, types)
-    before = sum(one.nbytes or 0 for one in types)
     held = find_held(params._fields(), params.names)
     if held and strict:
         listed = "; ".join(map(str, held[:4]))
         more = f"; and {len(held) - 4} more" if len(held) > 4 else ""
         raise HeldWeightsError.of(held=f"{listed}{more}")
     device = transform.device or _device_of(params)
-    _require_memory(transform, before, device)
-    by_slot = dict(
-        zip((slot for slot, _ in leaves_of(params._fields())), params.names, strict=True)
-    )
-    converted = 0
-    with WatchedMemory(device) as memory, progress_bar(progress, before, doing) as bar:
-
-        def updated(slot: str, bytes_in: int, bytes_out: int) -> None:
-            nonlocal converted
-            memory.sample()
-            converted += max(0, bytes_in)
-            bar.update(bytes_out, by_slot.get(slot, slot))
-
-        start = time.perf_counter()
-        result = ObservedRun(transform, params, True, updated)(*inputs)
-        seconds = time.perf_counter() - start
-    params._become(result, None, params.mark)
-    after = sum(one.nbytes or 0 for one in params._types())
-    params.report = Report(
-        transform.name,
-        seconds,
-        converted,
-        before,
-        after,
-        transform.peak,
-        memory.samples,
-        memory.peak,
-        held,
-        verified,
+    require_memory(transform, sum(one.nbytes or 0 for one in types), device)
+    return convert(
+        transform, params, inputs, device=device, progress=progress, doing=doing, held=held
     )
 
 
@@ -305,22 +278,6 @@ def _fits(given: TensorType, wanted: TensorType, sizes: dict[str, int]) -> bool:
     return True
 
 
-def _require_memory(transform: Transform, before: int, device: Any) -> None:
-    """Refuse what the plan says will not fit: nothing has changed yet."""
-    if transform.peak is None or device is None:
-        return
-    available = available_bytes(device)
-    if available is None:
-        return
-    needed = transform.peak - before
-    if needed > available:
-        raise MemoryError(
-            f"`{transform.name}` needs {needed:,} bytes beside the weights ({transform.peak:,} by "
-            f"its plan), but {available:,} bytes are free on {device}. No field has changed; "
-            "compile it with memory_limit, or stream the weights"
-        )
-
-
 def _device_of(params: Params) -> Any:
     for value in params._leaves():
         if isinstance(value, tvm_ffi.Tensor):
@@ -351,8 +308,8 @@ def _digests(transform: Transform, params: Params, inputs: Sequence[Any]) -> dic
     def get_weight(index: int) -> Any:
         return _copy(params._leaves()[index])
 
-    def told(slot: str, bytes_in: int, _bytes_out: int, _freed: bool) -> None:
-        if bytes_in >= 0:
+    def told(slot: str | None, bytes_in: int, _bytes_out: int, _freed: bool) -> None:
+        if slot is not None and bytes_in >= 0:
             index = int(slot)
             field = made[index]
             nested = leaves_of(field, slot) if isinstance(field, tvm_ffi.Array) else [(slot, field)]
@@ -391,4 +348,4 @@ def _digest(tensor: Any) -> bytes:
     import tvm
 
     host = tensor if is_host(tensor.device) else tensor.copyto(tvm.cpu())
-    return hashlib.blake2b(bytes_of(host)).digest()
+    return hashlib.blake2b(bytes_of(host).data).digest()

@@ -18,7 +18,7 @@ from tvm import ir, relax
 
 from ..analysis.schedule import Schedule
 from ..analysis.table import plain_size
-from ..analysis.transform_graph import Container, Known, Step, Weight
+from ..analysis.transform_graph import Container, Known, Load, Step, Weight
 from ..analysis.updates import bindings_of
 
 __all__ = ["PARAM_MAP", "Entry", "entry_of", "keep_param_map", "renamed", "with_param_map"]
@@ -60,6 +60,7 @@ def entry_of(schedule: Schedule, mod: ir.IRModule) -> Entry:
         "restores": None,
         "reference": None,
         "streamed": graph.get_weight is not None,
+        "loads": [step.index for step in schedule.steps if isinstance(step, Load)],
         "target": None,
         "peak": schedule.peak(),
         "weights": [_typed(one.name, ".".join(map(str, one.path)), one.ty) for one in weights],

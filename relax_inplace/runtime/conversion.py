@@ -1,0 +1,109 @@
+"""One conversion, watched: progress while it runs, a report when it is done."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from .available_memory import available_bytes
+from .heap import trim_heap
+from .observed_run import ObservedRun
+from .owners import HeldWeight
+from .params import Params
+from .progress import ProgressOption, progress_bar
+from .report import Report
+from .resident_memory import WatchedMemory
+from .tensor_type import TensorType
+from .transform import Transform
+
+__all__ = ["convert", "require_memory"]
+
+_SLACK = 1 << 20  # bytes resident above the weights, before the heap is trimmed
+
+
+def convert(
+    transform: Transform,
+    params: Params,
+    inputs: Sequence[Any],
+    *,
+    device: Any,
+    progress: ProgressOption,
+    doing: str,
+    held: Sequence[HeldWeight] = (),
+) -> Report:
+    """Run a transform on weights, or on the slots that it fills, and report.
+
+    ``params`` hold the result afterwards, in the given tuple or in a new one, under no names.
+    """
+    types = params._types()
+    before = sum(one.nbytes or 0 for one in types)
+    is_filled = not transform.is_streamed
+    total = before if is_filled else _sum(transform.params)
+    names = _names_of_slots(transform, params)
+    done = converted = grown = 0
+    trim_heap()
+    with WatchedMemory(device) as memory, progress_bar(progress, total, doing) as bar:
+
+        def updated(slot: str, bytes_in: int, bytes_out: int) -> None:
+            nonlocal done, converted, grown
+            memory.sample()
+            new = max(0, bytes_in)
+            converted += new
+            grown += new - bytes_out
+            moved = bytes_out if is_filled else new
+            done += moved
+            bar.update(moved, names.get(slot, slot))
+
+        def freed() -> None:
+            if memory.sample().host > memory.samples[0].host + max(0, grown) + _SLACK:
+                trim_heap()
+
+        start = time.perf_counter()
+        result = ObservedRun(transform, params, is_filled, updated, freed)(*inputs)
+        seconds = time.perf_counter() - start
+        if done < total:  # weights that stay as they are
+            bar.update(total - done, "")
+    params._become(result, None, params.mark)
+    trim_heap()
+    memory.sample()
+    return Report(
+        transform.name,
+        seconds,
+        converted,
+        before,
+        sum(one.nbytes or 0 for one in params._types()),
+        transform.peak,
+        memory.samples,
+        memory.peak,
+        list(held),
+    )
+
+
+def require_memory(transform: Transform, before: int, device: Any) -> None:
+    """Refuse what the plan says will not fit: nothing has changed yet.
+
+    Raises
+    ------
+    MemoryError
+    """
+    if transform.peak is None or device is None:
+        return
+    available = available_bytes(device)
+    needed = transform.peak - before
+    if available is not None and needed > available:
+        raise MemoryError(
+            f"`{transform.name}` needs {needed:,} bytes beside what is loaded ({transform.peak:,} "
+            f"by its plan), but {available:,} are free on {device}. No field has changed; compile "
+            "it with memory_limit, or stream the weights"
+        )
+
+
+def _names_of_slots(transform: Transform, params: Params) -> dict[str, str]:
+    if transform.params is not None:
+        return {one.slot: one.name for one in transform.params}
+    return dict(zip(params._slots(), params.names, strict=True))
+
+
+def _sum(types: Sequence[TensorType] | None) -> int:
+    return sum(one.nbytes or 0 for one in types or ())

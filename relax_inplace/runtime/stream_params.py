@@ -1,0 +1,103 @@
+"""stream_params: each weight is read when its step comes, and converted where it will stay."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import tvm_ffi
+
+from .conversion import convert, require_memory
+from .mark import Mark
+from .open_source import open_source
+from .params import Params
+from .progress import ProgressOption
+from .source_reader import SourceReader
+from .stream_reader import ReadAhead
+from .taking_over import taken_over
+from .transform import ModuleError, Transform
+from .transform_params import ConvertedError
+from .weight_selection import select
+
+__all__ = ["stream_params"]
+
+
+def stream_params(
+    function: Any,
+    path: str | os.PathLike[str],
+    device: Any,
+    *,
+    inputs: Sequence[Any] = (),
+    checksum: bool = False,
+    progress: ProgressOption = None,
+) -> Params:
+    """Load weights one by one, and convert each as it comes.
+
+    The next one is read while one is converted; no more than that is ahead. So the peak is the
+    converted weights, what one step works on, and one weight.
+
+    Parameters
+    ----------
+    function : Transform, VirtualMachine or module
+        A transform that was compiled with ``lazy=True``.
+    path : str or path
+        See :func:`~relax_inplace.runtime.open_source`.
+    device : tvm.runtime.Device
+    inputs : sequence
+        What the function takes before the weights.
+    checksum, progress
+        As for :func:`~relax_inplace.runtime.load_params`.
+
+    Returns
+    -------
+    Params
+        With a mark, and a ``report``.
+
+    Raises
+    ------
+    SourceError
+        The files are damaged, or are not those of the module; before the first is read.
+    ConvertedError
+        They hold weights that are converted already.
+    TransformError
+        The conversion failed. The originals are in the files; ``params`` of the error holds what
+        was finished.
+    """
+    transform = Transform.of(function)
+    if not transform.is_streamed or transform.weights is None or transform.params is None:
+        raise ModuleError.of(
+            where="stream_params",
+            given=f"`{transform.name}`, which takes its weights all at once",
+            expected="the module of a transform that asks for them one by one",
+            remedy="call transform_params, or compile it with lazy=True",
+        )
+    source = open_source(path)
+    selection = select(source, transform)
+    if selection.mark is not None:
+        raise ConvertedError.of(
+            given=f"weights that `{selection.mark.transform}` has converted, in {path}",
+            expected="weights as they were stored",
+            remedy="load them with load_params, and use them as they are",
+        )
+    require_memory(transform, 0, device)
+    slots = 1 + max(int(one.slot.split(".")[0]) for one in transform.params)
+    params = Params(tvm_ffi.Array([None] * slots), source=source.fingerprint)
+    names = [record.name for record in selection.records]
+    with (
+        taken_over(params, transform),
+        SourceReader(source, device, checksum) as reader,
+        ReadAhead(reader, names, transform.loads) as get_weight,
+    ):
+        report = convert(
+            transform,
+            params,
+            [*inputs, get_weight],
+            device=device,
+            progress=progress,
+            doing="convert",
+        )
+    mark = Mark(transform.name, transform.layout, source.fingerprint)
+    params._become(params._fields(), [one.name for one in transform.params], mark)
+    params.report = report
+    return params
