@@ -1,5 +1,6 @@
 """Parameter tuples: load, own, transform, report, save. Needs TVM's runtime, never its compiler."""
 
+from .convert_params import convert_params
 from .load_params import clear_cache, load_params
 from .mark import Mark
 from .observed_run import TransformError, TransformInterrupted
@@ -13,6 +14,7 @@ from .save_params import SaveError, save_params
 from .source import Record, Source
 from .source_error import SourceError
 from .source_reader import SourceReader
+from .stream_params import stream_params
 from .stream_reader import ReadAhead
 from .tensor_type import TensorType
 from .transform import ModuleError, Transform, TransformStep, load_transform
@@ -48,10 +50,12 @@ __all__ = [
     "TransformStep",
     "VerificationError",
     "clear_cache",
+    "convert_params",
     "load_params",
     "load_transform",
     "open_source",
     "restore_params",
     "save_params",
+    "stream_params",
     "transform_params",
 ]

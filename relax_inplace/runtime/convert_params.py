@@ -1,0 +1,155 @@
+"""convert_params: from files to converted weights in one call, or from what was saved before.
+
+The key of a saved result is a digest of what it was made from and by: the source's fingerprint
+(names, sizes and times of the files, and what they say of themselves), the transform's name and
+layout, the target it was compiled for, and the versions of TVM and of this package.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+import warnings
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from .load_params import load_params
+from .open_source import open_source
+from .params import Params
+from .progress import ProgressOption
+from .report import Report
+from .resident_memory import WatchedMemory
+from .save_params import SaveError, save_params
+from .source import Source
+from .source_error import SourceError
+from .stream_params import stream_params
+from .transform import ModuleError, Transform
+from .transform_params import transform_params
+
+__all__ = ["convert_params"]
+
+_MADE_BY = ("relax-inplace", "apache-tvm")
+
+
+def convert_params(
+    function: Any,
+    path: str | os.PathLike[str],
+    device: Any,
+    *,
+    cache: str | os.PathLike[str] | None = None,
+    format: str = "tensor-cache",
+    inputs: Sequence[Any] = (),
+    strict: bool = False,
+    verify: bool = False,
+    checksum: bool = False,
+    progress: ProgressOption = None,
+) -> Params:
+    """Load weights and convert them, or read them as they were converted before.
+
+    Parameters
+    ----------
+    function : Transform, VirtualMachine or module
+        If it is streamed, the weights are: see :func:`stream_params`.
+    path : str or path
+        See :func:`~relax_inplace.runtime.open_source`. If the weights there have been converted by
+        this transform, they are loaded, no more.
+    device : tvm.runtime.Device
+    cache : str or path, optional
+        A folder for the result. One that is there and was made from the same files, by the same
+        transform, is used instead of converting; any other is replaced.
+    format : str
+        Of the cache: see :func:`~relax_inplace.runtime.save_params`.
+    inputs, strict, verify
+        As for :func:`transform_params`.
+    checksum : bool
+        As for :func:`load_params`.
+    progress : bool or callable, optional
+        As for :func:`transform_params`.
+
+    Returns
+    -------
+    Params
+        With a mark. Its ``report`` says where they were read from if nothing was converted.
+
+    Raises
+    ------
+    ModuleError, SourceError, ConvertedError, HeldWeightsError, TransformError
+        As the functions raise that it consists of.
+
+    Warns
+    -----
+    UserWarning
+        The result could not be saved. It is returned all the same.
+    """
+    transform = Transform.of(function)
+    if transform.weights is None:
+        raise ModuleError.of(
+            where="convert_params",
+            given="a function without its module",
+            expected="what says which weights it takes",
+            remedy="give the virtual machine, or what load_transform returns",
+        )
+    source = open_source(path)
+    if source.mark is not None:
+        return _as_converted(transform, path, device, checksum, progress)
+    key = _key(source, transform)
+    if cache is not None and _key_of(cache) == key:
+        try:
+            return _as_converted(transform, cache, device, checksum, progress)
+        except SourceError as error:
+            warnings.warn(f"{error}. The weights are converted again", stacklevel=2)
+    if transform.is_streamed:
+        params = stream_params(
+            transform, path, device, inputs=inputs, checksum=checksum, progress=progress
+        )
+    else:
+        params = load_params(path, device, transform, checksum=checksum, progress=progress)
+        transform_params(
+            transform, params, inputs=inputs, strict=strict, verify=verify, progress=progress
+        )
+    if cache is not None:
+        try:
+            save_params(params, cache, format, key=key, progress=progress)
+        except SaveError as error:
+            warnings.warn(f"the converted weights were not saved: {error}", stacklevel=2)
+    return params
+
+
+def _as_converted(
+    transform: Transform, path: Any, device: Any, checksum: bool, progress: ProgressOption
+) -> Params:
+    with WatchedMemory(device) as memory:
+        start = time.perf_counter()
+        params = load_params(path, device, transform, checksum=checksum, progress=progress)
+        seconds = time.perf_counter() - start
+    params.report = Report(
+        transform.name,
+        seconds,
+        0,
+        0,
+        params.nbytes,
+        None,
+        memory.samples,
+        memory.peak,
+        cached=str(Path(path)),
+    )
+    return params
+
+
+def _key_of(cache: str | os.PathLike[str]) -> str | None:
+    """That of a saved result; None if there is none that can be read."""
+    try:
+        mark = open_source(cache).mark
+    except (OSError, SourceError):
+        return None
+    return mark.key if mark is not None else None
+
+
+def _key(source: Source, transform: Transform) -> str:
+    made_by = [metadata.version(name) for name in _MADE_BY]
+    parts = [source.fingerprint, transform.name, transform.layout, transform.target, *made_by]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

@@ -1,0 +1,212 @@
+"""stream_params and convert_params: from files to converted weights."""
+
+import json
+import os
+import warnings
+
+import numpy as np
+import pytest
+import tvm
+from compiled_transforms import arrays, compiled, tensors, transposes
+
+from relax_inplace.runtime import (
+    ConvertedError,
+    MismatchError,
+    ModuleError,
+    Params,
+    SourceError,
+    Transform,
+    TransformError,
+    convert_params,
+    load_params,
+    open_source,
+    save_params,
+    stream_params,
+    transform_params,
+)
+
+CPU = tvm.cpu()
+FORMATS = ["tensor-cache", "safetensors"]
+
+
+def saved(transform, folder, format="tensor-cache", seed=0):
+    """Weights for a transform in a folder, in another order than its own."""
+    named = list(zip((one.name for one in transform.weights), arrays(transform, seed), strict=True))
+    named.reverse()
+    params = Params([tvm.runtime.tensor(array) for _, array in named], [name for name, _ in named])
+    save_params(params, folder, format, shard_bytes=200)
+    return folder
+
+
+def is_converted(params, transform, seed=0):
+    return params.names == tuple(one.name for one in transform.params) and all(
+        np.array_equal(one.numpy(), array.T)
+        for one, array in zip(params, arrays(transform, seed), strict=True)
+    )
+
+
+# -- streamed -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_streamed(tmp_path, format):
+    transform = transposes(5, lazy=True)
+    seen = []
+    params = stream_params(transform, saved(transform, tmp_path, format), CPU, progress=seen.append)
+    assert is_converted(params, transform)
+    assert (params.mark.transform, params.mark.layout) == (transform.name, transform.layout)
+    assert params.mark.source == open_source(tmp_path).fingerprint
+    assert params.report.weights_before == 0
+    assert params.report.weights_after == params.report.converted == params.nbytes
+    assert [one.name for one in seen] == ["w0", "w1", "w2", "w3", "w4"]
+    assert seen[-1].done == seen[-1].total
+
+
+def test_streamed_into_nested_slots(tmp_path):
+    types = f"{tensors((2, 3))}, R.Tuple({tensors((4, 5), (6, 7))})"
+    body = "a = params[1]\nt = R.permute_dims(a[1])\nu = R.permute_dims(params[0])\nreturn (u, (a[0], t))"
+    transform = Transform.of(compiled(types, body, lazy=True))
+    params = stream_params(transform, saved(transform, tmp_path), CPU)
+    first, second, third = arrays(transform)
+    assert np.array_equal(params["a[0]"].numpy(), second)
+    assert np.array_equal(params.fields[1][1].numpy(), third.T)
+    assert np.array_equal(params[0].numpy(), first.T)
+
+
+def test_a_resident_transform_is_refused(tmp_path):
+    with pytest.raises(ModuleError, match="takes its weights all at once.*call transform_params"):
+        stream_params(transposes(), tmp_path, CPU)
+
+
+@pytest.mark.parametrize("step", range(3))
+def test_a_reader_that_fails(tmp_path, step, monkeypatch):
+    """The fields that are finished stay; the originals are in the files."""
+    from relax_inplace.runtime.source_reader import SourceReader
+
+    transform = transposes(3, lazy=True)
+    stock = SourceReader.read
+
+    def read(self, name):
+        if name == f"w{step}":
+            raise OSError("the disk is gone")
+        return stock(self, name)
+
+    monkeypatch.setattr(SourceReader, "read", read)
+    with pytest.raises(TransformError, match="the disk is gone") as caught:
+        stream_params(transform, saved(transform, tmp_path), CPU)
+    error = caught.value
+    assert error.converted == [f"w{i}" for i in range(step)]
+    assert error.original == [f"w{i}" for i in range(step, 3)]
+    assert error.lost == []
+    assert [one is not None for one in error.params] == [i < step for i in range(3)]
+
+
+def test_a_file_that_shrinks(tmp_path):
+    transform = transposes(3, lazy=True)
+    saved(transform, tmp_path)
+    shards = sorted(tmp_path.glob("*.bin"))
+
+    def cut(_progress):
+        for shard in shards:
+            os.truncate(shard, 1)
+
+    with pytest.raises(TransformError) as caught:
+        stream_params(transform, tmp_path, CPU, progress=cut)
+    assert isinstance(caught.value.__cause__, (SourceError, RuntimeError))
+    assert "w0" in caught.value.converted
+
+
+def test_more_than_there_is(tmp_path, monkeypatch):
+    from relax_inplace.runtime import conversion
+
+    transform = transposes(3, lazy=True)
+    saved(transform, tmp_path)
+    monkeypatch.setattr(conversion, "available_bytes", lambda device: 100)
+    with pytest.raises(MemoryError, match="but 100 are free"):
+        stream_params(transform, tmp_path, CPU)
+
+
+# -- with a cache ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("lazy", [False, True])
+def test_the_second_time_nothing_is_converted(tmp_path, format, lazy):
+    transform = transposes(lazy=lazy)
+    weights, cache = saved(transform, tmp_path / "weights", format), tmp_path / "cache"
+    first = convert_params(transform, weights, CPU, cache=cache, format=format)
+    assert is_converted(first, transform)
+    assert first.report.cached is None
+    assert first.report.converted > 0
+    second = convert_params(transform, weights, CPU, cache=cache, format=format)
+    assert is_converted(second, transform)
+    assert second.report.cached == str(cache)
+    assert second.report.converted == 0
+    assert second.mark == open_source(cache).mark
+    assert "nothing to convert" in str(second.report)
+    assert json.loads(second.report.to_json())["cached"] == str(cache)
+
+
+def test_a_cache_of_something_else_is_replaced(tmp_path):
+    transform, cache = transposes(), tmp_path / "cache"
+    weights = saved(transform, tmp_path / "weights")
+    convert_params(transform, weights, CPU, cache=cache)
+
+    saved(transform, weights, seed=1)  # other weights
+    params = convert_params(transform, weights, CPU, cache=cache)
+    assert params.report.cached is None
+    assert is_converted(params, transform, seed=1)
+    assert convert_params(transform, weights, CPU, cache=cache).report.cached is not None
+
+    body = "\n".join(f"w{i} = params[{i}]" for i in range(3))
+    body += "\nt0 = R.permute_dims(w0)\nt1 = R.permute_dims(w1)\nt2 = R.negative(w2)\nreturn (t0, t1, t2)"
+    other = Transform.of(compiled(tensors(*((4, 8 + i) for i in range(3))), body))
+    params = convert_params(other, weights, CPU, cache=cache)
+    assert params.report.cached is None
+    assert params["w2"].shape == (4, 10)
+
+
+def test_a_damaged_cache_is_replaced(tmp_path):
+    transform, cache = transposes(), tmp_path / "cache"
+    weights = saved(transform, tmp_path / "weights")
+    convert_params(transform, weights, CPU, cache=cache)
+    shard = next(cache.glob("*.bin"))
+    shard.write_bytes(b"")
+    params = convert_params(transform, weights, CPU, cache=cache)
+    assert is_converted(params, transform)
+    assert convert_params(transform, weights, CPU, cache=cache).report.cached == str(cache)
+
+
+def test_a_cache_that_cannot_be_written_is_no_failure(tmp_path):
+    transform = transposes()
+    weights = saved(transform, tmp_path / "weights")
+    (tmp_path / "cache").write_text("in the way")
+    with pytest.warns(UserWarning, match="the converted weights were not saved"):
+        params = convert_params(transform, weights, CPU, cache=tmp_path / "cache")
+    assert is_converted(params, transform)
+
+
+def test_converted_files_are_not_converted_again(tmp_path):
+    transform = transposes()
+    weights, folder = saved(transform, tmp_path / "weights"), tmp_path / "converted"
+    params = load_params(weights, CPU, transform)
+    save_params(transform_params(transform, params), folder)
+
+    again = convert_params(transform, folder, CPU)
+    assert is_converted(again, transform)
+    assert again.report.cached == str(folder)
+    with pytest.raises(ConvertedError):
+        transform_params(transform, load_params(folder, CPU, transform))
+    with pytest.raises(ConvertedError):
+        stream_params(transposes(lazy=True), folder, CPU)
+    other = transposes(2)
+    with pytest.raises(SourceError, match="has converted, layout"):
+        load_params(folder, CPU, other)
+
+
+def test_weights_of_another_model(tmp_path):
+    weights = saved(transposes(2), tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(MismatchError, match="1 missing"):
+            convert_params(transposes(3), weights, CPU, cache=tmp_path / "cache")
