@@ -138,8 +138,7 @@ class ObservedRun:
         is_interrupt = isinstance(cause, KeyboardInterrupt)
         failure: Any
         state: dict[str, list[str]] = {"converted": [], "original": [], "lost": []}
-        leaves = leaves_of(self.params._fields())
-        for name, (slot, value) in zip(self.params.names, leaves, strict=True):
+        for name, slot, value in self._slots():
             parts = slot.split(".")
             outer = {".".join(parts[: i + 1]) for i in range(len(parts))}
             if outer & self._converted:
@@ -166,6 +165,16 @@ class ObservedRun:
         failure.converted, failure.original = state["converted"], state["original"]
         failure.lost, failure.params = state["lost"], self.params
         return failure
+
+    def _slots(self) -> list[tuple[str, str, Any]]:
+        """The names, places and values of the slots: those that it fills, if it is streamed."""
+        if not self._is_filled and self.transform.params is not None:
+            return [(one.name, one.slot, None) for one in self.transform.params]
+        leaves = leaves_of(self.params._fields())
+        return [
+            (name, slot, value)
+            for name, (slot, value) in zip(self.params.names, leaves, strict=True)
+        ]
 
     def _failed_step(self) -> int | None:
         """The first step that has not finished what it writes.

@@ -240,7 +240,6 @@ def test_memory_that_is_not_there(tmp_path):
     body += "s = R.permute_dims(a)\\nt = R.permute_dims(b)\\nu = R.permute_dims(c)\\nreturn (s, t, u)"
     transform = Transform.of(compiled(tensors(*shapes, dtype="int8"), body))
     params = Params([tvm.runtime.empty(shape, "int8") for shape in shapes], ["a", "b", "c"])
-    transform_params(transform, Params([tvm.runtime.empty(shape, "int8") for shape in shapes]))
     import psutil
     size = psutil.Process().memory_info().vms
     resource.setrlimit(resource.RLIMIT_AS, (size + (64 << 20), size + (64 << 20)))

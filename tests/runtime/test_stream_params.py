@@ -58,7 +58,8 @@ def test_streamed(tmp_path, format):
     assert params.mark.source == open_source(tmp_path).fingerprint
     assert params.report.weights_before == 0
     assert params.report.weights_after == params.report.converted == params.nbytes
-    assert [one.name for one in seen] == ["w0", "w1", "w2", "w3", "w4"]
+    # The plan takes the largest first: its original is gone when most of the results are there.
+    assert [one.name for one in seen] == ["w4", "w3", "w2", "w1", "w0"]
     assert seen[-1].done == seen[-1].total
 
 
@@ -87,7 +88,7 @@ def test_a_reader_that_fails(tmp_path, step, monkeypatch):
     stock = SourceReader.read
 
     def read(self, name):
-        if name == f"w{step}":
+        if name == f"w{2 - step}":
             raise OSError("the disk is gone")
         return stock(self, name)
 
@@ -95,10 +96,10 @@ def test_a_reader_that_fails(tmp_path, step, monkeypatch):
     with pytest.raises(TransformError, match="the disk is gone") as caught:
         stream_params(transform, saved(transform, tmp_path), CPU)
     error = caught.value
-    assert error.converted == [f"w{i}" for i in range(step)]
-    assert error.original == [f"w{i}" for i in range(step, 3)]
+    assert error.converted == [f"w{i}" for i in range(3 - step, 3)]
+    assert error.original == [f"w{i}" for i in range(3 - step)]
     assert error.lost == []
-    assert [one is not None for one in error.params] == [i < step for i in range(3)]
+    assert [one is not None for one in error.params] == [i >= 3 - step for i in range(3)]
 
 
 def test_a_file_that_shrinks(tmp_path):
@@ -113,7 +114,8 @@ def test_a_file_that_shrinks(tmp_path):
     with pytest.raises(TransformError) as caught:
         stream_params(transform, tmp_path, CPU, progress=cut)
     assert isinstance(caught.value.__cause__, (SourceError, RuntimeError))
-    assert "w0" in caught.value.converted
+    assert "w2" in caught.value.converted
+    assert "w0" in caught.value.original
 
 
 def test_more_than_there_is(tmp_path, monkeypatch):
