@@ -2,13 +2,14 @@
 # make test    install with the test extra, run the tests
 # make lint    ruff, mypy, clang-format
 # make format  let ruff and clang-format rewrite
+# make sanitize  the library's and the runtime's tests under gcc's sanitizers
 # make fuzz    the random properties, 5,000 examples each; 200 graphs against brute force
 # make bench   time to compile and to lift; memory and time of TVM's ways
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint format fuzz bench clean
+.PHONY: demo test lint format sanitize fuzz bench clean
 
 demo: .venv/pyvenv.cfg
 	$(BIN)/pip install --quiet .
@@ -30,6 +31,26 @@ format: .venv/pyvenv.cfg
 	$(BIN)/ruff check --fix --exit-zero .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i cpp/*.cc cpp/*.h
+
+# The instrumented library, beside the installed package: Python itself is not instrumented, so that
+# the sanitizer's runtime has to be there first, and leaks cannot be told from Python's own. The
+# first line of each checks that it does find what it is for.
+sanitize: .venv/pyvenv.cfg
+	$(BIN)/pip install --quiet '.[test]'
+	$(call instrumented,asan,address$(comma)undefined)
+	$(call instrumented,tsan,thread)
+	! $(call with,asan,libasan) $(BIN)/python tests/sanitized/use_after_free.py 2> build/asan/found
+	grep --quiet AddressSanitizer build/asan/found
+	cd tests && $(call with,asan,libasan) ../$(BIN)/pytest runtime test_builtin.py
+	! $(call with,tsan,libtsan) $(BIN)/python tests/sanitized/race.py 2> build/tsan/found
+	grep --quiet 'data race' build/tsan/found
+	cd tests && $(call with,tsan,libtsan) ../$(BIN)/pytest runtime/test_threads.py
+
+comma := ,
+instrumented = $(BIN)/pip install --quiet --no-deps --upgrade --target build/$(1) . \
+    -C cmake.define.RELAX_INPLACE_SANITIZE=$(2) -C build-dir=build/$(1)-cmake -C install.strip=false
+with = LD_PRELOAD=$$(gcc -print-file-name=$(2).so) PYTHONPATH=$(CURDIR)/build/$(1) PYTHONMALLOC=malloc \
+    ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 TSAN_OPTIONS=exitcode=66
 
 fuzz: .venv/pyvenv.cfg
 	$(BIN)/pip install --quiet '.[test]'

@@ -2,7 +2,6 @@
 
 import gc
 import json
-import threading
 
 import numpy as np
 import pytest
@@ -329,60 +328,6 @@ def test_more_memory_than_there_is(monkeypatch):
 def test_a_streamed_transform_is_refused():
     with pytest.raises(ModuleError, match="asks for its weights one by one.*call stream_params"):
         transform_params(transposes(lazy=True), [])
-
-
-# -- threads --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("kind", ["Params", "Array"])
-def test_a_second_thread_gets_an_error_and_a_reader_no_freed_tensor(kind):
-    transform = transposes()
-    holder = HOLDERS[kind](transform, weights(transform))
-    inside, go_on = threading.Event(), threading.Event()
-
-    def wait(_progress):
-        inside.set()
-        assert go_on.wait(60)
-
-    converting = threading.Thread(
-        target=lambda: transform_params(transform.function, holder, progress=wait), name="first"
-    )
-    converting.start()
-    assert inside.wait(60)
-    try:
-        with pytest.raises(RuntimeError, match="in thread `first`"):
-            transform_params(transform.function, holder)
-        if kind == "Params":
-            with pytest.raises(RuntimeError, match="being converted by thread `first`"):
-                holder[0]
-        else:
-            assert list(holder) == [None, None, None]
-    finally:
-        go_on.set()
-        converting.join()
-    assert [one.shape for one in holder] == [(8, 4), (9, 4), (10, 4)]
-
-
-def test_a_virtual_machine_runs_one_conversion_at_a_time():
-    transform = transposes()
-    inside, go_on = threading.Event(), threading.Event()
-
-    def wait(_progress):
-        inside.set()
-        assert go_on.wait(60)
-
-    first = weights(transform)
-    converting = threading.Thread(
-        target=lambda: transform_params(transform, first, progress=wait), name="first"
-    )
-    converting.start()
-    assert inside.wait(60)
-    try:
-        with pytest.raises(RuntimeError, match="the virtual machine is being used .*`first`"):
-            transform_params(transform, weights(transform))
-    finally:
-        go_on.set()
-        converting.join()
 
 
 # -- progress and report --------------------------------------------------------------------------
