@@ -42,6 +42,8 @@ def convert(
     total = before if is_filled else _sum(transform.params)
     names = _names_of_slots(transform, params)
     done = converted = grown = 0
+    # A streamed transform has one weight read ahead, and has freed what it has read before.
+    ahead = 0 if is_filled else max((one.nbytes or 0 for one in transform.weights or ()), default=0)
     trim_heap()
     with WatchedMemory(device) as memory, progress_bar(progress, total, doing) as bar:
 
@@ -54,9 +56,12 @@ def convert(
             moved = bytes_out if is_filled else new
             done += moved
             bar.update(moved, names.get(slot, slot))
+            if not is_filled:
+                freed()
 
         def freed() -> None:
-            if memory.sample().host > memory.samples[0].host + max(0, grown) + _SLACK:
+            allowed = memory.samples[0].host + max(0, grown) + ahead + _SLACK
+            if memory.sample().host > allowed:
                 trim_heap()
 
         start = time.perf_counter()
