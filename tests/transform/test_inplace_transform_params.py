@@ -590,7 +590,7 @@ def test_before_and_after(before, after, pipeline):
 @pytest.mark.parametrize("pipeline", PIPELINES)
 def test_separate_weights_are_bundled(pipeline):
     after = rewritten(Separate)
-    tvm.ir.assert_structural_equal(after, SeparateAfter)
+    tvm.ir.assert_structural_equal(after.without_attr("relax_inplace.param_map"), SeparateAfter)
     run_both(Separate, after, pipeline, "main_transform_params")
 
 

@@ -386,17 +386,18 @@ def test_tied_weights_by_given_names():
     }
     after = lifted(before, **options)
     entry = json.loads(after.attrs[PARAM_MAP])["inplace_transform_params"]
-    assert entry == {
-        "peak": 2 * 128,  # the one that nothing reads is freed first
-        "weights": ["embed.weight", "lm_head.weight"],
-        "params": [
-            {
-                "name": "embed.weight",
-                "from": ["embed.weight", "lm_head.weight"],
-                "done": "permute_dims(embed.weight)",
-            }
-        ],
-    }
+    assert entry["peak"] == 2 * 128  # the one that nothing reads is freed first
+    assert [one["name"] for one in entry["weights"]] == ["embed.weight", "lm_head.weight"]
+    assert entry["params"] == [
+        {
+            "name": "embed.weight",
+            "slot": "0",
+            "shape": [8, 4],
+            "dtype": "float32",
+            "from": ["embed.weight", "lm_head.weight"],
+            "done": "permute_dims(embed.weight)",
+        }
+    ]
 
 
 def test_tied_weights_must_agree():
@@ -444,19 +445,30 @@ return (qkv, halves[0], a)
 
 def test_map_is_kept_by_compilation():
     after = lifted(Model)
+    w0 = {"name": "w0", "slot": "0", "dtype": "float32"}
+    other = {"name": "params[1]", "slot": "1", "shape": [4], "dtype": "float32"}
+    entry = json.loads(after.attrs[PARAM_MAP])["inplace_transform_params"]
+    assert re.fullmatch("[0-9a-f]{16}", entry.pop("layout"))
     expected = {
-        "inplace_transform_params": {
-            "peak": 2 * 128 + 16,
-            "weights": ["w0", "params[1]"],
-            "params": [
-                {"name": "w0", "from": ["w0"], "done": "permute_dims(w0)"},
-                {"name": "params[1]", "from": ["params[1]"], "done": ""},
-            ],
-        }
+        "restores": None,
+        "reference": None,
+        "streamed": False,
+        "loads": [],
+        "target": None,
+        "peak": 2 * 128 + 16,
+        "weights": [{**w0, "shape": [4, 8]}, other],
+        "params": [
+            {**w0, "shape": [8, 4], "from": ["w0"], "done": "permute_dims(w0)"},
+            {**other, "from": ["params[1]"], "done": ""},
+        ],
+        "steps": [{"computes": "w", "writes": ["0"], "before": 128 + 16, "worst": 2 * 128 + 16}],
     }
-    assert json.loads(after.attrs[PARAM_MAP]) == expected
+    assert entry == expected
     for pipeline in ("compile", "cpu default", "compiled mode", "by hand"):
-        assert json.loads(load(after, pipeline)["inplace_param_map"]()) == expected
+        kept = json.loads(load(after, pipeline)["inplace_param_map"]())["inplace_transform_params"]
+        del kept["layout"]
+        assert '"kind":"llvm"' in kept.pop("target")
+        assert {**kept, "target": None} == expected
 
 
 # -- what is lifted, and what is not --------------------------------------------------------------

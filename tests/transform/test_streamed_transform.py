@@ -246,7 +246,8 @@ class AfterBranch:
     ids=lambda mod: mod.__name__,
 )
 def test_before_and_after(before, after):
-    tvm.ir.assert_structural_equal(streamed(before), after, map_free_vars=True)
+    got = streamed(before).without_attr("relax_inplace.param_map")
+    tvm.ir.assert_structural_equal(got, after, map_free_vars=True)
 
 
 @pytest.mark.parametrize("pipeline", PIPELINES)
