@@ -34,7 +34,7 @@ format: .venv/pyvenv.cfg
 fuzz: .venv/pyvenv.cfg
 	$(BIN)/pip install --quiet '.[test]'
 	LEAST_PEAK_GRAPHS=200 $(BIN)/pytest --hypothesis-profile=fuzz \
-	    -k "any_transform or any_model or program_is or no_order_has"
+	    -k "any_transform or any_model or any_file or program_is or no_order_has"
 
 bench: .venv/pyvenv.cfg
 	$(BIN)/pip install --quiet .

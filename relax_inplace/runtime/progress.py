@@ -59,16 +59,23 @@ def progress_bar(progress: ProgressOption, total: int, what: str) -> Iterator[Pr
     if callable(progress):
         yield _Told(progress, total)
         return
+    shown = _is_terminal() if progress is None else progress
+    if not shown:
+        yield _Nothing()  # tqdm makes locks between processes also for a bar that it does not show
+        return
     with tqdm(
-        total=total,
-        desc=what,
-        unit="B",
-        unit_scale=True,
-        unit_divisor=1000,
-        file=sys.stderr,
-        disable=None if progress is None else not progress,  # None: unless it is a terminal
+        total=total, desc=what, unit="B", unit_scale=True, unit_divisor=1000, file=sys.stderr
     ) as bar:
         yield _Shown(bar)
+
+
+def _is_terminal() -> bool:
+    return sys.stderr is not None and sys.stderr.isatty()
+
+
+class _Nothing:
+    def update(self, nbytes: int, name: str) -> None:
+        pass
 
 
 class _Told:

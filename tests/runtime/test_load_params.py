@@ -3,7 +3,9 @@
 import ctypes
 import gc
 import os
+import subprocess
 import sys
+import textwrap
 import types
 
 import numpy as np
@@ -236,6 +238,25 @@ def test_the_way_to_another_device(tmp_path, monkeypatch):
     assert [content_of(one) for one in found] == [content_of(one) for one in expected]
 
 
+def test_without_a_compiler(tmp_path):
+    program = f"""
+        import tvm
+        from relax_inplace import runtime
+        assert tvm.base._RUNTIME_ONLY
+        params = runtime.load_params({str(write_tensor_cache(tmp_path))!r}, tvm.cpu())
+        runtime.save_params(params, {str(tmp_path / "new")!r}, "safetensors")
+        runtime.load_params({str(tmp_path / "new")!r}, tvm.cpu(), params.names)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        env={**os.environ, "TVM_USE_RUNTIME_LIB": "1"},
+        capture_output=True,
+        text=True,
+        cwd="/",
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_tvms_own_cache_is_not_used(tmp_path):
     update = tvm_ffi.get_global_func("vm.builtin.tensor_cache.update")
     get = tvm_ffi.get_global_func("vm.builtin.tensor_cache.get")
@@ -277,7 +298,7 @@ def test_peak_memory(options, files, tmp_path):
     """The weights, and nothing else; with checksums, one file of host memory."""
     write_large(tmp_path / "w")
     extra = in_fresh_process(extra_of_load, tmp_path / "w", options)
-    assert 256 + 32 * files <= extra < 256 + 32 * files + 1.5
+    assert 255 + 32 * files <= extra < 256 + 32 * files + 1.5
 
 
 def write_decoded(folder):
@@ -288,4 +309,4 @@ def write_decoded(folder):
 @needs_clear_refs
 def test_peak_memory_of_decoded_weights(tmp_path):
     in_fresh_process(write_decoded, tmp_path / "w")
-    assert 64 <= in_fresh_process(extra_of_load, tmp_path / "w", {}) < 64 + 1.5
+    assert 63 <= in_fresh_process(extra_of_load, tmp_path / "w", {}) < 64 + 1.5
