@@ -1,6 +1,5 @@
 """Weights from files, as their only owner."""
 
-import ctypes
 import gc
 import os
 import subprocess
@@ -17,6 +16,7 @@ from tvm.contrib import tvmjs
 from weight_files import (
     HEADER,
     content_of,
+    references,
     safetensors_bytes,
     tensor_of,
     write_index,
@@ -27,11 +27,6 @@ from relax_inplace import runtime
 from relax_inplace.runtime import Mark, Params, SourceError, SourceReader, open_source
 
 CPU = tvm.cpu()
-
-
-def references(tensor):
-    # TVMFFIObject (tvm/ffi/c_api.h) begins with its counts: strong ones in the lower 32 bits.
-    return ctypes.c_uint32.from_address(tensor.__chandle__()).value
 
 
 def test_tensor_cache(tmp_path):
