@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 from pathlib import Path
 
 from .open_source import SEARCHED
@@ -33,7 +34,9 @@ def obsolete_files(folder: Path, manifest: str) -> list[str]:
     IsADirectoryError
         There is a folder where a manifest is searched for.
     """
-    before = [name for name in SEARCHED[: SEARCHED.index(manifest)] if (folder / name).exists()]
+    before = [
+        name for name in SEARCHED[: SEARCHED.index(manifest)] if os.path.lexists(folder / name)
+    ]
     for name in (*before, manifest):
         if (folder / name).is_dir():
             raise IsADirectoryError(errno.EISDIR, f"{name} is a directory")

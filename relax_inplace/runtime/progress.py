@@ -10,6 +10,8 @@ from typing import Protocol
 
 from tqdm import tqdm
 
+from .source_error import shown
+
 __all__ = ["Progress", "ProgressBar", "ProgressOption", "progress_bar"]
 
 
@@ -94,5 +96,7 @@ class _Shown:
         self._bar = bar
 
     def update(self, nbytes: int, name: str) -> None:
-        self._bar.set_postfix_str(name if name.isprintable() else ascii(name), refresh=False)
+        self._bar.set_postfix_str(
+            name if name.isprintable() and len(name) <= 80 else shown(name), refresh=False
+        )
         self._bar.update(nbytes)

@@ -59,8 +59,9 @@ def shown(value: object) -> str:
 
 
 def system_text(error: Exception) -> str:
-    """What the operating system said, without its number and the path."""
-    return (getattr(error, "strerror", None) or str(error)).lower()
+    """What the operating system or another reader said, without a number and the path."""
+    text = (getattr(error, "strerror", None) or str(error)).lower()
+    return text if text.isprintable() and len(text) <= 200 else _SHORT.repr(text)
 
 
 _SHORT = reprlib.Repr()

@@ -108,7 +108,8 @@ MANIFESTS = {
     "size huge": (first(shape=[10**4000]), r"a size of 'shape' is 1000.*\.\.\."),
     "shape past 64 bits": (first(shape=[2**32, 2**32]), "expected a size that 64 bits can count"),
     "shape times zero": (first(shape=[2**62, 2**62, 0]), "expected a size that 64 bits can count"),
-    "shape of many": (first(shape=[2**62] * 10**5), "expected a size that 64 bits can count"),
+    "dimensions": (first(shape=[1] * 10**5), "100,000 dimensions, expected at most 64"),
+    "sizes that are huge": (first(shape=[2**62] * 64), "expected a size that 64 bits can count"),
     "shape and nbytes": (first(shape=[4]), "3 bytes for int8.4. stored as raw, expected 4"),
     "nbytes float": (first(nbytes=3.0), "'nbytes' is 3.0"),
     "nbytes huge": (first(nbytes=2**63), "'nbytes' is 9223372036854775808"),
@@ -191,6 +192,10 @@ FILES = {
     "too long": (safetensors_bytes() + b"x", "not fully covered"),
     "overlap": (
         safetensors_bytes(HEADER | entry(shape=[2], offsets=(0, 8)), b"0" * 32),
+        "invalid offset",
+    ),
+    "name terminal": (
+        safetensors_bytes({"a": HEADER["a"], "\n\x1b[31m": HEADER["a"]}, b"0" * 24),
         "invalid offset",
     ),
     "offset outside": (safetensors_bytes(entry(offsets=(8, 16)), b"0" * 8), "invalid offset"),
