@@ -273,11 +273,14 @@ def test_the_reader_closes_its_files(tmp_path):
 MB = 1 << 20
 
 
-def write_large(folder):
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
     """Eight files of 32 MB, two weights in each."""
-    names = [f"w{index}" for index in range(16)]
-    weights = [tensor_of((16 * MB,), "uint8", index) for index in range(16)]
-    runtime.save_params(Params(weights, names), folder, shard_bytes=32 * MB)
+    folder = tmp_path_factory.mktemp("large") / "w"
+    weight = np.ones(16 * MB, "uint8")
+    params = Params([tvm.runtime.tensor(weight) for _ in range(16)])
+    runtime.save_params(params, folder, shard_bytes=32 * MB)
+    return folder
 
 
 def extra_of_load(folder, options):
@@ -289,10 +292,9 @@ def extra_of_load(folder, options):
 
 @needs_clear_refs
 @pytest.mark.parametrize(("options", "files"), [({}, 0), ({"checksum": True}, 1)])
-def test_peak_memory(options, files, tmp_path):
+def test_peak_memory(options, files, large):
     """The weights, and nothing else; with checksums, one file of host memory."""
-    write_large(tmp_path / "w")
-    extra = in_fresh_process(extra_of_load, tmp_path / "w", options)
+    extra = in_fresh_process(extra_of_load, large, options)
     assert 255 + 32 * files <= extra < 256 + 32 * files + 1.5
 
 
