@@ -55,7 +55,7 @@ with = LD_PRELOAD=$$(gcc -print-file-name=$(2).so) PYTHONPATH=$(CURDIR)/build/$(
 fuzz: .venv/pyvenv.cfg
 	$(BIN)/pip install --quiet '.[test]'
 	LEAST_PEAK_GRAPHS=200 $(BIN)/pytest --hypothesis-profile=fuzz \
-	    -k "any_transform or any_model or program_is or no_order_has"
+	    -k "any_transform or any_model or any_file or program_is or no_order_has"
 
 bench: .venv/pyvenv.cfg
 	$(BIN)/pip install --quiet .

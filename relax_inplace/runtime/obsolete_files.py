@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 
 from .open_source import SEARCHED
@@ -26,8 +28,18 @@ def obsolete_files(folder: Path, manifest: str) -> list[str]:
     folder : Path
     manifest : str
         The name of the new one; it replaces the one of its name.
+
+    Raises
+    ------
+    IsADirectoryError
+        There is a folder where a manifest is searched for.
     """
-    before = [name for name in SEARCHED[: SEARCHED.index(manifest)] if (folder / name).is_file()]
+    before = [
+        name for name in SEARCHED[: SEARCHED.index(manifest)] if os.path.lexists(folder / name)
+    ]
+    for name in (*before, manifest):
+        if (folder / name).is_dir():
+            raise IsADirectoryError(errno.EISDIR, f"{name} is a directory")
     staying = [name for name in (*SEARCHED, *_OTHERS) if name not in before and name != manifest]
     try:
         kept = {file for name in staying for file in _named(folder / name)}
@@ -56,7 +68,10 @@ def _named(manifest: Path) -> set[str]:
             files = set(document["weight_map"].values())
         else:
             files = {shard["dataPath"] for shard in document["records"]}
-        beside = {file for file in files if file == Path(file).name and file not in ("", ".", "..")}
+        beside = {file for file in files if file == Path(file).name}
     except (SourceError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as e:
         raise _UnreadableError from e
-    return {file for file in beside if (manifest.parent / file).is_file()}
+    # Nothing but weights is removed, whatever an old manifest says; NUL is in no file's name.
+    return {
+        file for file in beside if file.endswith((".bin", ".safetensors")) and file.isprintable()
+    }

@@ -10,6 +10,8 @@ from typing import Protocol
 
 from tqdm import tqdm
 
+from .source_error import shown
+
 __all__ = ["Progress", "ProgressBar", "ProgressOption", "progress_bar"]
 
 
@@ -59,16 +61,23 @@ def progress_bar(progress: ProgressOption, total: int, what: str) -> Iterator[Pr
     if callable(progress):
         yield _Told(progress, total)
         return
+    shown = _is_terminal() if progress is None else progress
+    if not shown:
+        yield _Nothing()  # tqdm makes locks between processes also for a bar that it does not show
+        return
     with tqdm(
-        total=total,
-        desc=what,
-        unit="B",
-        unit_scale=True,
-        unit_divisor=1000,
-        file=sys.stderr,
-        disable=None if progress is None else not progress,  # None: unless it is a terminal
+        total=total, desc=what, unit="B", unit_scale=True, unit_divisor=1000, file=sys.stderr
     ) as bar:
         yield _Shown(bar)
+
+
+def _is_terminal() -> bool:
+    return sys.stderr is not None and sys.stderr.isatty()
+
+
+class _Nothing:
+    def update(self, nbytes: int, name: str) -> None:
+        pass
 
 
 class _Told:
@@ -87,5 +96,7 @@ class _Shown:
         self._bar = bar
 
     def update(self, nbytes: int, name: str) -> None:
-        self._bar.set_postfix_str(name if name.isprintable() else ascii(name), refresh=False)
+        self._bar.set_postfix_str(
+            name if name.isprintable() and len(name) <= 80 else shown(name), refresh=False
+        )
         self._bar.update(nbytes)

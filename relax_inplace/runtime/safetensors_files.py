@@ -20,7 +20,7 @@ from .manifest import mark_in, object_in, parse_object, read_manifest
 from .mark import Mark
 from .regular_file import opened, read_into
 from .source import Record, Source, SourceFile, element_count
-from .source_error import refuse, shown
+from .source_error import refuse, shown, system_text
 from .tensor_type import TensorType
 
 __all__ = ["DTYPES", "INDEX", "read_safetensors", "read_safetensors_index"]
@@ -109,7 +109,7 @@ def _read_file(path: Path, name: str, where: str) -> tuple[SourceFile, list[Reco
                 stored = [(key, one.get_dtype(), tuple(one.get_shape())) for key, one in slices]
                 metadata = checked.metadata()
         except (SafetensorError, OSError) as error:
-            refuse(where, str(error).lower(), "a safetensors file", because=error)
+            refuse(where, system_text(error), "a safetensors file", because=error)
     parse_object(header, where)  # Hugging Face's reader takes the last of two with the same name
     records = []
     offset = 8 + len(header)

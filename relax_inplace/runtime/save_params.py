@@ -16,6 +16,7 @@ from safetensors import SafetensorError, TensorSpec, serialize_file
 
 from ..errors import StructuredError
 from .folder_update import FolderUpdate
+from .forget_locals import forget_locals
 from .mark import MARK, Mark
 from .obsolete_files import obsolete_files
 from .params import Params
@@ -36,7 +37,7 @@ _Weights = list[tuple[TensorType, Any]]
 
 
 class SaveError(StructuredError):
-    """Weights were not saved; what was saved before is still there.
+    """Weights were not saved; what was saved before can still be loaded.
 
     Attributes
     ----------
@@ -85,7 +86,21 @@ def save_params(
     SaveError
         A weight is lost, the format cannot hold it, or the disk is full.
     """
-    folder = Path(folder)
+    try:
+        _save(params, Path(folder), format, shard_bytes, key, progress)
+    except BaseException as error:
+        forget_locals(error)  # an error is no owner of weights
+        raise
+
+
+def _save(
+    params: Params,
+    folder: Path,
+    format: str,
+    shard_bytes: int,
+    key: str | None,
+    progress: ProgressOption,
+) -> None:
     if format not in _WRITERS:
         _refuse(folder, f"format={format!r}", " or ".join(map(repr, _WRITERS)), "give one of them")
     mark = params.mark
@@ -249,7 +264,7 @@ def _refuse_full(
         where=shown(folder),
         given=given,
         expected=f"to write {needed:,} bytes",
-        remedy="what was saved before is still there: make room, or choose another folder",
+        remedy="what the folder holds is whole, old or new: make room, or choose another folder",
     ) from because
 
 

@@ -15,6 +15,8 @@ from .tensor_type import TensorType
 
 __all__ = ["Record", "Source", "SourceFile", "element_count"]
 
+_DIMENSIONS = 64  # of what numpy can show
+
 
 @dataclasses.dataclass(frozen=True)
 class Record:
@@ -178,6 +180,8 @@ def element_count(shape: Sequence[int], where: str) -> int:
 
     The sizes that are not 0 are multiplied first: 2**62 x 2**62 x 0 overflows in TVM on its way.
     """
+    if len(shape) > _DIMENSIONS:
+        refuse(where, f"{len(shape):,} dimensions", f"at most {_DIMENSIONS}")
     count = 1
     for size in shape:
         count *= size or 1

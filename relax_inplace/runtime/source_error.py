@@ -59,8 +59,10 @@ def shown(value: object) -> str:
 
 
 def system_text(error: Exception) -> str:
-    """What the operating system said, without its number and the path."""
-    return (getattr(error, "strerror", None) or str(error)).lower()
+    """What the operating system or another reader said, without a number and the path."""
+    text = (getattr(error, "strerror", None) or str(error)).lower()
+    text = text if len(text) <= 200 else f"{text[:200]}..."
+    return text if text.isprintable() else ascii(text)
 
 
 _SHORT = reprlib.Repr()
