@@ -49,7 +49,8 @@ sanitize: .venv/pyvenv.cfg
 comma := ,
 instrumented = $(BIN)/pip install --quiet --no-deps --upgrade --target build/$(1) . \
     -C cmake.define.RELAX_INPLACE_SANITIZE=$(2) -C build-dir=build/$(1)-cmake -C install.strip=false
-with = LD_PRELOAD=$$(gcc -print-file-name=$(2).so) PYTHONPATH=$(CURDIR)/build/$(1) PYTHONMALLOC=malloc \
+with = LD_PRELOAD="$$(gcc -print-file-name=$(2).so) $$(gcc -print-file-name=libstdc++.so.6)" \
+    PYTHONPATH=$(CURDIR)/build/$(1) PYTHONMALLOC=malloc \
     ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 TSAN_OPTIONS=exitcode=66
 
 fuzz: .venv/pyvenv.cfg

@@ -214,8 +214,8 @@ def _write_safetensors(
         contents = [(one, bytes_of(_on_host(tensor))) for one, tensor in shard]
         specs = {
             one.name: TensorSpec(
-                dtype=one.dtype,
-                shape=[int(size) for size in one.shape],
+                dtype=str(one.dtype),
+                shape=[int(size) for size in one.shape or ()],
                 data_ptr=content.ctypes.data,
                 data_len=content.nbytes,
             )

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterable, Mapping
 
 from tvm_ffi import dtype as ffi_dtype
 
-__all__ = ["TensorType"]
+__all__ = ["TensorType", "differences"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,3 +46,43 @@ class TensorType:
         """Such as ``float16[4, 8]``."""
         shape = "..." if self.shape is None else ", ".join(map(str, self.shape))
         return f"{self.dtype or '?'}[{shape}]"
+
+
+def differences(given: Mapping[str, TensorType], wanted: Iterable[TensorType]) -> list[str]:
+    """Say which tensors, of those that are given by name, are not of the type that is wanted.
+
+    A symbolic dimension is what the first tensor that has it says. What is wanted without a dtype
+    is no tensor, or may be any.
+    """
+    sizes: dict[str, int | str] = {}
+    wrong = []
+    for one in wanted:
+        if one.name not in given or one.dtype is None:
+            continue
+        is_same, where = _is_same(given[one.name], one, sizes)
+        if not is_same:
+            wrong.append(f"{one.name!r} is {given[one.name]}, expected {one}{where}")
+    return wrong
+
+
+def _is_same(
+    given: TensorType, wanted: TensorType, sizes: dict[str, int | str]
+) -> tuple[bool, str]:
+    """Whether it is, and what its symbolic dimensions are known to be."""
+    if given.dtype != wanted.dtype:
+        return False, ""
+    if wanted.shape is None or given.shape is None:
+        return True, ""
+    if len(given.shape) != len(wanted.shape):
+        return False, ""
+    is_same, known = True, []
+    for length, expected in zip(given.shape, wanted.shape, strict=True):
+        if isinstance(expected, str):
+            if not expected.isidentifier():  # an expression of dimensions: TVM checks it
+                continue
+            expected_length = sizes.setdefault(expected, length)
+            known.append(f"{expected} = {expected_length}")
+        else:
+            expected_length = expected
+        is_same = is_same and length == expected_length
+    return is_same, f" with {', '.join(known)}" if known else ""

@@ -19,12 +19,12 @@ from .progress import ProgressOption
 from .report import Report
 from .taking_over import taken_over
 from .tensor_bytes import bytes_of, is_host
-from .tensor_type import TensorType
+from .tensor_type import TensorType, differences
 from .transform import ModuleError, Transform
+from .weight_selection import refuse_mismatch
 
 __all__ = [
     "ConvertedError",
-    "MismatchError",
     "VerificationError",
     "restore_params",
     "transform_params",
@@ -42,19 +42,6 @@ class ConvertedError(StructuredError):
     """
 
     template = "{given}, expected {expected}; {remedy}"
-
-
-class MismatchError(StructuredError):
-    """Weights do not have the shapes and dtypes that a module takes.
-
-    Attributes
-    ----------
-    function : str
-    mismatches : str
-        All of them.
-    """
-
-    template = "`{function}` takes other weights: {mismatches}"
 
 
 class VerificationError(RuntimeError):
@@ -245,37 +232,17 @@ def _require_types(transform: Transform, names: Sequence[str], types: Sequence[T
     """What TVM checks field by field, all at once and with names."""
     if transform.weights is None:
         return
-    wrong = []
-    if len(names) != len(transform.weights):
-        wrong.append(f"{len(transform.weights)} of them, not {len(names)}")
-    given = {one.name: one for one in types}
-    sizes: dict[str, int] = {}
-    for name, wanted in zip(names, transform.weights, strict=False):
-        if wanted.dtype is None:
-            continue
-        one = given.get(name)
-        if one is None:
-            wrong.append(f"`{wanted.name}` is {wanted}, not None")
-        elif not _fits(one, wanted, sizes):
-            wrong.append(f"`{wanted.name}` is {wanted}, not {one}")
-    if wrong:
-        raise MismatchError.of(function=transform.name, mismatches="; ".join(wrong))
-
-
-def _fits(given: TensorType, wanted: TensorType, sizes: dict[str, int]) -> bool:
-    if given.dtype != wanted.dtype:
-        return False
-    if wanted.shape is None or given.shape is None:
-        return True
-    if len(given.shape) != len(wanted.shape):
-        return False
-    for length, size in zip(given.shape, wanted.shape, strict=True):
-        if isinstance(size, int):
-            if length != size:
-                return False
-        elif size.isidentifier() and sizes.setdefault(size, int(length)) != length:
-            return False
-    return True
+    where, expected = "transform_params", f"the weights of {transform.name}"
+    wanted = [one.name for one in transform.weights]
+    if len(names) != len(wanted):
+        refuse_mismatch(where, expected, wanted[len(names) :], names[len(wanted) :], [])
+    by_name = {one.name: one for one in types}
+    # They may be called otherwise here: what counts is the slot.
+    given = {one: by_name[name] for one, name in zip(wanted, names, strict=True) if name in by_name}
+    lost = [
+        one.name for one in transform.weights if one.dtype is not None and one.name not in given
+    ]
+    refuse_mismatch(where, expected, lost, [], differences(given, transform.weights))
 
 
 def _device_of(params: Params) -> Any:

@@ -11,8 +11,9 @@ from typing import Any
 from .mark import Mark
 from .source import Record, Source
 from .source_error import SourceError, refuse, shown
+from .tensor_type import differences
 
-__all__ = ["MismatchError", "Selection", "select"]
+__all__ = ["MismatchError", "Selection", "refuse_mismatch", "select"]
 
 
 class MismatchError(SourceError):
@@ -84,7 +85,7 @@ def _named(source: Source, names: list[str]) -> Selection:
     _check_names(names)
     found = _match(names, source.records)
     missing = [name for name in names if name not in found]
-    _check(source, "the names given", missing, [], [])
+    refuse_mismatch(shown(source.path), "the names given", missing, [], [])
     return _flat(names, [source.records[found[name]] for name in names], source.mark)
 
 
@@ -104,12 +105,12 @@ def _of_transform(source: Source, transform: Any) -> Selection:
     _check_names(names)
     found = _match(names, source.records)
     used = set(found.values())
-    _check(
-        source,
+    refuse_mismatch(
+        shown(source.path),
         called,
         [name for name in names if name not in found],
         [name for name in source.records if name not in used],
-        _mismatched(wanted, {name: source.records[stored] for name, stored in found.items()}),
+        differences({name: source.records[stored].type for name, stored in found.items()}, wanted),
     )
     records = [source.records[found[name]] for name in names]
     return Selection(names, records, [one.slot for one in wanted], source.mark)
@@ -144,45 +145,24 @@ def _by_printed(names: Iterable[str]) -> dict[str, list[str]]:
     return printed
 
 
-def _mismatched(wanted: Iterable[Any], records: dict[str, Record]) -> list[str]:
-    sizes: dict[str, int] = {}  # of symbolic dimensions: the first weight that has one says it
-    wrong = []
-    for one in wanted:
-        if one.name not in records:
-            continue
-        record = records[one.name]
-        fits = len(record.shape) == len(one.shape) and record.dtype == str(one.dtype)
-        used = []
-        for size, expected in zip(record.shape, one.shape, strict=True) if fits else []:
-            if isinstance(expected, str):
-                used.append(f"{expected} = {sizes.setdefault(expected, size)}")
-            fits = fits and size == sizes.get(expected, expected)
-        if not fits:
-            shape = ", ".join(map(str, one.shape))
-            where = f" with {', '.join(used)}" if used else ""
-            wrong.append(
-                f"{shown(one.name)} is {record.type}, expected {one.dtype}[{shape}]{where}"
-            )
-    return wrong
-
-
-def _check(
-    source: Source,
+def refuse_mismatch(
+    where: str,
     expected: str,
-    missing: list[str],
-    unexpected: list[str],
-    mismatched: list[str],
+    missing: Sequence[str],
+    unexpected: Sequence[str],
+    mismatched: Sequence[str],
 ) -> None:
+    """Raise a MismatchError if there is anything to list."""
     kinds = [
         ("missing", [shown(name) for name in missing]),
         ("too many", [shown(name) for name in unexpected]),
-        ("of another type", mismatched),
+        ("of another type", list(mismatched)),
     ]
     given = [f"{len(found)} {kind} ({_first(found)})" for kind, found in kinds if found]
     if not given:
         return
     error = MismatchError.of(
-        where=shown(source.path),
+        where=where,
         given=" and ".join(given),
         expected=expected,
         remedy="these are weights of another model, or of another version of it",
@@ -195,4 +175,4 @@ def _check(
 
 
 def _first(found: list[str]) -> str:
-    return ", ".join([*found[:3], "..."] if len(found) > 3 else found)
+    return ", ".join([*found[:8], "..."] if len(found) > 8 else found)

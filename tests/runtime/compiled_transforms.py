@@ -47,9 +47,7 @@ def transposes(count=3, **options):
 def arrays(transform, seed=0):
     """Random numbers for its weights."""
     generator = np.random.default_rng(seed)
-    return [
-        generator.integers(0, 100, one.shape).astype(one.dtype) for one in transform.weights
-    ]
+    return [generator.integers(0, 100, one.shape).astype(one.dtype) for one in transform.weights]
 
 
 def weights(transform, seed=0):

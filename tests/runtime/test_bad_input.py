@@ -7,7 +7,6 @@ import subprocess
 import sys
 import tempfile
 import textwrap
-import types
 from pathlib import Path
 
 import pytest
@@ -22,7 +21,7 @@ from weight_files import (
 )
 
 from relax_inplace import runtime
-from relax_inplace.runtime import SourceError, SourceReader, TensorType, open_source
+from relax_inplace.runtime import SourceError, SourceReader, TensorType, Transform, open_source
 
 CPU = tvm.cpu()
 
@@ -425,16 +424,16 @@ def test_no_md5_in_safetensors(tmp_path, no_memory):
 
 
 def transform(*weights, params=(), layout="L"):
-    """What the runtime takes of a compiled module's transform."""
+    """A transform of a compiled module that is not here."""
 
     def described(types):
         return [
-            types_namespace(name=name, shape=shape, dtype=dtype, slot=str(slot))
+            TensorType(name, shape, dtype, str(slot))
             for slot, (name, shape, dtype) in enumerate(types)
         ]
 
-    types_namespace = types.SimpleNamespace
-    return types_namespace(
+    return Transform(
+        function=None,
         name="inplace_transform_params",
         layout=layout,
         weights=described(weights),

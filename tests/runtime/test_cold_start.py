@@ -52,9 +52,9 @@ def build(path, lazy):
 
 def write(folder, format):
     """Random weights, pair by pair: the folder may be larger than memory."""
-    from relax_inplace.runtime import Params, save_params
-
     import tvm
+
+    from relax_inplace.runtime import Params, save_params
 
     generator = np.random.default_rng(0)
     params = []
@@ -95,9 +95,7 @@ def run(way, library, folder, target):
         params = runtime.stream_params(transform, folder, tvm.cpu(), progress=False)
     else:
         cache = target if way == "cache" else None
-        params = runtime.convert_params(
-            transform, folder, tvm.cpu(), cache=cache, progress=False
-        )
+        params = runtime.convert_params(transform, folder, tvm.cpu(), cache=cache, progress=False)
         if way == "convert":
             runtime.save_params(params, target, progress=False)
     seconds = time.perf_counter() - start

@@ -13,7 +13,6 @@ import textwrap
 import numpy as np
 import psutil
 import pytest
-import tvm
 import tvm_ffi
 from compiled_transforms import arrays, compiled, tensors
 from live_bytes import watched
@@ -30,7 +29,7 @@ _fail_at = None
 _calls = 0
 
 
-class Injected(Exception):
+class InjectedError(Exception):
     pass
 
 
@@ -44,7 +43,7 @@ def _reached():
 @tvm_ffi.register_global_func("test.failing_transpose")
 def _failing_transpose(source, target):
     if _reached():
-        raise Injected("the kernel failed")
+        raise InjectedError("the kernel failed")
     np.from_dlpack(target)[...] = np.from_dlpack(source).T
 
 
@@ -160,7 +159,7 @@ def test_allocation(step):
 
 
 @pytest.mark.parametrize("step", range(COUNT + 1))
-@pytest.mark.parametrize("raises", [Injected("no more"), SystemExit(3), KeyboardInterrupt()])
+@pytest.mark.parametrize("raises", [InjectedError("no more"), SystemExit(3), KeyboardInterrupt()])
 def test_observer(step, raises):
     seen = []
 
@@ -255,7 +254,9 @@ def test_memory_that_is_not_there(tmp_path):
         print(error.converted, error.original, error.lost)
     """
     text = textwrap.dedent(program).replace("{paths}", repr([os.path.dirname(__file__)]))
-    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=False, cwd=tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", text], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
     message, state = done.stdout.splitlines()[-2:]
     assert state == "['a', 'b'] ['c'] []"

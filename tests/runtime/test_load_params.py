@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import textwrap
-import types
 
 import numpy as np
 import pytest
@@ -99,7 +98,7 @@ def test_a_decoded_weight_of_many_parts(tmp_path):
 def test_the_only_owner(write, tmp_path):
     params = runtime.load_params(write(tmp_path), CPU)
     for index in range(len(params)):
-        tensor = params.tuple[index]
+        tensor = params.fields[index]
         assert references(tensor) == 2  # the tuple, and this variable
 
 
@@ -148,11 +147,11 @@ def test_names(name, tmp_path):
 def described(*types_of_weights, params=(), layout="L"):
     def as_objects(weights):
         return [
-            types.SimpleNamespace(name=name, shape=shape, dtype=dtype, slot=slot)
-            for name, shape, dtype, slot in weights
+            runtime.TensorType(name, shape, dtype, slot) for name, shape, dtype, slot in weights
         ]
 
-    return types.SimpleNamespace(
+    return runtime.Transform(
+        function=None,
         name="inplace_transform_params",
         layout=layout,
         weights=as_objects(types_of_weights),
@@ -170,8 +169,8 @@ STORED = [
 def test_a_module_says_order_names_and_nesting(tmp_path):
     params = runtime.load_params(write_tensor_cache(tmp_path), CPU, described(*STORED))
     assert params.names == ("layers_0_weight", "bias", "codes")
-    assert [len(field) for field in params.tuple if isinstance(field, tvm_ffi.Array)] == [2]
-    assert params.tuple[1][1].numpy().tolist() == [1, 2, 3]
+    assert [len(field) for field in params.fields if isinstance(field, tvm_ffi.Array)] == [2]
+    assert params.fields[1][1].numpy().tolist() == [1, 2, 3]
 
 
 def test_converted_weights_are_what_the_transform_makes(tmp_path):

@@ -288,7 +288,7 @@ def test_a_failure_is_no_owner(tmp_path, monkeypatch):
     try:
         with pytest.raises(SaveError, match="input/output error"):
             runtime.save_params(params, tmp_path)
-        assert all(references(params.tuple[index]) == 2 for index in range(len(params)))
+        assert all(references(params.fields[index]) == 2 for index in range(len(params)))
     finally:
         gc.enable()
 

@@ -75,7 +75,7 @@ def test_streamed_into_nested_slots(tmp_path):
 
 
 def test_a_resident_transform_is_refused(tmp_path):
-    with pytest.raises(ModuleError, match="takes its weights all at once.*call transform_params"):
+    with pytest.raises(ModuleError, match=r"takes its weights all at once.*call transform_params"):
         stream_params(transposes(), tmp_path, CPU)
 
 
@@ -93,7 +93,7 @@ def test_a_reader_that_fails(tmp_path, step, monkeypatch):
         return stock(self, name)
 
     monkeypatch.setattr(SourceReader, "read", read)
-    with pytest.raises(TransformError, match="the disk is gone") as caught:
+    with pytest.raises(TransformError, match=r"the disk is gone") as caught:
         stream_params(transform, saved(transform, tmp_path), CPU)
     error = caught.value
     assert error.converted == [f"w{i}" for i in range(3 - step, 3)]
@@ -124,7 +124,7 @@ def test_more_than_there_is(tmp_path, monkeypatch):
     transform = transposes(3, lazy=True)
     saved(transform, tmp_path)
     monkeypatch.setattr(conversion, "available_bytes", lambda device: 100)
-    with pytest.raises(MemoryError, match="but 100 are free"):
+    with pytest.raises(MemoryError, match=r"but 100 are free"):
         stream_params(transform, tmp_path, CPU)
 
 
@@ -202,7 +202,7 @@ def test_converted_files_are_not_converted_again(tmp_path):
     with pytest.raises(ConvertedError):
         stream_params(transposes(lazy=True), folder, CPU)
     other = transposes(2)
-    with pytest.raises(SourceError, match="has converted, layout"):
+    with pytest.raises(SourceError, match=r"has converted, layout"):
         load_params(folder, CPU, other)
 
 
@@ -210,5 +210,5 @@ def test_weights_of_another_model(tmp_path):
     weights = saved(transposes(2), tmp_path)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        with pytest.raises(MismatchError, match="1 missing"):
+        with pytest.raises(MismatchError, match=r"1 missing"):
             convert_params(transposes(3), weights, CPU, cache=tmp_path / "cache")

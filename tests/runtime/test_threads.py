@@ -27,10 +27,10 @@ def test_a_second_thread_gets_an_error_and_a_reader_no_freed_tensor(kind):
     converting.start()
     assert inside.wait(60)
     try:
-        with pytest.raises(RuntimeError, match="in thread `first`"):
+        with pytest.raises(RuntimeError, match=r"in thread `first`"):
             transform_params(transform.function, holder)
         if kind == "Params":
-            with pytest.raises(RuntimeError, match="being converted by thread `first`"):
+            with pytest.raises(RuntimeError, match=r"being converted by thread `first`"):
                 holder[0]
         else:
             assert list(holder) == [None, None, None]
@@ -55,7 +55,7 @@ def test_a_virtual_machine_runs_one_conversion_at_a_time():
     converting.start()
     assert inside.wait(60)
     try:
-        with pytest.raises(RuntimeError, match="the virtual machine is being used .*`first`"):
+        with pytest.raises(RuntimeError, match=r"the virtual machine is being used .*`first`"):
             transform_params(transform, weights(transform))
     finally:
         go_on.set()

@@ -2,10 +2,7 @@
 
 import threading
 
-import tvm
 import tvm_ffi
-
-import relax_inplace
 
 update = tvm_ffi.get_global_func("vm.builtin.inplace_update_tuple")
 fields = tvm_ffi.Array([1, 2, 3])

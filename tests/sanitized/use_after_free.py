@@ -3,10 +3,7 @@
 import ctypes
 
 import numpy as np
-import tvm
 import tvm_ffi
-
-import relax_inplace
 
 fields = tvm_ffi.Array([tvm_ffi.from_dlpack(np.zeros(3, "float32"))])
 tensor = fields[0]
