@@ -1,0 +1,117 @@
+"""What the command line says on standard error: one line for each error, warning and note.
+
+TVM speaks in many lines: a diagnostic with the source, a check with a backtrace, warnings of its
+C++ that go to file descriptor 2. They are condensed here, or kept away.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+
+import click
+
+__all__ = ["Messages", "Refused", "escaped", "one_line"]
+
+_LONGEST = 600
+
+
+class Refused(Exception):
+    """A file, or what is in it, cannot be used. The message is for a person, and one line."""
+
+
+class Messages:
+    """Where a command says what is not its result.
+
+    Attributes
+    ----------
+    quiet : bool
+        Errors only.
+    debug : bool
+        A traceback instead of the line of an error; TVM's own warnings stay.
+    """
+
+    def __init__(self) -> None:
+        self.quiet = False
+        self.debug = False
+
+    def error(self, text: str) -> None:
+        """Say why the command fails."""
+        self._say(f"error: {text}")
+
+    def note(self, text: str) -> None:
+        """Say what a person may want to know."""
+        if not self.quiet:
+            self._say(text)
+
+    def progress(self, text: str) -> None:
+        """Say what takes a while, to who sits in front of it."""
+        if sys.stderr.isatty():
+            self.note(text)
+
+    @contextlib.contextmanager
+    def tvm_speaks(self) -> Iterator[None]:
+        """Let Python's warnings through as lines, and what C++ writes to stderr not at all."""
+        if self.debug:
+            yield
+            return
+        try:
+            with warnings.catch_warnings(record=True) as caught, _stderr_elsewhere():
+                warnings.simplefilter("always", UserWarning)
+                yield
+        finally:
+            for warning in caught:
+                if issubclass(warning.category, UserWarning):
+                    self.note(f"warning: {_condensed(str(warning.message))}")
+
+    def _say(self, text: str) -> None:
+        click.echo(f"relax-inplace: {escaped(text)}", err=True)
+
+
+def escaped(text: str) -> str:
+    """A text as one line that a terminal shows and does not obey."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def one_line(error: BaseException) -> str:
+    """An error of ours, of TVM or of Python, as one line."""
+    if isinstance(error, Refused):
+        return str(error)
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    if isinstance(error, MemoryError):
+        return "out of memory"
+    if isinstance(error, RecursionError):
+        return "the module is nested too deeply"
+    text = _condensed(str(error))
+    # An error of ours, or of TVM's, explains itself; one of Python's own is no sentence.
+    explains = isinstance(error, (ValueError, RuntimeError)) and text
+    return text if explains else f"{type(error).__name__}: {text}".rstrip(": ")
+
+
+def _condensed(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines()]
+    kept = [line for line in lines if line and not line.startswith(("# ", "File ", "Traceback"))]
+    joined = re.sub(r"\s+", " ", " ".join(kept))
+    return joined if len(joined) <= _LONGEST else joined[: _LONGEST - 3] + "..."
+
+
+@contextlib.contextmanager
+def _stderr_elsewhere() -> Iterator[None]:
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with tempfile.TemporaryFile() as elsewhere:
+            os.dup2(elsewhere.fileno(), 2)
+            try:
+                yield
+            finally:
+                sys.stderr.flush()
+                os.dup2(kept, 2)
+    finally:
+        os.close(kept)
