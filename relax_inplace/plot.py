@@ -56,32 +56,28 @@ def plot_plan(plan: MemoryPlan, file: str | os.PathLike[str]) -> None:
     """
     from .analysis.out_of_place import out_of_place_bytes
 
-    originals = sum((weight.size for weight in plan.weights), start=0)
-    out_of_place = out_of_place_bytes(plan)
-    sizes = [plan.before, plan.after, plan.peak, originals, out_of_place]
-    sizes += [size for step in plan.steps for size in (step.before, step.worst, step.after)]
-    symbolic = [size for size in sizes if not isinstance(size, int)]
-    if symbolic:
-        raise ValueError(
-            f"the bytes of `{plan.function}` are symbolic, {symbolic[0]}: to draw them, plan with "
-            "the largest value of each dimension (tir_var_upper_bound, --bound n=4096)"
-        )
-    times, levels = _staircase(plan)
-    with _axes(file, max(out_of_place, plan.peak)) as (axes, unit):  # type: ignore[type-var]
-        _fill(axes, times, [level / unit.bytes for level in levels], _BLUE)
-        axes.set_xlim(0, max(times))
+    before, peak, out_of_place, *weights = _numbers(
+        plan,
+        [plan.before, plan.peak, out_of_place_bytes(plan)]
+        + [weight.size for weight in plan.weights],
+    )
+    originals = sum(weights)
+    levels = _numbers(plan, [step.worst for step in plan.steps]) or [before]
+    with _axes(file, max(out_of_place, peak)) as (axes, unit):
+        # Step i, counted from 1, is drawn from i - 1 to i.
+        heights = [level / unit.bytes for level in [*levels, levels[-1]]]
+        _fill(axes, [float(i) for i in range(len(heights))], heights, step="post")
+        axes.set_xlim(0, len(levels))
         axes.set_xlabel(f"step (of {len(plan.steps)})" if plan.steps else "no steps")
-        _count(axes, len(plan.steps))
+        if len(plan.steps) <= 12:
+            numbers = range(1, len(plan.steps) + 1)
+            axes.set_xticks([i - 0.5 for i in numbers], [str(i) for i in numbers])
+            axes.tick_params(axis="x", length=0)
         _level(axes, out_of_place / unit.bytes, f"out of place {unit.of(out_of_place)}", _GREY)
-        below = plan.peak > originals  # type: ignore[operator]
-        _level(axes, originals / unit.bytes, f"weights {unit.of(originals)}", _BLACK, below)
-        at = levels.index(max(levels))
-        _peak(
-            axes,
-            ((times[at] + times[min(at + 1, len(times) - 1)]) / 2, plan.peak / unit.bytes),  # type: ignore[operator]
-            f"in place {unit.of(plan.peak)}",
-            _BLUE,
-        )
+        is_under = peak > originals
+        _level(axes, originals / unit.bytes, f"weights {unit.of(originals)}", _BLACK, is_under)
+        where = levels.index(max(levels)) + 0.5
+        _peak(axes, where, peak / unit.bytes, f"in place {unit.of(peak)}")
 
 
 def plot_report(report: Report, file: str | os.PathLike[str]) -> None:
@@ -109,7 +105,7 @@ def plot_report(report: Report, file: str | os.PathLike[str]) -> None:
     with _axes(file, most) as (axes, unit):
         seconds = [one.seconds for one in samples]
         host = [one.host / unit.bytes for one in samples]
-        _fill(axes, seconds, host, _BLUE, step=None)
+        _fill(axes, seconds, host)
         for name, text, color in (
             ("device", "on the device", _ORANGE),
             ("live", "weights and temporaries", _GREEN),
@@ -133,7 +129,7 @@ def plot_report(report: Report, file: str | os.PathLike[str]) -> None:
         )
         _level(axes, report.before / unit.bytes, f"before {unit.of(report.before)}", _BLACK, True)
         at = max(range(len(host)), key=host.__getitem__)
-        _peak(axes, (seconds[at], report.peak / unit.bytes), f"peak {unit.of(report.peak)}", _BLUE)
+        _peak(axes, seconds[at], report.peak / unit.bytes, f"peak {unit.of(report.peak)}")
 
 
 # -- the parts of a picture -------------------------------------------------------------------
@@ -141,7 +137,7 @@ def plot_report(report: Report, file: str | os.PathLike[str]) -> None:
 _BLUE, _ORANGE, _GREEN, _GREY, _BLACK = "#2166ac", "#c2570c", "#2d7d46", "#767676", "#333333"
 _FORMATS = {".svg": {"Date": None}, ".png": {"Software": None}, ".pdf": {"CreationDate": None}}
 _SIZE = (7.0, 3.4)  # inches: 700 pixels wide at 100 to the inch
-_SETTINGS = {
+_SETTINGS: dict[str, Any] = {
     "font.size": 9.0,
     "svg.fonttype": "path",  # as everywhere, whatever fonts are there
     "svg.hashsalt": "relax_inplace",
@@ -198,24 +194,19 @@ def _axes(file: str | os.PathLike[str], most: float) -> Iterator[tuple[Any, _Uni
         figure.savefig(file, dpi=200, metadata=_FORMATS[ending])
 
 
-def _staircase(plan: MemoryPlan) -> tuple[list[float], list[int]]:
-    """The live bytes: while step i runs, from i - 1 to i."""
-    levels = [step.worst for step in plan.steps] or [plan.before]
-    return [float(i) for i in range(len(levels) + 1)], [*levels, levels[-1]]  # type: ignore[list-item]
+def _numbers(plan: MemoryPlan, sizes: Sequence[Any]) -> list[int]:
+    symbolic = [size for size in sizes if not isinstance(size, int)]
+    if symbolic:
+        raise ValueError(
+            f"the bytes of `{plan.function}` are symbolic, {symbolic[0]}: to draw them, plan with "
+            "the largest value of each dimension (tir_var_upper_bound, --bound n=4096)"
+        )
+    return list(sizes)
 
 
-def _fill(
-    axes: Any, x: list[float], y: list[float], color: str, step: str | None = "post"
-) -> None:
-    axes.fill_between(x, y, step=step, color=color, alpha=0.15, linewidth=0)
-    axes.plot(x, y, color=color, linewidth=1.2, drawstyle=f"steps-{step}" if step else "default")
-
-
-def _count(axes: Any, steps: int) -> None:
-    """Ticks: under each of a few steps its number, else every so many."""
-    if steps <= 12:
-        axes.set_xticks([i + 0.5 for i in range(steps)], [str(i + 1) for i in range(steps)])
-        axes.tick_params(axis="x", length=0)
+def _fill(axes: Any, x: list[float], y: list[float], step: str | None = None) -> None:
+    axes.fill_between(x, y, step=step, color=_BLUE, alpha=0.15, linewidth=0)
+    axes.plot(x, y, color=_BLUE, linewidth=1.2, drawstyle=f"steps-{step}" if step else "default")
 
 
 def _level(axes: Any, y: float, text: str, color: str, below: bool = False) -> None:
@@ -246,17 +237,17 @@ def _beside(axes: Any, low: float, high: float, text: str, color: str) -> None:
     )
 
 
-def _peak(axes: Any, at: tuple[float, float], text: str, color: str) -> None:
+def _peak(axes: Any, x: float, y: float, text: str) -> None:
     """A dot and a label above it, inside the picture."""
     left, right = axes.get_xlim()
-    where = (at[0] - left) / (right - left or 1)
-    axes.plot(*at, "o", color=color, markersize=4, clip_on=False)
+    where = (x - left) / (right - left)
+    axes.plot(x, y, "o", color=_BLUE, markersize=4, clip_on=False)
     axes.annotate(
         text,
-        at,
+        (x, y),
         (0, 6),
         textcoords="offset points",
         ha="left" if where < 0.2 else "right" if where > 0.8 else "center",
-        color=color,
+        color=_BLUE,
         weight="bold",
     )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from . import options
-from .messages import Messages, Refused
+from .messages import Messages, RefusedError
 from .module_file import read_module
 from .plan import planned, transforms_of
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 
-@click.command("build")
+@click.command("build", short_help="From a model to a library that converts its own weights.")
 @options.module
 @click.option(
     "--target",
@@ -61,15 +61,15 @@ def command(
       relax-inplace build model.py -o lib.so
       relax-inplace build model.py --target cuda --max-resident 1.0 -o lib.so
       relax-inplace build transform.py --target '{"kind": "llvm", "mcpu": "znver4"}' -o lib.so
-    """
+    """  # noqa: D301  click wants the character
     choices = options.Choices(**chosen)
     if Path(output).suffix not in (".so", ".dylib", ".dll"):
-        raise click.UsageError(
-            f"-o {output}: expected a library, .so", click.get_current_context()
-        )
+        raise click.UsageError(f"-o {output}: expected a library, .so", click.get_current_context())
     if not Path(output).resolve().parent.is_dir():
-        raise Refused(f"{output}: no such folder")
+        raise RefusedError(f"{output}: no such folder")
     mod = read_module(module, said)
+    from ..analysis import functions_that_update
+
     with said.tvm_speaks():
         chosen_target = _target(target)
         lifts = _has_weights(mod, choices) if lift is None else lift
@@ -82,9 +82,10 @@ def command(
     with said.tvm_speaks():
         library = _compiled(mod, chosen_target)
         library.export_library(output)
-    if not made:
+    if not made and not functions_that_update(mod):
         said.note("no weights are converted: the module has no transform, and none to lift")
-    built = Built(output, chosen_target.kind.name, _functions(mod), list(map(_summary, made)))
+    summaries = [_summary(plan, mod) for plan in made]
+    built = Built(output, chosen_target.kind.name, _functions(mod), summaries)
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(built), indent=1))
     elif not said.quiet:
@@ -116,15 +117,16 @@ def _bytes(size: int | str) -> str:
     return f"{size:,}" if isinstance(size, int) else size
 
 
-def _summary(plan: MemoryPlan) -> dict[str, Any]:
+def _summary(plan: MemoryPlan, mod: ir.IRModule) -> dict[str, Any]:
+    from ..analysis.byte_size import tensors_in
     from ..transform.inplace_transform_params import inplace_name
 
+    name = inplace_name(plan.function)
     sizes = {"before": plan.before, "after": plan.after, "peak": plan.peak}
-    outputs = {name for step in plan.steps for name in step.writes if name.startswith("slot ")}
     return {
-        "name": inplace_name(plan.function),
+        "name": name,
         "weights": len(plan.weights),
-        "new_weights": len(outputs),
+        "new_weights": len(list(tensors_in(mod[name].ret_ty))),
         **{key: size if isinstance(size, int) else str(size) for key, size in sizes.items()},
         "steps": len(plan.steps),
         "streamed": any(weight.loaded_by for weight in plan.weights),
@@ -165,7 +167,7 @@ def _target(text: str) -> tvm.target.Target:
         try:
             given = json.loads(text)
         except ValueError as error:
-            raise Refused(f"--target {text}: no JSON: {error}") from None
+            raise RefusedError(f"--target {text}: no JSON: {error}") from None
     target = tvm.target.Target(given)
     if target.host is None and "gpu" in target.keys:
         return tvm.target.Target(target, host="llvm")
@@ -178,25 +180,9 @@ def _compiled(mod: ir.IRModule, target: tvm.target.Target) -> Any:
 
     if "gpu" not in target.keys:
         return tvm.compile(mod, target)
-    # As tvm/relax/backend/*/pipeline.py: get_default_pipeline, but FoldConstant runs kernels.
-    passes = [
-        one
-        for part in (
-            relax.pipeline.library_dispatch_passes,
-            relax.pipeline.legalize_passes,
-            relax.pipeline.dataflow_lower_passes,
-            relax.pipeline.finalize_passes,
-        )
-        for one in part(target)
-        if one.info.name != "FoldConstant"
-    ]
-
-    @tvm.transform.module_pass(opt_level=0, name="relax_inplace.build")
-    def pipeline(mod: ir.IRModule, _context: tvm.transform.PassContext) -> ir.IRModule:
-        with target:
-            return tvm.transform.Sequential(passes)(mod)
-
-    return tvm.compile(mod, target, relax_pipeline=pipeline)
+    # FoldConstant runs kernels of the module (src/relax/transform/fold_constant.cc).
+    with tvm.transform.PassContext(disabled_pass=["FoldConstant"]):
+        return tvm.compile(mod, target, relax_pipeline=relax.get_default_pipeline(target))
 
 
 def _functions(mod: ir.IRModule) -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from .messages import Refused
+from .messages import RefusedError
 
 __all__ = ["command"]
 
@@ -25,6 +25,6 @@ def command(ctx: click.Context, arguments: tuple[str, ...]) -> None:
     """Run the example; --help shows its options."""
     example = Path(__file__).resolve().parent.parent / "examples" / "decoder.py"
     if not example.is_file():
-        raise Refused(f"no {example}: this is a source tree; run `pip install .` in it")
+        raise RefusedError(f"no {example}: this is a source tree; run `pip install .` in it")
     done = subprocess.run([sys.executable, str(example), *arguments], check=False)
     ctx.exit(done.returncode)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["command", "explained"]
 
 
-@click.command("explain")
+@click.command("explain", short_help="What would be lifted from a model, and where it goes.")
 @options.module
 @options.json_output
 @options.functions
@@ -34,7 +34,7 @@ def command(said: Messages, module: str, as_json: bool, **chosen: Any) -> None:
       relax-inplace explain model.py
       relax-inplace explain model.py --max-resident 1.0 --tied embed=lm_head
       relax-inplace explain model.json --function prefill --function decode --json
-    """
+    """  # noqa: D301  click wants the character
     choices = options.Choices(**chosen)
     mod = read_module(module, said)
     with said.tvm_speaks():
@@ -53,6 +53,4 @@ def explained(mod: ir.IRModule, choices: options.Choices) -> list[LiftReport]:
     chosen = choices.for_lifting()
     functions = chosen.pop("functions")
     groups = find_shared_weights(mod, functions, None, None)
-    return [
-        explain_lift(mod, [user.name for user in shared.users], **chosen) for shared in groups
-    ]
+    return [explain_lift(mod, [user.name for user in shared.users], **chosen) for shared in groups]

@@ -17,12 +17,13 @@ import tvm
 import tvm_ffi
 from tvm import ir, relax
 
-from .messages import Refused, one_line
+from .messages import RefusedError, one_line
 
 __all__ = ["read_json"]
 
 _SECONDS = 600  # nobody waits longer for a file to be read
 _REFUSED = 3
+_WRONG = "not as tvm.ir.save_json writes it"
 
 
 def read_json(text: str, file: str) -> ir.IRModule:
@@ -30,21 +31,21 @@ def read_json(text: str, file: str) -> ir.IRModule:
 
     Raises
     ------
-    Refused
+    RefusedError
         It is no JSON, or no module, or one that would crash TVM.
     """
     try:
         given = json.loads(text)
     except RecursionError:
-        raise Refused(f"{file}: nested too deeply") from None
+        raise RefusedError(f"{file}: nested too deeply") from None
     except ValueError as error:
-        raise Refused(f"{file}: no JSON: {error}") from None
+        raise RefusedError(f"{file}: no JSON: {error}") from None
     if not isinstance(given, dict) or not isinstance(given.get("nodes"), list):
-        raise Refused(f"{file}: JSON, but not of tvm.ir.save_json")
+        raise RefusedError(f"{file}: JSON, but not of tvm.ir.save_json")
     del given
     reason = _in_child(lambda: _load(text))
     if reason is not None:
-        raise Refused(f"{file}: {reason}")
+        raise RefusedError(f"{file}: {reason}")
     return _load(text)
 
 
@@ -52,9 +53,9 @@ def _load(text: str) -> ir.IRModule:
     """Load a module, and look at all of it."""
     mod = tvm.ir.load_json(text)
     if not isinstance(mod, ir.IRModule):
-        raise Refused(f"it holds a {type(mod).__name__}, not an IRModule")
+        raise RefusedError(f"it holds a {type(mod).__name__}, not an IRModule")
     if not relax.analysis.check_well_formed(mod):
-        raise Refused("the module is not well-formed")
+        raise RefusedError("the module is not well-formed")
     tvm_ffi.structural_hash(mod)  # visits every field
     return mod
 
@@ -74,7 +75,8 @@ def _in_child(work: Callable[[], object]) -> str | None:
             work()
             code = 0
         except BaseException as error:
-            os.write(write, one_line(error).encode()[:4096])
+            wrong = "" if isinstance(error, RefusedError) else f"{_WRONG}: "
+            os.write(write, f"{wrong}{one_line(error)}".encode()[:4096])
             code = _REFUSED
         finally:
             os._exit(code)
@@ -91,5 +93,5 @@ def _in_child(work: Callable[[], object]) -> str | None:
         if os.WTERMSIG(status) == signal.SIGINT:
             raise KeyboardInterrupt
         name = signal.Signals(os.WTERMSIG(status)).name
-        return f"not a module as tvm.ir.save_json writes it: TVM crashes on it ({name})"
-    return f"not a module as tvm.ir.save_json writes it: {said}" if status else None
+        return f"{_WRONG}: TVM crashes on it ({name})"
+    return said if status else None

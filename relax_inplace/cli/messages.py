@@ -16,12 +16,12 @@ from collections.abc import Iterator
 
 import click
 
-__all__ = ["Messages", "Refused", "escaped", "one_line"]
+__all__ = ["Messages", "RefusedError", "escaped", "one_line"]
 
 _LONGEST = 600
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """A file, or what is in it, cannot be used. The message is for a person, and one line."""
 
 
@@ -80,7 +80,7 @@ def escaped(text: str) -> str:
 
 def one_line(error: BaseException) -> str:
     """An error of ours, of TVM or of Python, as one line."""
-    if isinstance(error, Refused):
+    if isinstance(error, RefusedError):
         return str(error)
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror

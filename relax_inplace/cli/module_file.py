@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .messages import Messages, Refused
+from .messages import Messages, RefusedError
 
 if TYPE_CHECKING:
     from tvm import ir
@@ -28,17 +28,17 @@ def read_module(name: str, said: Messages) -> ir.IRModule:
 
     Raises
     ------
-    Refused
+    RefusedError
         The file cannot be read, or what is in it is no module.
     """
     is_input = name == STANDARD_INPUT
     shown = "<stdin>" if is_input else name
     ending = Path(name).suffix.lower()
     if not is_input and ending not in (".py", ".json"):
-        raise Refused(f"{shown}: expected a file that ends in .py (TVMScript) or .json")
+        raise RefusedError(f"{shown}: expected a file that ends in .py (TVMScript) or .json")
     text = _read(name, shown)
     if not text.strip():
-        raise Refused(f"{shown}: it is empty")
+        raise RefusedError(f"{shown}: it is empty")
     is_json = text.lstrip().startswith("{") if is_input else ending == ".json"
     with said.tvm_speaks():
         if is_json:
@@ -58,15 +58,15 @@ def _read(name: str, shown: str) -> str:
             with open(name, "rb") as file:
                 data = file.read(_MOST_BYTES + 1)
     except OSError as error:
-        raise Refused(f"{shown}: {error.strerror}") from None
+        raise RefusedError(f"{shown}: {error.strerror}") from None
     except ValueError as error:  # a null character in the name
-        raise Refused(f"{shown}: {error}") from None
+        raise RefusedError(f"{shown}: {error}") from None
     if len(data) > _MOST_BYTES:
-        raise Refused(f"{shown}: more than {_MOST_BYTES >> 20} MB, which is no module")
+        raise RefusedError(f"{shown}: more than {_MOST_BYTES >> 20} MB, which is no module")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise Refused(f"{shown}: no text: byte {error.start} is not UTF-8") from None
+        raise RefusedError(f"{shown}: no text: byte {error.start} is not UTF-8") from None
     if "\0" in text:
-        raise Refused(f"{shown}: no text: it has null characters")
+        raise RefusedError(f"{shown}: no text: it has null characters")
     return text

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .messages import Refused
+from .messages import RefusedError
 
 if TYPE_CHECKING:
     from tvm import ir
@@ -24,12 +24,12 @@ def write_module(mod: ir.IRModule, output: str | None, as_json: bool) -> None:
     ending = Path(output).suffix.lower()
     if ending not in (".py", ".json") or (as_json and ending != ".json"):
         wanted = ".json" if as_json else ".py (TVMScript) or .json"
-        raise Refused(f"{output}: expected a file that ends in {wanted}")
+        raise RefusedError(f"{output}: expected a file that ends in {wanted}")
     text = _json(mod) if ending == ".json" else _script(mod)
     try:
         Path(output).write_text(text, encoding="utf-8")
     except OSError as error:
-        raise Refused(f"{output}: {error.strerror}") from None
+        raise RefusedError(f"{output}: {error.strerror}") from None
 
 
 def _json(mod: ir.IRModule) -> str:
@@ -42,7 +42,7 @@ def _script(mod: ir.IRModule) -> str:
     """TVM's text, with its imports, which it prints as comments, and the op's."""
     text = mod.script()
     if "metadata[" in text:
-        raise Refused("the module has constants that TVMScript does not print: use JSON")
+        raise RefusedError("the module has constants that TVMScript does not print: use JSON")
     head, _, body = text.partition("\n\n")
     imports = re.sub(r"^# (?=from |import )", "", head, flags=re.MULTILINE)
     return f"import relax_inplace\n{imports}\n\n{body}\n"

@@ -101,9 +101,7 @@ class Choices(dict[str, Any]):
         lazy: bool = False,
         **lifting: Any,
     ):
-        super().__init__(
-            functions=list(functions) or None, memory_limit=memory_limit, lazy=lazy
-        )
+        super().__init__(functions=list(functions) or None, memory_limit=memory_limit, lazy=lazy)
         self.lifting = lifting
 
     def for_lifting(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from . import options
-from .messages import Messages, Refused
+from .messages import Messages, RefusedError
 from .module_file import read_module
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["command", "planned", "transforms_of"]
 
 
-@click.command("plan")
+@click.command("plan", short_help="The order of a transform's steps, and the memory they take.")
 @options.module
 @click.option("--lift", is_flag=True, help="Plan what lifting makes, also if there is a transform.")
 @click.option("--plot", metavar="FILE", help="Also draw it: .svg, .png or .pdf.")
@@ -49,7 +49,7 @@ def command(
       relax-inplace plan model.py
       relax-inplace plan transform.py --memory-limit 1.2 --plot plan.svg
       relax-inplace plan model.py --bound n=4096 --json
-    """
+    """  # noqa: D301  click wants the character
     choices = options.Choices(**chosen)
     mod = read_module(module, said)
     lifts = lift or not (choices["functions"] or transforms_of(mod))
@@ -102,7 +102,9 @@ def planned(
     names = choices["functions"] or transforms_of(mod)
     done = updating if lifts else updating.intersection(names)
     if done:
-        raise Refused(f"`{min(done)}` works in place already: plan the module as it was before")
+        raise RefusedError(
+            f"`{min(done)}` works in place already: plan the module as it was before"
+        )
     functions = _lifted(mod, choices) if lifts else {name: _function(mod, name) for name in names}
     plans = []
     for name, function in functions.items():
@@ -127,7 +129,7 @@ def _function(mod: ir.IRModule, name: str) -> relax.Function:
         if isinstance(function, relax.Function)
     }
     if name not in functions:
-        raise Refused(
+        raise RefusedError(
             f"the module has no Relax function `{name}`; it has {', '.join(sorted(functions))}"
         )
     return functions[name]

@@ -69,6 +69,7 @@ def _with_hint(error: click.UsageError) -> str:
 
 @click.group(
     cls=Program,
+    no_args_is_help=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     commands={command.name: command for command in COMMANDS if command.name is not None},
 )
@@ -92,4 +93,4 @@ def main() -> None:
       2    the command line is not understood
       130  interrupted (Ctrl-C)
       141  nobody reads the output any more (| head)
-    """
+    """  # noqa: D301  click wants the character

@@ -14,7 +14,7 @@ from .module_text import write_module
 __all__ = ["command"]
 
 
-@click.command("rewrite")
+@click.command("rewrite", short_help="A module in, the module that converts in place out.")
 @options.module
 @click.option("--lift", is_flag=True, help="First lift what the functions do to their weights.")
 @click.option("-o", "--output", metavar="OUT", help="A file, .py or .json; or standard output.")
@@ -42,7 +42,7 @@ def command(
       relax-inplace rewrite transform.py
       relax-inplace rewrite model.py --lift --max-resident 1.0 -o new.py
       relax-inplace rewrite model.json --lift --json | relax-inplace plan - --json
-    """
+    """  # noqa: D301  click wants the character
     choices = options.Choices(**chosen)
     choices.require_lift(lift)
     mod = read_module(module, said)

@@ -4,8 +4,8 @@ Definition
 ----------
 A tree is refused unless each node of it is of a kind that a program of IR consists of, and unless
 
-- each name is bound in the program, or is a namespace (``I``, ``R``, ``T``), a constant of the file,
-  or a harmless builtin;
+- each name is bound in the program, or is a namespace (``I``, ``R``, ``T``), a constant of the
+  file, or a harmless builtin;
 - each chain of attributes on a namespace is found there, step by step (:mod:`.script_names`);
 - each other attribute is one of the few that TVM's values have in a program, or the name of a
   function of the module, on the name of the module;
@@ -25,10 +25,10 @@ from typing import Any, NoReturn
 from .script_names import DECORATORS, HARMLESS_BUILTINS, step
 from .shape_text import check_shape_text
 
-__all__ = ["NotScript", "bound_names", "check_script"]
+__all__ = ["NotScriptError", "bound_names", "check_script"]
 
 
-class NotScript(Exception):
+class NotScriptError(Exception):
     """A program is not of IR alone.
 
     Attributes
@@ -43,9 +43,7 @@ class NotScript(Exception):
         self.column: int = getattr(node, "col_offset", 0) + 1
 
 
-def check_script(
-    tree: ast.stmt, namespaces: dict[str, Any], constants: Iterable[str] = ()
-) -> None:
+def check_script(tree: ast.stmt, namespaces: dict[str, Any], constants: Iterable[str] = ()) -> None:
     """Check a class, or a function by itself.
 
     Parameters
@@ -58,7 +56,7 @@ def check_script(
 
     Raises
     ------
-    NotScript
+    NotScriptError
     """
     _Check(tree, namespaces, constants).visit(tree)
 
@@ -73,7 +71,7 @@ def bound_names(tree: ast.AST) -> Counter[str]:
             names[node.arg] += 1
         elif isinstance(node, (ast.ClassDef, ast.FunctionDef)):
             names[node.name] += 1
-            names.update(param.name for param in getattr(node, "type_params", ()))
+            names.update(param.name for param in getattr(node, "type_params", []))
     return names
 
 
@@ -101,16 +99,49 @@ _CALLED = {
 
 # Of buffers and expressions.
 _OF_VALUES = frozenset(
-    "access_ptr astype axis_separators byte_offset data dtype elem_offset name scope shape strides "
-    "ty vload vstore".split()
+    [
+        "access_ptr",
+        "astype",
+        "axis_separators",
+        "byte_offset",
+        "data",
+        "dtype",
+        "elem_offset",
+        "name",
+        "scope",
+        "shape",
+        "strides",
+        "ty",
+        "vload",
+        "vstore",
+    ]
 )
 
 _LARGEST = 1 << 64
 _WIDEST_SHIFT = 64
 # A program may call a variable `input`; it would be a way to the builtin where it is not bound.
 _NOT_VARIABLES = frozenset(
-    "breakpoint classmethod compile delattr eval exec getattr globals hasattr help locals memoryview "
-    "open property setattr staticmethod super type vars".split()
+    [
+        "breakpoint",
+        "classmethod",
+        "compile",
+        "delattr",
+        "eval",
+        "exec",
+        "getattr",
+        "globals",
+        "hasattr",
+        "help",
+        "locals",
+        "memoryview",
+        "open",
+        "property",
+        "setattr",
+        "staticmethod",
+        "super",
+        "type",
+        "vars",
+    ]
 )
 
 
@@ -128,40 +159,40 @@ class _Check(ast.NodeVisitor):
     def visit(self, node: ast.AST) -> None:
         if not isinstance(node, _KINDS):
             what = _CALLED.get(type(node), f"`{type(node).__name__}`")
-            raise NotScript(node, f"{what} is not TVMScript that can be read from a file")
+            raise NotScriptError(node, f"{what} is not TVMScript that can be read from a file")
         method = getattr(self, f"visit_{type(node).__name__}", self.generic_visit)
         method(node)
 
     # -- names ----------------------------------------------------------------------------------
 
-    def visit_Name(self, node: ast.Name) -> None:  # noqa: N802  ast's names
+    def visit_Name(self, node: ast.Name) -> None:
         if isinstance(node.ctx, ast.Store):
             self.check_binding(node, node.id)
         elif node.id == "metadata":
-            raise NotScript(
+            raise NotScriptError(
                 node, "constants that are printed as metadata[...] are not in the text: use JSON"
             )
         elif node.id not in self.known:
-            raise NotScript(node, f"`{node.id}` is not defined in the module")
+            raise NotScriptError(node, f"`{node.id}` is not defined in the module")
 
     def check_binding(self, node: ast.AST, name: str) -> None:
         if name in self.namespaces:
-            raise NotScript(node, f"`{name}` is TVMScript's: call the variable otherwise")
+            raise NotScriptError(node, f"`{name}` is TVMScript's: call the variable otherwise")
         if name.startswith("__") or name in _NOT_VARIABLES or name in HARMLESS_BUILTINS:
-            raise NotScript(node, f"a variable may not be called `{name}`")
+            raise NotScriptError(node, f"a variable may not be called `{name}`")
 
-    def visit_Attribute(self, node: ast.Attribute) -> None:  # noqa: N802
+    def visit_Attribute(self, node: ast.Attribute) -> None:
         if not isinstance(node.ctx, ast.Load):
-            raise NotScript(node, "an attribute cannot be assigned")
+            raise NotScriptError(node, "an attribute cannot be assigned")
         if node.attr.startswith("_"):
-            raise NotScript(node, f"the attribute `{node.attr}` begins with an underscore")
+            raise NotScriptError(node, f"the attribute `{node.attr}` begins with an underscore")
         if self.resolve(node) is not None:
             return
         base = node.value
         is_module = isinstance(base, ast.Name) and base.id in self.modules
         if not (node.attr in self.functions if is_module else node.attr in _OF_VALUES):
             what = "has no function" if is_module else "is no value with the attribute"
-            raise NotScript(node, f"`{ast.unparse(base)}` {what} `{node.attr}`")
+            raise NotScriptError(node, f"`{ast.unparse(base)}` {what} `{node.attr}`")
         self.visit(base)
 
     def resolve(self, node: ast.expr) -> Any:
@@ -176,32 +207,36 @@ class _Check(ast.NodeVisitor):
         try:
             return step(base, node.attr)
         except LookupError:
-            raise NotScript(node, f"`{ast.unparse(node)}` is not part of TVMScript") from None
+            raise NotScriptError(node, f"`{ast.unparse(node)}` is not part of TVMScript") from None
 
     # -- statements -----------------------------------------------------------------------------
 
-    def visit_ClassDef(self, node: ast.ClassDef) -> None:  # noqa: N802
-        if node.bases or node.keywords or getattr(node, "type_params", ()):
-            raise NotScript(node, f"the class `{node.name}` may not have bases")
+    def visit_ClassDef(self, node: ast.ClassDef) -> None:
+        if node.bases or node.keywords or getattr(node, "type_params", []):
+            raise NotScriptError(node, f"the class `{node.name}` may not have bases")
         self.check_binding(node, node.name)
         for statement in node.body:
             if not isinstance(statement, (ast.FunctionDef, ast.Expr, ast.Pass)):
-                raise NotScript(statement, "a module holds functions, and attributes by I.module_*")
+                raise NotScriptError(
+                    statement, "a module holds functions, and attributes by I.module_*"
+                )
             self.visit(statement)  # not its decorators, which TVM does not look at either
 
-    def visit_FunctionDef(self, node: ast.FunctionDef) -> None:  # noqa: N802
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
         self.check_binding(node, node.name)
         if len(node.decorator_list) != 1 or not self.is_function(node.decorator_list[0]):
-            raise NotScript(node, f"`{node.name}` must be a @R.function or a @T.prim_func")
+            raise NotScriptError(node, f"`{node.name}` must be a @R.function or a @T.prim_func")
         parameters = node.args
         if parameters.defaults or any(one is not None for one in parameters.kw_defaults):
-            raise NotScript(node, f"the parameters of `{node.name}` may not have default values")
+            raise NotScriptError(
+                node, f"the parameters of `{node.name}` may not have default values"
+            )
         if parameters.vararg or parameters.kwarg or parameters.kwonlyargs or parameters.posonlyargs:
-            raise NotScript(node, f"the parameters of `{node.name}` must be plain ones")
-        for param in getattr(node, "type_params", ()):
+            raise NotScriptError(node, f"the parameters of `{node.name}` must be plain ones")
+        for param in getattr(node, "type_params", []):
             plain = type(param).__name__ == "TypeVar" and param.bound is None
             if not plain or getattr(param, "default_value", None) is not None:
-                raise NotScript(node, f"the dimensions of `{node.name}` must be plain names")
+                raise NotScriptError(node, f"the dimensions of `{node.name}` must be plain names")
             self.check_binding(node, param.name)
         for one in (parameters, node.returns, *node.body):
             if one is not None:
@@ -222,13 +257,13 @@ class _Check(ast.NodeVisitor):
         self.check_binding(node, node.arg)
         self.generic_visit(node)
 
-    def visit_Assign(self, node: ast.Assign) -> None:  # noqa: N802
+    def visit_Assign(self, node: ast.Assign) -> None:
         for target in node.targets:
             if not isinstance(target, ast.Subscript):  # a buffer is written to
                 self.check_target(target)
         self.generic_visit(node)
 
-    def visit_For(self, node: ast.For) -> None:  # noqa: N802
+    def visit_For(self, node: ast.For) -> None:
         self.check_target(node.target)
         self.generic_visit(node)
 
@@ -240,7 +275,7 @@ class _Check(ast.NodeVisitor):
         elif isinstance(target, ast.Starred):
             self.check_target(target.value)
         elif not isinstance(target, ast.Name):
-            raise NotScript(target, f"`{ast.unparse(target)}` cannot be assigned to here")
+            raise NotScriptError(target, f"`{ast.unparse(target)}` cannot be assigned to here")
 
     def visit_withitem(self, node: ast.withitem) -> None:
         if node.optional_vars is not None:
@@ -249,15 +284,15 @@ class _Check(ast.NodeVisitor):
 
     # -- expressions ----------------------------------------------------------------------------
 
-    def visit_Call(self, node: ast.Call) -> None:  # noqa: N802
+    def visit_Call(self, node: ast.Call) -> None:
         if not isinstance(node.func, (ast.Name, ast.Attribute)):
-            raise NotScript(node, f"`{ast.unparse(node.func)}` cannot be called")
+            raise NotScriptError(node, f"`{ast.unparse(node.func)}` cannot be called")
         name = node.func.attr if isinstance(node.func, ast.Attribute) else node.func.id
         if name == "Buffer":
             self.check_buffer_shape(node)
         for keyword in node.keywords:
             if keyword.arg is None or keyword.arg.startswith("_") or keyword.arg == "derive_func":
-                raise NotScript(node, f"the argument `{keyword.arg or '**'}` is not allowed")
+                raise NotScriptError(node, f"the argument `{keyword.arg or '**'}` is not allowed")
         for argument in node.args:
             if isinstance(argument, ast.Lambda) and name == "comm_reducer":
                 self.visit(argument.args)
@@ -275,35 +310,35 @@ class _Check(ast.NodeVisitor):
                     try:
                         check_shape_text(one.value)
                     except ValueError as error:
-                        raise NotScript(one, str(error)) from None
+                        raise NotScriptError(one, str(error)) from None
 
-    def visit_Lambda(self, node: ast.Lambda) -> NoReturn:  # noqa: N802
-        raise NotScript(node, "a lambda is not TVMScript that can be read from a file")
+    def visit_Lambda(self, node: ast.Lambda) -> NoReturn:
+        raise NotScriptError(node, "a lambda is not TVMScript that can be read from a file")
 
-    def visit_Starred(self, node: ast.Starred) -> None:  # noqa: N802
+    def visit_Starred(self, node: ast.Starred) -> None:
         if not isinstance(node.value, (ast.Name, ast.Tuple, ast.List)):
-            raise NotScript(node, f"`*{ast.unparse(node.value)}` is not allowed")
+            raise NotScriptError(node, f"`*{ast.unparse(node.value)}` is not allowed")
         self.visit(node.value)
 
-    def visit_Constant(self, node: ast.Constant) -> None:  # noqa: N802
+    def visit_Constant(self, node: ast.Constant) -> None:
         value = node.value
         if value is not None and type(value) not in (str, int, float, bool):
-            raise NotScript(node, f"a constant of type {type(value).__name__} is not allowed")
+            raise NotScriptError(node, f"a constant of type {type(value).__name__} is not allowed")
         if type(value) is int and abs(value) > _LARGEST:
-            raise NotScript(node, "the number has more than 64 bits")
+            raise NotScriptError(node, "the number has more than 64 bits")
 
-    def visit_BinOp(self, node: ast.BinOp) -> None:  # noqa: N802
+    def visit_BinOp(self, node: ast.BinOp) -> None:
         if isinstance(node.op, ast.Pow):
-            raise NotScript(node, "`**` is not allowed: use T.pow, or R.power")
+            raise NotScriptError(node, "`**` is not allowed: use T.pow, or R.power")
         if isinstance(node.op, ast.LShift):
             width = node.right.value if isinstance(node.right, ast.Constant) else 0
             if isinstance(width, int) and width > _WIDEST_SHIFT:
-                raise NotScript(node, f"a shift by {width} bits is not allowed")
+                raise NotScriptError(node, f"a shift by {width} bits is not allowed")
         if isinstance(node.op, (ast.Mult, ast.Add, ast.Mod)):
             for operand in (node.left, node.right):
                 is_text = isinstance(operand, ast.Constant) and isinstance(operand.value, str)
                 if is_text or isinstance(operand, (ast.Tuple, ast.List)):
-                    raise NotScript(node, "no arithmetic with strings, tuples or lists")
+                    raise NotScriptError(node, "no arithmetic with strings, tuples or lists")
         self.generic_visit(node)
 
 

@@ -22,8 +22,8 @@ from tvm import ir
 from tvm.error import DiagnosticError
 from tvm.script import from_source
 
-from .messages import Refused
-from .script_check import NotScript, bound_names, check_script
+from .messages import RefusedError
+from .script_check import NotScriptError, bound_names, check_script
 from .script_names import DECORATORS, HARMLESS_BUILTINS, SCRIPT_MODULES, script_namespaces
 
 __all__ = ["read_script"]
@@ -41,7 +41,7 @@ def read_script(text: str, file: str) -> ir.IRModule:
 
     Raises
     ------
-    Refused
+    RefusedError
         ``file:line:column: reason``
     """
     return _ScriptFile(text, file).module()
@@ -64,12 +64,14 @@ class _ScriptFile:
         ]
         if len(modules) > 1:
             names = ", ".join(f"`{node.name}` (line {node.lineno})" for node in modules)
-            raise Refused(f"{self.file}: it has {len(modules)} modules, {names}; leave one in it")
+            raise RefusedError(
+                f"{self.file}: it has {len(modules)} modules, {names}; leave one in it"
+            )
         if modules:
             return self.class_(modules[0])
         functions = [node for node in self.tree.body if self.is_of_ir(node)]
         if not functions:
-            raise Refused(
+            raise RefusedError(
                 f"{self.file}: no module in it: expected a class that is decorated by "
                 "@I.ir_module, or a @R.function"
             )
@@ -78,7 +80,7 @@ class _ScriptFile:
             assert isinstance(node, ast.FunctionDef)
             result[ir.GlobalVar(node.name)] = self.evaluated(node, node.decorator_list[0].lineno)
         if len({gvar.name_hint for gvar in result}) < len(result):
-            raise Refused(f"{self.file}: two of its functions have the same name")
+            raise RefusedError(f"{self.file}: two of its functions have the same name")
         return ir.IRModule(result)
 
     def class_(self, node: ast.ClassDef) -> ir.IRModule:
@@ -122,10 +124,10 @@ class _ScriptFile:
                 for name in sorted(used.intersection(self.constants).difference(bound))
             }
             for value in constants.values():
-                if isinstance(value, NotScript):
+                if isinstance(value, NotScriptError):
                     raise value
             check_script(body[0], self.namespaces, constants)
-        except NotScript as error:
+        except NotScriptError as error:
             raise self.refused(error.line, error.column, str(error)) from None
         names: dict[str, Any] = {
             # TVM falls back to a builtin where a name is not bound (evaluator.py).
@@ -167,18 +169,18 @@ class _ScriptFile:
         except SyntaxError as error:
             raise self.refused(error.lineno or 1, error.offset or 1, error.msg) from None
         except (RecursionError, MemoryError):
-            raise Refused(f"{self.file}: nested too deeply") from None
+            raise RefusedError(f"{self.file}: nested too deeply") from None
         except ValueError as error:
-            raise Refused(f"{self.file}: {error}") from None
+            raise RefusedError(f"{self.file}: {error}") from None
 
-    def refused(self, line: int, column: int, reason: str) -> Refused:
-        return Refused(f"{self.file}:{line}:{column}: {reason}")
+    def refused(self, line: int, column: int, reason: str) -> RefusedError:
+        return RefusedError(f"{self.file}:{line}:{column}: {reason}")
 
-    def condensed(self, diagnostic: str) -> Refused:
+    def condensed(self, diagnostic: str) -> RefusedError:
         """``file:line:column: message`` of what tvm/script/parser/core/diagnostics.py renders."""
         match = re.fullmatch(r"error: (.*?)\n --> .*?:(\d+):(\d+)\n.*", diagnostic, re.DOTALL)
         if match is None:
-            return Refused(f"{self.file}: {' '.join(diagnostic.split())}")
+            return RefusedError(f"{self.file}: {' '.join(diagnostic.split())}")
         message, line, column = match.groups()
         kept = [one for one in message.splitlines() if one and not one.startswith("# ")]
         return self.refused(int(line), int(column), " ".join(" ".join(kept).split()))
@@ -205,7 +207,7 @@ _LARGEST = 1 << 64
 
 
 def _constants(body: Sequence[ast.stmt]) -> dict[str, Any]:
-    """Constants by name; a NotScript for what is none, to be raised where the module uses it."""
+    """Constants by name; a NotScriptError for what is none, to be raised where the module uses it."""
     constants: dict[str, Any] = {}
     for node in body:
         if isinstance(node, ast.Assign) and len(node.targets) == 1:
@@ -213,7 +215,7 @@ def _constants(body: Sequence[ast.stmt]) -> dict[str, Any]:
             if isinstance(target, ast.Name):
                 try:
                     constants[target.id] = _constant(node.value, constants)
-                except NotScript as error:
+                except NotScriptError as error:
                     constants[target.id] = error
     return constants
 
@@ -222,7 +224,7 @@ def _constant(node: ast.expr, known: dict[str, Any]) -> Any:
     if isinstance(node, (ast.Tuple, ast.List)):
         return tuple(_plain(one, known) for one in node.elts)
     if _is_type_var(node):
-        return TypeVar(node.args[0].value)  # type: ignore[attr-defined, misc]
+        return TypeVar(node.args[0].value)  # type: ignore[attr-defined]
     return _plain(node, known)
 
 
@@ -239,16 +241,16 @@ def _plain(node: ast.expr, known: dict[str, Any]) -> Any:
         try:
             result = _ARITHMETIC[type(node.op)](left, right)
         except ArithmeticError as error:
-            raise NotScript(node, str(error)) from None
+            raise NotScriptError(node, str(error)) from None
         if abs(result) <= _LARGEST:
             return result
-    raise NotScript(node, f"`{ast.unparse(node)}` is no constant that is read from a file")
+    raise NotScriptError(node, f"`{ast.unparse(node)}` is no constant that is read from a file")
 
 
 def _number(node: ast.expr, known: dict[str, Any]) -> Any:
     value = _plain(node, known)
     if type(value) not in (int, float):
-        raise NotScript(node, f"`{ast.unparse(node)}` is no number")
+        raise NotScriptError(node, f"`{ast.unparse(node)}` is no number")
     return value
 
 

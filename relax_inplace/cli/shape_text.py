@@ -20,19 +20,20 @@ def check_shape_text(text: str) -> None:
         tree = ast.parse(text, mode="eval")
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         raise ValueError(f"the dimension {text!r} is no expression") from None
-    functions = set()
+    functions: set[ast.AST] = set()
     for node in ast.walk(tree):  # a call is met before what it is of
         if isinstance(node, ast.Call) and _is_function(node.func) and not node.keywords:
-            assert isinstance(node.func, ast.Attribute)
-            functions.update((node.func, node.func.value))
-        elif node in functions or isinstance(node, (*_OPERATORS, *_OTHERS)):
-            pass
-        elif isinstance(node, ast.Name) and "__" not in node.id:
-            pass
-        elif isinstance(node, ast.Constant) and type(node.value) is int:
-            pass
-        else:
+            functions.update(ast.walk(node.func))
+        elif node not in functions and not _is_arithmetic(node):
             raise ValueError(f"the dimension {text!r} is not arithmetic of names and numbers")
+
+
+def _is_arithmetic(node: ast.AST) -> bool:
+    if isinstance(node, ast.Name):
+        return "__" not in node.id
+    if isinstance(node, ast.Constant):
+        return type(node.value) is int
+    return isinstance(node, (*_OPERATORS, *_OTHERS))
 
 
 def _is_function(func: ast.expr) -> bool:
