@@ -34,11 +34,14 @@ class Messages:
         Errors only.
     debug : bool
         A traceback instead of the line of an error; TVM's own warnings stay.
+    module : str
+        The file that the module comes from.
     """
 
     def __init__(self) -> None:
         self.quiet = False
         self.debug = False
+        self.module = ""
 
     def error(self, text: str) -> None:
         """Say why the command fails."""
@@ -48,6 +51,13 @@ class Messages:
         """Say what a person may want to know."""
         if not self.quiet:
             self._say(text)
+
+    def with_module(self, text: str) -> str:
+        """A text with places in the module, under the name of its file.
+
+        TVM calls a source that is a string `<str>` (tvm/script/parser/core/diagnostics.py).
+        """
+        return text.replace("<str>:", f"{self.module}:") if self.module else text
 
     def progress(self, text: str) -> None:
         """Say what takes a while, to who sits in front of it."""
@@ -67,7 +77,7 @@ class Messages:
         finally:
             for warning in caught:
                 if issubclass(warning.category, UserWarning):
-                    self.note(f"warning: {_condensed(str(warning.message))}")
+                    self.note(f"warning: {self.with_module(_condensed(str(warning.message)))}")
 
     def _say(self, text: str) -> None:
         click.echo(f"relax-inplace: {escaped(text)}", err=True)
@@ -90,7 +100,7 @@ def one_line(error: BaseException) -> str:
         return "the module is nested too deeply"
     text = _condensed(str(error))
     # An error of ours, or of TVM's, explains itself; one of Python's own is no sentence.
-    explains = isinstance(error, (ValueError, RuntimeError)) and text
+    explains = isinstance(error, (ValueError, RuntimeError, ImportError)) and text
     return text if explains else f"{type(error).__name__}: {text}".rstrip(": ")
 
 

@@ -33,6 +33,7 @@ def read_module(name: str, said: Messages) -> ir.IRModule:
     """
     is_input = name == STANDARD_INPUT
     shown = "<stdin>" if is_input else name
+    said.module = shown
     ending = Path(name).suffix.lower()
     if not is_input and ending not in (".py", ".json"):
         raise RefusedError(f"{shown}: expected a file that ends in .py (TVMScript) or .json")

@@ -57,7 +57,7 @@ class Program(click.Group):
         except Exception as error:
             if said.debug:
                 raise
-            said.error(messages.one_line(error))
+            said.error(said.with_module(messages.one_line(error)))
             code = REFUSED
         sys.exit(code if isinstance(code, int) else 0)
 
@@ -68,6 +68,7 @@ def _with_hint(error: click.UsageError) -> str:
 
 
 @click.group(
+    "relax-inplace",
     cls=Program,
     no_args_is_help=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},

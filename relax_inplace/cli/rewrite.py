@@ -57,4 +57,7 @@ def command(
         after = rewritten(mod)
     if not functions_that_update(after):
         said.note("nothing to rewrite: no function *transform_params; --lift makes one of a model")
+    if choices["lazy"] and not as_json and not (output or "").endswith(".json"):
+        # R.Prim("int64") of a callable prints as T.int64, which is no type of Relax there.
+        said.note("TVM's parser does not read the text of a streamed transform back; JSON it does")
     write_module(after, output, as_json)

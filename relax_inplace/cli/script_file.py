@@ -207,7 +207,7 @@ _LARGEST = 1 << 64
 
 
 def _constants(body: Sequence[ast.stmt]) -> dict[str, Any]:
-    """Constants by name; a NotScriptError for what is none, to be raised where the module uses it."""
+    """Constants by name; for what is none the error, to be raised where the module uses it."""
     constants: dict[str, Any] = {}
     for node in body:
         if isinstance(node, ast.Assign) and len(node.targets) == 1:
