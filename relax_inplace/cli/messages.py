@@ -11,6 +11,7 @@ import os
 import re
 import sys
 import tempfile
+import traceback
 import warnings
 from collections.abc import Iterator
 
@@ -73,7 +74,11 @@ class Messages:
         try:
             with warnings.catch_warnings(record=True) as caught, _stderr_elsewhere():
                 warnings.simplefilter("always", UserWarning)
-                yield
+                try:
+                    yield
+                except BaseException as error:
+                    _forget_variables(error)
+                    raise
         finally:
             for warning in caught:
                 if issubclass(warning.category, UserWarning):
@@ -109,6 +114,16 @@ def _condensed(text: str) -> str:
     kept = [line for line in lines if line and not line.startswith(("# ", "File ", "Traceback"))]
     joined = re.sub(r"\s+", " ", " ".join(kept))
     return joined if len(joined) <= _LONGEST else joined[: _LONGEST - 3] + "..."
+
+
+def _forget_variables(error: BaseException | None) -> None:
+    """Free what the frames of an error hold, while nobody sees what TVM says to that.
+
+    A BlockBuilder that is not finished warns (src/relax/ir/block_builder.cc).
+    """
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__
 
 
 @contextlib.contextmanager

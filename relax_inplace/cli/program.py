@@ -42,7 +42,6 @@ class Program(click.Group):
         try:
             extra["standalone_mode"] = False
             code = super().main(args, prog_name or "relax-inplace", obj=said, **extra)
-            sys.stdout.flush()
         except click.UsageError as error:
             said.error(_with_hint(error))
             code = USAGE
@@ -50,16 +49,23 @@ class Program(click.Group):
             code = INTERRUPTED
         except click.exceptions.Exit as error:
             code = error.exit_code
-        except BrokenPipeError:
-            # Python flushes standard output once more as it ends.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            code = NOBODY_READS
         except Exception as error:
             if said.debug:
                 raise
             said.error(said.with_module(messages.one_line(error)))
             code = REFUSED
         sys.exit(code if isinstance(code, int) else 0)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; click itself would exit with 1 where nobody reads."""
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            # Python flushes standard output once more as it ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            ctx.exit(NOBODY_READS)
+        return result
 
 
 def _with_hint(error: click.UsageError) -> str:

@@ -6,7 +6,7 @@ from click.testing import CliRunner
 
 from relax_inplace.cli import main
 
-TRANSFORM = '''\
+TRANSFORM = """\
 from tvm.script import ir as I
 from tvm.script import relax as R
 
@@ -17,9 +17,9 @@ class Module:
         w0 = R.permute_dims(params[0])
         w1 = R.permute_dims(params[1])
         return (w0, w1)
-'''
+"""
 
-MODEL = '''\
+MODEL = """\
 from tvm.script import ir as I
 from tvm.script import relax as R
 
@@ -44,7 +44,7 @@ class Model:
     ):
         w = R.permute_dims(params[0])
         return R.matmul(x, w)
-'''
+"""
 
 SYMBOLIC = TRANSFORM.replace("(4, 8)", '("n", 8)')
 

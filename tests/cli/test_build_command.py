@@ -3,10 +3,14 @@
 import json
 
 import numpy as np
+import pytest
 import tvm
 import tvm_ffi
 from commands import MODEL, TRANSFORM, error, output, run
 from tvm import relax
+
+from relax_inplace import transform
+from relax_inplace.cli.script_file import read_script
 
 
 def test_model(tmp_path):
@@ -61,16 +65,15 @@ def test_what_is_rewritten_already_is_built(tmp_path):
     assert done.stderr == ""
 
 
+@pytest.mark.skipif(
+    tvm.get_global_func("target.build.cuda", allow_missing=True) is None, reason="TVM without CUDA"
+)
 def test_kernels_for_a_gpu_are_scheduled(tmp_path):
     """Without a schedule TVM refuses them: memory is accessed outside of threads."""
-    if not tvm.support.libinfo().get("USE_OPENCL", "OFF") == "ON":
-        target = "cuda" if tvm.get_global_func("target.build.cuda", allow_missing=True) else None
-    else:
-        target = "opencl"
-    if target is None:
-        return
-    text = output("build", "-", "--target", target, "-o", tmp_path / "lib.so", text=TRANSFORM)
-    assert text.startswith(f"{tmp_path / 'lib.so'}: inplace_transform_params; for {target}\n")
+    with pytest.raises(RuntimeError, match="Memory verification failed"):
+        tvm.compile(transform.InplaceTransformParams()(read_script(TRANSFORM, "m.py")), "cuda")
+    text = output("build", "-", "--target", "cuda", "-o", tmp_path / "lib.so", text=TRANSFORM)
+    assert text.startswith(f"{tmp_path / 'lib.so'}: inplace_transform_params; for cuda\n")
 
 
 def test_refused(tmp_path):

@@ -24,7 +24,10 @@ def ended(*arguments, text="", **how):
 
 def test_entry_point():
     done = subprocess.run(
-        [sys.executable, "-m", "relax_inplace", "--version"], capture_output=True, text=True, cwd="/"
+        [sys.executable, "-m", "relax_inplace", "--version"],
+        capture_output=True,
+        text=True,
+        cwd="/",
     )
     assert done.stdout == ended("--version").stdout == output("--version")
 

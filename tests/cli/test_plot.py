@@ -57,7 +57,7 @@ def plan():
 
 def test_plan(tmp_path, words):
     plot_plan(plan(), tmp_path / "plan.svg")
-    assert {"out of place 12,288 bytes", "weights 6,144 bytes", "in place 10,240 bytes"} <= set(words)
+    assert {"out of place 12.0 KB", "weights 6.00 KB", "in place 10.0 KB"} <= set(words)
     assert {"1", "2", "step (of 2)"} <= set(words)
 
 

@@ -4,7 +4,7 @@ import tvm
 import tvm_ffi
 from commands import MODEL, SYMBOLIC, TRANSFORM, dedent, error, output, run
 
-REWRITTEN = '''
+REWRITTEN = """
     import relax_inplace
     from tvm.script import ir as I
     from tvm.script import relax as R
@@ -20,7 +20,7 @@ REWRITTEN = '''
             w1: R.Tensor((8, 6), dtype="float16") = R.permute_dims(gv2, axes=None)
             p1: R.Tuple(R.Tensor((8, 4), dtype="float16"), R.Tensor((8, 6), dtype="float16")) = R.inplace_update_tuple(p0, 1, w1)
             return p1
-    '''
+    """
 
 
 def test_transform():
