@@ -176,13 +176,11 @@ def _target(text: str) -> tvm.target.Target:
 
 def _compiled(mod: ir.IRModule, target: tvm.target.Target) -> Any:
     import tvm
-    from tvm import relax
 
-    if "gpu" not in target.keys:
-        return tvm.compile(mod, target)
+    # For a GPU, tvm.compile takes the pipeline that schedules kernels (relax/vm_build.py), where
     # FoldConstant runs kernels of the module (src/relax/transform/fold_constant.cc).
     with tvm.transform.PassContext(disabled_pass=["FoldConstant"]):
-        return tvm.compile(mod, target, relax_pipeline=relax.get_default_pipeline(target))
+        return tvm.compile(mod, target)
 
 
 def _functions(mod: ir.IRModule) -> list[str]:
