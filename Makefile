@@ -13,7 +13,7 @@ BIN := .venv/bin
 
 demo: .venv/pyvenv.cfg
 	$(BIN)/pip install --quiet .
-	$(BIN)/python examples/decoder.py
+	$(BIN)/relax-inplace demo
 
 test: .venv/pyvenv.cfg
 	$(BIN)/pip install --quiet '.[test]'

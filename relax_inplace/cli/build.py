@@ -1,0 +1,196 @@
+"""``relax-inplace build``: from a model to a library that converts its own weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from . import options
+from .messages import Messages, RefusedError
+from .module_file import read_module
+from .plan import planned, transforms_of
+
+if TYPE_CHECKING:
+    import tvm
+    from tvm import ir
+
+    from ..analysis import MemoryPlan
+
+__all__ = ["command"]
+
+
+@click.command("build", short_help="From a model to a library that converts its own weights.")
+@options.module
+@click.option(
+    "--target",
+    default="llvm",
+    show_default=True,
+    help='What to compile for: llvm, cuda, a tag, or JSON {"kind": ...}.',
+)
+@click.option("-o", "--output", required=True, metavar="LIB", help="The library to write, .so.")
+@click.option(
+    "--lift/--no-lift",
+    default=None,
+    help="Lift what the functions do to their weights; by default if they have weights.",
+)
+@options.json_output
+@options.functions
+@options.limits
+@options.lifting
+@options.common
+@options.with_messages
+def command(
+    said: Messages,
+    module: str,
+    target: str,
+    output: str,
+    lift: bool | None,
+    as_json: bool,
+    **chosen: Any,
+) -> None:
+    """Lift, rewrite, schedule and compile a module, and write it as a library.
+
+    For a GPU, kernels are scheduled by TVM's default pipeline for it, but constants are not folded:
+    that would run kernels of the module.
+
+    \b
+      relax-inplace build model.py -o lib.so
+      relax-inplace build model.py --target cuda --max-resident 1.0 -o lib.so
+      relax-inplace build transform.py --target '{"kind": "llvm", "mcpu": "znver4"}' -o lib.so
+    """  # noqa: D301  click wants the character
+    choices = options.Choices(**chosen)
+    if Path(output).suffix not in (".so", ".dylib", ".dll"):
+        raise click.UsageError(f"-o {output}: expected a library, .so", click.get_current_context())
+    if not Path(output).resolve().parent.is_dir():
+        raise RefusedError(f"{output}: no such folder")
+    mod = read_module(module, said)
+    from ..analysis import functions_that_update
+
+    with said.tvm_speaks():
+        chosen_target = _target(target)
+        lifts = _has_weights(mod, choices) if lift is None else lift
+        choices.require_lift(lifts)
+        made = planned(mod, choices, lifts) if lifts or transforms_of(mod) else []
+    said.progress(f"rewriting {len(mod.functions)} functions")
+    with said.tvm_speaks():
+        mod = _rewritten(mod, choices, lifts)
+    said.progress(f"compiling for {chosen_target.kind.name}")
+    with said.tvm_speaks():
+        library = _compiled(mod, chosen_target)
+        library.export_library(output)
+    if not made and not functions_that_update(mod):
+        said.note("no weights are converted: the module has no transform, and none to lift")
+    summaries = [_summary(plan, mod) for plan in made]
+    built = Built(output, chosen_target.kind.name, _functions(mod), summaries)
+    if as_json:
+        click.echo(json.dumps(dataclasses.asdict(built), indent=1))
+    elif not said.quiet:
+        click.echo(str(built))
+
+
+@dataclasses.dataclass
+class Built:
+    """What was made."""
+
+    library: str
+    target: str
+    functions: list[str]
+    transforms: list[dict[str, Any]]
+
+    def __str__(self) -> str:
+        """For a person."""
+        lines = [f"{self.library}: {', '.join(self.functions)}; for {self.target}"]
+        for one in self.transforms:
+            lines.append(
+                f"{one['name']}: weights {one['weights']} -> {one['new_weights']}, bytes "
+                f"{_bytes(one['before'])} -> {_bytes(one['after'])}, peak {_bytes(one['peak'])}, "
+                f"steps {one['steps']}" + (", streamed" if one["streamed"] else "")
+            )
+        return "\n".join(lines)
+
+
+def _bytes(size: int | str) -> str:
+    return f"{size:,}" if isinstance(size, int) else size
+
+
+def _summary(plan: MemoryPlan, mod: ir.IRModule) -> dict[str, Any]:
+    from ..analysis.byte_size import tensors_in
+    from ..transform.inplace_transform_params import inplace_name
+
+    name = inplace_name(plan.function)
+    sizes = {"before": plan.before, "after": plan.after, "peak": plan.peak}
+    return {
+        "name": name,
+        "weights": len(plan.weights),
+        "new_weights": len(list(tensors_in(mod[name].ret_ty))),
+        **{key: size if isinstance(size, int) else str(size) for key, size in sizes.items()},
+        "steps": len(plan.steps),
+        "streamed": any(weight.loaded_by for weight in plan.weights),
+    }
+
+
+def _has_weights(mod: ir.IRModule, choices: options.Choices) -> bool:
+    """Whether there is something to lift from."""
+    from ..analysis import LiftError, functions_that_update
+    from ..analysis.lift.shared_weights import find_shared_weights
+
+    if functions_that_update(mod):
+        return False
+    chosen = choices["functions"]
+    if chosen and set(chosen) <= set(transforms_of(mod)):
+        return False
+    try:
+        return bool(find_shared_weights(mod, chosen))
+    except LiftError as error:
+        if error.fields.get("functions") == "the module":  # none of its functions has weights
+            return False
+        raise
+
+
+def _rewritten(mod: ir.IRModule, choices: options.Choices, lifts: bool) -> ir.IRModule:
+    from ..transform import InplaceTransformParams, LiftInplaceTransformParams
+
+    if lifts:
+        return LiftInplaceTransformParams(**choices.for_lifting())(mod)
+    return InplaceTransformParams(**choices)(mod)
+
+
+def _target(text: str) -> tvm.target.Target:
+    import tvm
+
+    given: Any = text
+    if text.lstrip().startswith("{"):
+        try:
+            given = json.loads(text)
+        except ValueError as error:
+            raise RefusedError(f"--target {text}: no JSON: {error}") from None
+    target = tvm.target.Target(given)
+    if target.host is None and "gpu" in target.keys:
+        return tvm.target.Target(target, host="llvm")
+    return target
+
+
+def _compiled(mod: ir.IRModule, target: tvm.target.Target) -> Any:
+    import tvm
+
+    # For a GPU, tvm.compile takes the pipeline that schedules kernels (relax/vm_build.py), where
+    # FoldConstant runs kernels of the module (src/relax/transform/fold_constant.cc).
+    with tvm.transform.PassContext(disabled_pass=["FoldConstant"]):
+        return tvm.compile(mod, target)
+
+
+def _functions(mod: ir.IRModule) -> list[str]:
+    """Those of Relax that a caller finds in the library."""
+    from tvm import relax
+
+    return sorted(
+        gvar.name_hint
+        for gvar, function in mod.functions_items()
+        if isinstance(function, relax.Function)
+        and function.attrs
+        and "global_symbol" in function.attrs
+    )

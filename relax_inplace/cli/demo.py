@@ -1,0 +1,30 @@
+"""``relax-inplace demo``: examples/decoder.py, which the wheel brings along (CMakeLists.txt)."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+
+from .messages import RefusedError
+
+__all__ = ["command"]
+
+
+@click.command(
+    "demo",
+    add_help_option=False,
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+    short_help="Convert a decoder's weights, in place and out of place.",
+)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@click.pass_context
+def command(ctx: click.Context, arguments: tuple[str, ...]) -> None:
+    """Run the example; --help shows its options."""
+    example = Path(__file__).resolve().parent.parent / "examples" / "decoder.py"
+    if not example.is_file():
+        raise RefusedError(f"no {example}: this is a source tree; run `pip install .` in it")
+    done = subprocess.run([sys.executable, str(example), *arguments], check=False)
+    ctx.exit(done.returncode)

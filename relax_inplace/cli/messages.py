@@ -1,0 +1,142 @@
+"""What the command line says on standard error: one line for each error, warning and note.
+
+TVM speaks in many lines: a diagnostic with the source, a check with a backtrace, warnings of its
+C++ that go to file descriptor 2. They are condensed here, or kept away.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+import tempfile
+import traceback
+import warnings
+from collections.abc import Iterator
+
+import click
+
+__all__ = ["Messages", "RefusedError", "escaped", "one_line"]
+
+_LONGEST = 600
+
+
+class RefusedError(Exception):
+    """A file, or what is in it, cannot be used. The message is for a person, and one line."""
+
+
+class Messages:
+    """Where a command says what is not its result.
+
+    Attributes
+    ----------
+    quiet : bool
+        Errors only.
+    debug : bool
+        A traceback instead of the line of an error; TVM's own warnings stay.
+    module : str
+        The file that the module comes from.
+    """
+
+    def __init__(self) -> None:
+        self.quiet = False
+        self.debug = False
+        self.module = ""
+
+    def error(self, text: str) -> None:
+        """Say why the command fails."""
+        self._say(f"error: {text}")
+
+    def note(self, text: str) -> None:
+        """Say what a person may want to know."""
+        if not self.quiet:
+            self._say(text)
+
+    def with_module(self, text: str) -> str:
+        """A text with places in the module, under the name of its file.
+
+        TVM calls a source that is a string `<str>` (tvm/script/parser/core/diagnostics.py).
+        """
+        return text.replace("<str>:", f"{self.module}:") if self.module else text
+
+    def progress(self, text: str) -> None:
+        """Say what takes a while, to who sits in front of it."""
+        if sys.stderr.isatty():
+            self.note(text)
+
+    @contextlib.contextmanager
+    def tvm_speaks(self) -> Iterator[None]:
+        """Let Python's warnings through as lines, and what C++ writes to stderr not at all."""
+        if self.debug:
+            yield
+            return
+        try:
+            with warnings.catch_warnings(record=True) as caught, _stderr_elsewhere():
+                warnings.simplefilter("always", UserWarning)
+                try:
+                    yield
+                except BaseException as error:
+                    _forget_variables(error)
+                    raise
+        finally:
+            for warning in caught:
+                if issubclass(warning.category, UserWarning):
+                    self.note(f"warning: {self.with_module(_condensed(str(warning.message)))}")
+
+    def _say(self, text: str) -> None:
+        click.echo(f"relax-inplace: {escaped(text)}", err=True)
+
+
+def escaped(text: str) -> str:
+    """A text as one line that a terminal shows and does not obey."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def one_line(error: BaseException) -> str:
+    """An error of ours, of TVM or of Python, as one line."""
+    if isinstance(error, RefusedError):
+        return str(error)
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    if isinstance(error, MemoryError):
+        return "out of memory"
+    if isinstance(error, RecursionError):
+        return "the module is nested too deeply"
+    text = _condensed(str(error))
+    # An error of ours, or of TVM's, explains itself; one of Python's own is no sentence.
+    explains = isinstance(error, (ValueError, RuntimeError, ImportError)) and text
+    return text if explains else f"{type(error).__name__}: {text}".rstrip(": ")
+
+
+def _condensed(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines()]
+    kept = [line for line in lines if line and not line.startswith(("# ", "File ", "Traceback"))]
+    joined = re.sub(r"\s+", " ", " ".join(kept))
+    return joined if len(joined) <= _LONGEST else joined[: _LONGEST - 3] + "..."
+
+
+def _forget_variables(error: BaseException | None) -> None:
+    """Free what the frames of an error hold, while nobody sees what TVM says to that.
+
+    A BlockBuilder that is not finished warns (src/relax/ir/block_builder.cc).
+    """
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__
+
+
+@contextlib.contextmanager
+def _stderr_elsewhere() -> Iterator[None]:
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with tempfile.TemporaryFile() as elsewhere:
+            os.dup2(elsewhere.fileno(), 2)
+            try:
+                yield
+            finally:
+                sys.stderr.flush()
+                os.dup2(kept, 2)
+    finally:
+        os.close(kept)

@@ -1,0 +1,48 @@
+"""A module as text: TVMScript that is a file of Python, or JSON."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from .messages import RefusedError
+
+if TYPE_CHECKING:
+    from tvm import ir
+
+__all__ = ["write_module"]
+
+
+def write_module(mod: ir.IRModule, output: str | None, as_json: bool) -> None:
+    """Write a module to a file, in the format of its ending, or to standard output."""
+    if output is None or output == "-":
+        click.echo(_json(mod) if as_json else _script(mod), nl=False)
+        return
+    ending = Path(output).suffix.lower()
+    if ending not in (".py", ".json") or (as_json and ending != ".json"):
+        wanted = ".json" if as_json else ".py (TVMScript) or .json"
+        raise RefusedError(f"{output}: expected a file that ends in {wanted}")
+    text = _json(mod) if ending == ".json" else _script(mod)
+    try:
+        Path(output).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise RefusedError(f"{output}: {error.strerror}") from None
+
+
+def _json(mod: ir.IRModule) -> str:
+    import tvm
+
+    return str(tvm.ir.save_json(mod)) + "\n"
+
+
+def _script(mod: ir.IRModule) -> str:
+    """TVM's text, with its imports, which it prints as comments, and the op's."""
+    text = mod.script()
+    if "metadata[" in text:
+        raise RefusedError("the module has constants that TVMScript does not print: use JSON")
+    head, _, body = text.partition("\n\n")
+    imports = re.sub(r"^# (?=from |import )", "", head, flags=re.MULTILINE)
+    return f"import relax_inplace\n{imports}\n\n{body}\n"

@@ -1,0 +1,192 @@
+"""Options that several commands have."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from .messages import Messages
+
+__all__ = [
+    "Choices",
+    "bounds",
+    "common",
+    "functions",
+    "json_output",
+    "lifting",
+    "limits",
+    "module",
+    "with_messages",
+]
+
+with_messages = click.make_pass_decorator(Messages)
+module = click.argument("module", metavar="MODULE")
+json_output = click.option("--json", "as_json", is_flag=True, help="JSON on standard output.")
+
+
+class Bytes(click.ParamType):
+    """A number of bytes, or a factor if it has a dot."""
+
+    name = "bytes|factor"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> int | float:
+        """From text."""
+        try:
+            number = float(value) if "." in str(value) else int(value)
+        except ValueError:
+            number = 0
+        if not 0 < number < 1 << 63:
+            self.fail(f"{value!r} is neither bytes (1073741824) nor a factor (1.2)", param, ctx)
+        return number
+
+
+class Tied(click.ParamType):
+    """Weights that are equal: ``A=B``."""
+
+    name = "A=B"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, ...]:
+        """From text."""
+        names = tuple(str(value).split("="))
+        if len(names) < 2 or not all(names):
+            self.fail(f"{value!r}: expected the names of two weights, A=B", param, ctx)
+        return names
+
+
+class Names(click.ParamType):
+    """A file with the names of the weights, a JSON list."""
+
+    name = "file"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> list[str]:
+        """Read them."""
+        try:
+            with open(value, encoding="utf-8") as file:
+                names = json.load(file)
+        except OSError as error:
+            self.fail(f"{value}: {error.strerror}", param, ctx)
+        except (ValueError, RecursionError):
+            names = None
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            self.fail(f"{value}: expected a JSON list of names", param, ctx)
+        return names
+
+
+class Bound(click.ParamType):
+    """A value for a symbolic dimension: ``n=4096``."""
+
+    name = "NAME=N"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, int]:
+        """From text."""
+        name, _, number = str(value).partition("=")
+        if not name.isidentifier() or not number.isdecimal():
+            self.fail(f"{value!r}: expected a dimension and its largest value, n=4096", param, ctx)
+        return name, int(number)
+
+
+class Choices(dict[str, Any]):
+    """What was chosen for the passes, by the names of their parameters.
+
+    ``lifting`` are those that only ``LiftInplaceTransformParams`` has.
+    """
+
+    def __init__(
+        self,
+        functions: tuple[str, ...],
+        memory_limit: int | float | None = None,
+        lazy: bool = False,
+        **lifting: Any,
+    ):
+        super().__init__(functions=list(functions) or None, memory_limit=memory_limit, lazy=lazy)
+        self.lifting = lifting
+
+    def for_lifting(self) -> dict[str, Any]:
+        """Of ``LiftInplaceTransformParams`` and ``explain_lift``."""
+        return {**self, **self.lifting, "tied": list(self.lifting.get("tied") or ())}
+
+    def require_lift(self, lift: bool) -> None:
+        """Refuse what means nothing without ``--lift``."""
+        given = [name.replace("_", "-") for name, value in self.lifting.items() if value]
+        if given and not lift:
+            raise click.UsageError(
+                f"--{given[0]} is for what is lifted: add --lift", click.get_current_context()
+            )
+
+
+def common(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``--quiet`` and ``--debug``."""
+
+    def set_to(name: str) -> Callable[..., None]:
+        def callback(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+            if value:
+                setattr(ctx.ensure_object(Messages), name, True)
+
+        return callback
+
+    for name, text in (
+        ("debug", "A traceback instead of the line of an error."),
+        ("quiet", "No warnings or notes, errors only."),
+    ):
+        function = click.option(
+            f"--{name}",
+            is_flag=True,
+            is_eager=True,
+            expose_value=False,
+            callback=set_to(name),
+            help=text,
+        )(function)
+    return function
+
+
+functions = click.option(
+    "--function", "functions", metavar="NAME", multiple=True, help="Only this one; repeatable."
+)
+
+bounds = click.option(
+    "--bound",
+    "bounds",
+    type=Bound(),
+    multiple=True,
+    help="The largest value of a symbolic dimension; repeatable.",
+)
+
+
+def limits(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``--memory-limit`` and ``--lazy``."""
+    function = click.option(
+        "--lazy",
+        is_flag=True,
+        help="The transform asks for its weights one by one, and none is resident before.",
+    )(function)
+    return click.option(
+        "--memory-limit",
+        type=Bytes(),
+        help="The most that the transform may hold at once, as bytes or as a factor of the "
+        "weights (1.2); steps that need more are run slice by slice.",
+    )(function)
+
+
+def lifting(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``--max-resident``, ``--names`` and ``--tied``."""
+    for option in (
+        click.option(
+            "--tied", type=Tied(), multiple=True, help="Weights that are equal; repeatable."
+        ),
+        click.option(
+            "--names",
+            type=Names(),
+            help="A JSON list of the names of the weights, in the order of the tuple.",
+        ),
+        click.option(
+            "--max-resident",
+            type=Bytes(),
+            help="The most that the converted weights may take, as bytes or as a factor of the "
+            "weights (1.0); what would make them larger is not lifted.",
+        ),
+    ):
+        function = option(function)
+    return function

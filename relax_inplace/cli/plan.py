@@ -1,0 +1,175 @@
+"""``relax-inplace plan``: the order of a transform's steps, and the memory they take."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from . import options
+from .messages import Messages, RefusedError
+from .module_file import read_module
+
+if TYPE_CHECKING:
+    from tvm import ir, relax
+
+    from ..analysis import MemoryPlan
+
+__all__ = ["command", "planned", "transforms_of"]
+
+
+@click.command("plan", short_help="The order of a transform's steps, and the memory they take.")
+@options.module
+@click.option("--lift", is_flag=True, help="Plan what lifting makes, also if there is a transform.")
+@click.option("--plot", metavar="FILE", help="Also draw it: .svg, .png or .pdf.")
+@options.json_output
+@options.functions
+@options.bounds
+@options.limits
+@options.lifting
+@options.common
+@options.with_messages
+def command(
+    said: Messages,
+    module: str,
+    lift: bool,
+    plot: str | None,
+    as_json: bool,
+    bounds: tuple[tuple[str, int], ...],
+    **chosen: Any,
+) -> None:
+    """Show the steps of a transform in their order, what is live at each, and the peak.
+
+    Of each function *transform_params of the module; if there is none, of the transform that
+    lifting would make of it.
+
+    \b
+      relax-inplace plan model.py
+      relax-inplace plan transform.py --memory-limit 1.2 --plot plan.svg
+      relax-inplace plan model.py --bound n=4096 --json
+    """  # noqa: D301  click wants the character
+    choices = options.Choices(**chosen)
+    mod = read_module(module, said)
+    lifts = lift or not (choices["functions"] or transforms_of(mod))
+    choices.require_lift(lifts)
+    with said.tvm_speaks():
+        plans = planned(mod, choices, lifts, dict(bounds))
+    if plot is not None and len(plans) > 1:
+        names = ", ".join(f"`{one.function}`" for one in plans)
+        raise click.UsageError(
+            f"--plot draws one transform, the module has {names}: add --function",
+            click.get_current_context(),
+        )
+    if plot is not None:
+        from ..plot import plot_plan
+
+        with said.tvm_speaks():
+            plot_plan(plans[0], plot)
+    if as_json:
+        click.echo(json.dumps([_as_json(one) for one in plans], indent=1))
+    else:
+        click.echo("\n".join(map(_as_text, plans)), nl=False)
+
+
+def transforms_of(mod: ir.IRModule) -> list[str]:
+    """The transforms of a module that are not in place yet, by name."""
+    from tvm import relax
+
+    from ..analysis import functions_that_update
+
+    updating = functions_that_update(mod)
+    return sorted(
+        gvar.name_hint
+        for gvar, function in mod.functions_items()
+        if isinstance(function, relax.Function)
+        and gvar.name_hint.endswith("transform_params")
+        and gvar not in updating
+    )
+
+
+def planned(
+    mod: ir.IRModule,
+    choices: options.Choices,
+    lifts: bool,
+    bounds: Mapping[str, int] | None = None,
+) -> list[MemoryPlan]:
+    """The plans of transforms, or of what is lifted."""
+    from ..analysis import functions_that_update, plan_memory
+
+    updating = {gvar.name_hint for gvar in functions_that_update(mod)}
+    names = choices["functions"] or transforms_of(mod)
+    done = updating if lifts else updating.intersection(names)
+    if done:
+        raise RefusedError(
+            f"`{min(done)}` works in place already: plan the module as it was before"
+        )
+    functions = _lifted(mod, choices) if lifts else {name: _function(mod, name) for name in names}
+    plans = []
+    for name, function in functions.items():
+        plan = plan_memory(
+            function,
+            mod,
+            memory_limit=choices["memory_limit"],
+            lazy=choices["lazy"],
+            tir_var_upper_bound=bounds or None,
+        )
+        plan.function = name
+        plans.append(plan)
+    return plans
+
+
+def _function(mod: ir.IRModule, name: str) -> relax.Function:
+    from tvm import relax
+
+    functions = {
+        gvar.name_hint: function
+        for gvar, function in mod.functions_items()
+        if isinstance(function, relax.Function)
+    }
+    if name not in functions:
+        raise RefusedError(
+            f"the module has no Relax function `{name}`; it has {', '.join(sorted(functions))}"
+        )
+    return functions[name]
+
+
+def _lifted(mod: ir.IRModule, choices: options.Choices) -> dict[str, relax.Function]:
+    """The transforms that lifting makes, by the names of those whose place they take."""
+    from ..analysis.lift.plan import plan_lift
+    from ..analysis.lift.shared_weights import find_shared_weights
+    from ..analysis.lift.transform import write_transform
+    from ..analysis.lift.weight_values import find_values
+
+    chosen = choices.for_lifting()
+    functions = {}
+    for shared in find_shared_weights(mod, chosen["functions"], None, chosen["names"]):
+        lift = plan_lift(find_values(mod, shared, chosen["tied"]), chosen["max_resident"])
+        name = "transform_params" if shared.transform is None else shared.transform.name_hint
+        functions[name] = write_transform(lift, mod)
+    return functions
+
+
+def _as_text(plan: MemoryPlan) -> str:
+    from ..analysis.out_of_place import out_of_place_bytes
+    from ..analysis.table import shown
+
+    out_of_place = out_of_place_bytes(plan)
+    text = (
+        f"{plan}\nout of place: at least {shown(out_of_place)}, the originals and the results; "
+        f"in place: {shown(plan.peak)}"
+    )
+    if isinstance(out_of_place, int) and isinstance(plan.peak, int) and out_of_place:
+        text += f", {plan.peak / out_of_place:.2f} of that"
+    return text + "\n"
+
+
+def _as_json(plan: MemoryPlan) -> dict[str, Any]:
+    from ..analysis.out_of_place import out_of_place_bytes
+
+    out_of_place = out_of_place_bytes(plan)
+    return {
+        **json.loads(plan.to_json()),
+        "out_of_place": out_of_place if isinstance(out_of_place, int) else str(out_of_place),
+    }

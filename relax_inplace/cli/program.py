@@ -1,0 +1,103 @@
+"""``relax-inplace``: its commands, and how it ends: exit codes, and one line for each error."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import click
+
+from . import build, demo, explain, messages, plan, rewrite
+
+__all__ = ["COMMANDS", "main"]
+
+# Where a command is added: a file of its own, and a line here.
+COMMANDS: tuple[click.Command, ...] = (
+    rewrite.command,
+    plan.command,
+    explain.command,
+    build.command,
+    demo.command,
+)
+
+REFUSED = 1
+USAGE = 2
+INTERRUPTED = 130  # 128 + SIGINT, as a shell has it
+NOBODY_READS = 141  # 128 + SIGPIPE
+
+
+class Program(click.Group):
+    """A group of commands that ends with one of the exit codes of its help."""
+
+    def main(  # type: ignore[override]
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        **extra: Any,
+    ) -> NoReturn:
+        """Run a command; ends the process."""
+        said = messages.Messages()
+        try:
+            extra["standalone_mode"] = False
+            code = super().main(args, prog_name or "relax-inplace", obj=said, **extra)
+        except click.UsageError as error:
+            said.error(_with_hint(error))
+            code = USAGE
+        except (click.Abort, KeyboardInterrupt):
+            code = INTERRUPTED
+        except click.exceptions.Exit as error:
+            code = error.exit_code
+        except Exception as error:
+            if said.debug:
+                raise
+            said.error(said.with_module(messages.one_line(error)))
+            code = REFUSED
+        sys.exit(code if isinstance(code, int) else 0)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; click itself would exit with 1 where nobody reads."""
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            # Python flushes standard output once more as it ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            ctx.exit(NOBODY_READS)
+        return result
+
+
+def _with_hint(error: click.UsageError) -> str:
+    message = error.format_message().rstrip(".")
+    return f"{message}; see {error.ctx.command_path} --help" if error.ctx else message
+
+
+@click.group(
+    "relax-inplace",
+    cls=Program,
+    no_args_is_help=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    commands={command.name: command for command in COMMANDS if command.name is not None},
+)
+@click.version_option(package_name="relax-inplace", prog_name="relax-inplace")
+def main() -> None:
+    """Convert a model's weights in the memory they already occupy.
+
+    A MODULE is a file with TVMScript (.py, which is parsed and never executed), or what
+    tvm.ir.save_json writes (.json), or - for standard input.
+
+    \b
+      relax-inplace explain model.py                       what would be lifted, and where to
+      relax-inplace plan model.py                          in which order, and the memory it takes
+      relax-inplace rewrite model.py --lift -o new.py      the module that does it
+      relax-inplace build model.py --target llvm -o lib.so
+
+    \b
+    Exit codes:
+      0    done
+      1    the module, a file, or the weights are refused; one line on standard error says why
+      2    the command line is not understood
+      130  interrupted (Ctrl-C)
+      141  nobody reads the output any more (| head)
+    """  # noqa: D301  click wants the character

@@ -1,0 +1,63 @@
+"""``relax-inplace rewrite``: a module in, the module that converts its weights in place out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from . import options
+from .messages import Messages
+from .module_file import read_module
+from .module_text import write_module
+
+__all__ = ["command"]
+
+
+@click.command("rewrite", short_help="A module in, the module that converts in place out.")
+@options.module
+@click.option("--lift", is_flag=True, help="First lift what the functions do to their weights.")
+@click.option("-o", "--output", metavar="OUT", help="A file, .py or .json; or standard output.")
+@click.option("--json", "as_json", is_flag=True, help="JSON on standard output, not TVMScript.")
+@options.functions
+@options.limits
+@options.lifting
+@options.common
+@options.with_messages
+def command(
+    said: Messages,
+    module: str,
+    lift: bool,
+    output: str | None,
+    as_json: bool,
+    **chosen: Any,
+) -> None:
+    """Rewrite a module so that it converts its weights in place.
+
+    Each function *transform_params becomes *inplace_transform_params, which replaces the weights
+    one by one (the pass InplaceTransformParams). With --lift, what the other functions do to their
+    weights becomes such a function first (LiftInplaceTransformParams).
+
+    \b
+      relax-inplace rewrite transform.py
+      relax-inplace rewrite model.py --lift --max-resident 1.0 -o new.py
+      relax-inplace rewrite model.json --lift --json | relax-inplace plan - --json
+    """  # noqa: D301  click wants the character
+    choices = options.Choices(**chosen)
+    choices.require_lift(lift)
+    mod = read_module(module, said)
+    from .. import transform
+    from ..analysis import functions_that_update
+
+    if lift:
+        rewritten = transform.LiftInplaceTransformParams(**choices.for_lifting())
+    else:
+        rewritten = transform.InplaceTransformParams(**choices)
+    with said.tvm_speaks():
+        after = rewritten(mod)
+    if not functions_that_update(after):
+        said.note("nothing to rewrite: no function *transform_params; --lift makes one of a model")
+    if choices["lazy"] and not as_json and not (output or "").endswith(".json"):
+        # R.Prim("int64") of a callable prints as T.int64, which is no type of Relax there.
+        said.note("TVM's parser does not read the text of a streamed transform back; JSON it does")
+    write_module(after, output, as_json)

@@ -1,0 +1,160 @@
+"""How the program ends: exit codes, standard output and error, in a process of its own."""
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import sysconfig
+import time
+from pathlib import Path
+
+import pytest
+from commands import MODEL, TRANSFORM, error, output, run
+
+PROGRAM = [str(Path(sysconfig.get_path("scripts")) / "relax-inplace")]
+
+
+def ended(*arguments, text="", **how):
+    return subprocess.run(
+        [*PROGRAM, *map(str, arguments)], input=text, capture_output=True, text=True, **how
+    )
+
+
+def test_entry_point():
+    done = subprocess.run(
+        [sys.executable, "-m", "relax_inplace", "--version"],
+        capture_output=True,
+        text=True,
+        cwd="/",
+    )
+    assert done.stdout == ended("--version").stdout == output("--version")
+
+
+def test_help_imports_no_tvm():
+    program = "import sys, relax_inplace.cli; sys.exit('tvm' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], cwd="/").returncode == 0
+
+
+@pytest.mark.parametrize("command", ["rewrite", "plan", "explain", "build"])
+def test_each_help_has_invocations(command):
+    text = output(command, "--help")
+    assert text.count(f"\n    relax-inplace {command} ") >= 2
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def test_version():
+    assert output("--version").startswith("relax-inplace, version ")
+
+
+def test_done():
+    done = ended("plan", "-", text=TRANSFORM)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "line"),
+    [
+        (["plan", "nope.py"], 1, "nope.py: No such file or directory"),
+        (["plan", "/"], 1, "/: expected a file that ends in .py (TVMScript) or .json"),
+        (["plan", "-"], 1, "<stdin>: it is empty"),
+        (["plan", "\x1b[31m.py"], 1, "\\x1b[31m.py: No such file or directory"),
+        ([], 2, "Missing command; see relax-inplace --help"),
+        (["frob"], 2, "No such command 'frob'; see relax-inplace --help"),
+        (["plan"], 2, "Missing argument 'MODULE'; see relax-inplace plan --help"),
+    ],
+)
+def test_one_line(arguments, code, line):
+    assert error(*arguments, code=code) == line
+
+
+def test_files(tmp_path):
+    def refused(name, data):
+        (tmp_path / name).write_bytes(data)
+        return error("plan", tmp_path / name).removeprefix(f"{tmp_path / name}")
+
+    assert refused("binary.py", b"\x7fELF\xff") == ": no text: byte 4 is not UTF-8"
+    assert refused("null.py", b"x = '\0'") == ": no text: it has null characters"
+    assert refused("empty.json", b" \n") == ": it is empty"
+    (tmp_path / "folder.py").mkdir()
+    assert error("plan", tmp_path / "folder.py").endswith("folder.py: Is a directory")
+    with open(tmp_path / "huge.py", "wb") as file:
+        file.truncate((256 << 20) + 1)
+    assert error("plan", tmp_path / "huge.py").endswith("more than 256 MB, which is no module")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads every file")
+def test_unreadable(tmp_path):
+    path = tmp_path / "model.py"
+    path.write_text(MODEL)
+    path.chmod(0)
+    assert error("plan", path) == f"{path}: Permission denied"
+
+
+def test_errors_of_tvm_are_one_line_and_nothing_of_its_cpp():
+    text = MODEL.replace("R.matmul(x, v)", "R.matmul(v, x)")
+    done = ended("plan", "-", text=text)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("relax-inplace: error: <stdin>:16:")
+    assert done.stderr.count("\n") == 1
+
+
+def test_debug_shows_the_traceback():
+    done = ended("plan", "-", "--debug", text=TRANSFORM.replace("permute_dims(", "permute("))
+    assert done.returncode == 1
+    assert "Traceback (most recent call last)" in done.stderr
+
+
+def test_output_that_nobody_reads(tmp_path):
+    path = tmp_path / "model.py"
+    path.write_text(TRANSFORM)
+    process = subprocess.Popen(
+        [*PROGRAM, "plan", str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    process.stdout.close()
+    said = process.stderr.read()
+    process.stderr.close()
+    assert (process.wait(), said) == (141, b"")
+
+
+def test_interrupted():
+    process = subprocess.Popen(
+        [*PROGRAM, "plan", "-"], stdin=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    time.sleep(1)  # it waits for standard input
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate()
+    assert (process.returncode, said.strip()) == (130, b"")  # click ends the line of the ^C
+
+
+def test_progress_is_for_a_terminal(tmp_path):
+    (tmp_path / "model.py").write_text(TRANSFORM)
+    command = [*PROGRAM, "build", str(tmp_path / "model.py"), "-o", str(tmp_path / "lib.so")]
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=theirs)
+    assert process.wait() == 0
+    os.close(theirs)
+    assert b"relax-inplace: compiling for llvm" in os.read(ours, 4096)
+    os.close(ours)
+    assert subprocess.run(command, capture_output=True).stderr == b""
+
+
+def test_commands_in_a_pipe():
+    rewritten = output("rewrite", "-", "--json", text=TRANSFORM)
+    assert json.loads(rewritten)["nodes"]
+    assert run("rewrite", "-", text=rewritten).exit_code == 0
+
+
+def test_matplotlib_is_an_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert error("plan", "-", "--plot", "plan.svg", text=TRANSFORM) == (
+        "pictures need matplotlib: pip install 'relax_inplace[plot]'"
+    )
+
+
+def test_demo():
+    done = ended("demo", "--small", "--explain", cwd="/")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("decode, prefill: weights 37 -> 37, bytes 40,929,280")
+    assert ended("demo", "--nope").returncode == 2

@@ -1,0 +1,126 @@
+"""`relax-inplace plan` and `explain`."""
+
+import json
+
+from commands import MODEL, SYMBOLIC, TRANSFORM, dedent, error, output
+
+NAMED = TRANSFORM.replace("w0 =", "a, b = params[0], params[1]\n        w0 =")
+NAMED = NAMED.replace("dims(params[0])", "dims(a)").replace("dims(params[1])", "dims(b)")
+PLAN = """
+    transform_params: peak 256, before 160, after 160, lower bound 160; order: exact
+
+    step  computes  reads  writes  frees  before  worst  after
+       1  w0        a      slot 0  a         160    224    160
+       2  w1        b      slot 1  b         160    256    160
+
+    slot  weight  bytes  freed after  because
+       0  a          64  step 1       w0 reads it
+       1  b          96  step 2       w1 reads it
+
+    out of place: at least 320, the originals and the results; in place: 256, 0.80 of that
+    """
+
+
+def test_transform():
+    assert output("plan", "-", text=NAMED) == dedent(PLAN)
+
+
+def test_model_without_a_transform_is_lifted():
+    text = output("plan", "-", "--max-resident", "1.0", text=MODEL)
+    assert text.startswith("transform_params: peak 10,240, before 6,144, after 6,144,")
+    assert text.endswith("; in place: 10,240, 0.83 of that\n")
+
+
+def test_json():
+    (plan,) = json.loads(output("plan", "-", "--json", text=TRANSFORM))
+    assert (plan["function"], plan["peak"], plan["out_of_place"]) == ("transform_params", 256, 320)
+    assert [step["worst"] for step in plan["steps"]] == [224, 256]
+
+
+def test_a_weight_that_stays_is_there_once():
+    text = TRANSFORM.replace("w1 = R.permute_dims(params[1])", "w1 = params[1]")
+    (plan,) = json.loads(output("plan", "-", "--json", text=text))
+    assert plan["out_of_place"] == 64 + 96 + 64
+
+
+def test_streamed():
+    (plan,) = json.loads(output("plan", "-", "--lazy", "--json", text=TRANSFORM))
+    assert (plan["before"], plan["out_of_place"]) == (0, 320)
+
+
+def test_symbolic():
+    (plan,) = json.loads(output("plan", "-", "--json", text=SYMBOLIC))
+    assert plan["out_of_place"] == "32*n + 192"
+    (plan,) = json.loads(output("plan", "-", "--bound", "n=4", "--json", text=SYMBOLIC))
+    assert plan["out_of_place"] == 320
+    (plan,) = json.loads(output("plan", "-", "--lift", "--bound", "n=4", "--json", text=USER))
+    assert plan["out_of_place"] == 128
+
+
+USER = """
+@I.ir_module
+class M:
+    @R.function
+    def main(x: R.Tensor((1,), "float16"), params: R.Tuple(R.Tensor(("n", 8), "float16"))):
+        return R.permute_dims(params[0])
+"""
+
+
+def test_plot(tmp_path):
+    for name in ("plan.svg", "plan.png"):
+        output("plan", "-", "--plot", tmp_path / name, text=TRANSFORM)
+        assert (tmp_path / name).stat().st_size > 5000
+    assert error("plan", "-", "--plot", "plan.bmp", text=TRANSFORM) == (
+        "plan.bmp: expected a file that ends in .svg, .png or .pdf"
+    )
+    assert error("plan", "-", "--plot", tmp_path / "p.svg", text=SYMBOLIC) == (
+        "the bytes of `transform_params` are symbolic, 16*n + 96: to draw them, plan with the "
+        "largest value of each dimension (tir_var_upper_bound, --bound n=4096)"
+    )
+
+
+def test_refused():
+    assert error("plan", "-", "--function", "f", text=TRANSFORM) == (
+        "the module has no Relax function `f`; it has transform_params"
+    )
+    rewritten = output("rewrite", "-", text=TRANSFORM)
+    assert error("plan", "-", text=rewritten) == (
+        "`inplace_transform_params` works in place already: plan the module as it was before"
+    )
+    assert error("plan", "-", "--memory-limit", "1.2.3", text=TRANSFORM, code=2) == (
+        "Invalid value for '--memory-limit': '1.2.3' is neither bytes (1073741824) nor a factor "
+        "(1.2); see relax-inplace plan --help"
+    )
+
+
+def test_explain():
+    assert output("explain", "-", "--max-resident", "1.0", text=MODEL) == dedent("""
+        decode, prefill: weights 2 -> 2, bytes 6,144 -> 6,144, steps 2
+
+        slot  weight     what is done to it       new slot  bytes   then  used by
+           0  params[0]  permute_dims(params[0])         0  4,096  4,096  decode, prefill
+           1  params[1]  permute_dims(params[1])         1  2,048  2,048  prefill
+
+        not lifted                       because
+        astype(permute_dims(params[1]))  storing it would take 2,048 bytes more; max_resident=1.0
+        """)
+
+
+def test_explain_with_names(tmp_path):
+    names = tmp_path / "names.json"
+    names.write_text('["up", "down"]')
+    arguments = "explain", "-", "--json", "--names", names, "--function", "prefill"
+    (report,) = json.loads(output(*arguments, text=MODEL))
+    assert (report["functions"], report["names"]) == (["prefill"], ["up", "down"])
+    names.write_text('{"up": 1}')
+    assert error(*arguments, text=MODEL, code=2) == (
+        f"Invalid value for '--names': {names}: expected a JSON list of names; see relax-inplace "
+        "explain --help"
+    )
+
+
+def test_nothing_to_explain():
+    assert error("explain", "-", text=TRANSFORM) == (
+        "the weight transforms of the module cannot be lifted: none of its functions has weights: "
+        "parameters after `num_input` others, or a tuple as its last parameter"
+    )

@@ -1,0 +1,118 @@
+"""Pictures: the same each time, of the format of the ending; what they say is text in an SVG."""
+
+import dataclasses
+
+import pytest
+from commands import MODEL, SYMBOLIC
+
+from relax_inplace.analysis import explain_lift, plan_memory
+from relax_inplace.cli.script_file import read_script
+from relax_inplace.plot import plot_plan, plot_report
+
+MB = 1 << 20
+
+
+@dataclasses.dataclass
+class Moment:
+    seconds: float
+    host: int
+    device: int | None = None
+    live: int | None = None
+
+
+@dataclasses.dataclass
+class Measured:
+    samples: list
+    transform: str = "inplace_transform_params"
+    before: int = 744 * MB
+    peak: int = 776 * MB
+    after: int = 745 * MB
+    out_of_place: int = 1240 * MB
+    seconds: float = 0.7
+
+
+SAMPLES = [Moment(i / 10, (744 + 4 * (i % 9)) * MB, None, (496 + i) * MB) for i in range(8)]
+
+
+@pytest.fixture
+def words(monkeypatch):
+    """What is written in a picture."""
+    from matplotlib.text import Text
+
+    found = []
+    draw = Text.draw
+
+    def noted(self, *args, **kwargs):
+        if self.get_text() and self.get_visible():
+            found.append(self.get_text())
+        return draw(self, *args, **kwargs)
+
+    monkeypatch.setattr(Text, "draw", noted)
+    return found
+
+
+def plan():
+    return explain_lift(read_script(MODEL, "m.py"), max_resident=1.0).plan
+
+
+def test_plan(tmp_path, words):
+    plot_plan(plan(), tmp_path / "plan.svg")
+    assert {"out of place 12.0 KB", "weights 6.00 KB", "in place 10.0 KB"} <= set(words)
+    assert {"1", "2", "step (of 2)"} <= set(words)
+
+
+def test_report(tmp_path, words):
+    plot_report(Measured(SAMPLES), tmp_path / "report.svg")
+    assert {
+        "out of place 1,240 MB",
+        "before 744 MB",
+        "peak 776 MB",
+        "weights and temporaries, at most 503 MB",
+        "seconds, inplace_transform_params",
+    } <= set(words)
+
+
+def test_a_device_has_a_line(tmp_path, words):
+    samples = [Moment(i / 10, 300 * MB, (4000 + i) * MB) for i in range(3)]
+    plot_report(Measured(samples, before=300 * MB, peak=300 * MB), tmp_path / "report.png")
+    assert "on the device, at most 4,002 MB" in words
+
+
+@pytest.mark.parametrize("ending", [".svg", ".png", ".pdf"])
+def test_same_picture_each_time(tmp_path, ending):
+    for draw, what in ((plot_plan, plan()), (plot_report, Measured(SAMPLES))):
+        files = [tmp_path / f"{i}{ending}" for i in range(2)]
+        for file in files:
+            draw(what, file)
+        assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_letters_of_an_svg_are_outlines(tmp_path):
+    plot_plan(plan(), tmp_path / "plan.svg")
+    text = (tmp_path / "plan.svg").read_text()
+    assert "<text" not in text and "<dc:date>" not in text
+
+
+def test_settings_of_the_user_stay(tmp_path):
+    import matplotlib
+
+    before = dict(matplotlib.rcParams)
+    plot_plan(plan(), tmp_path / "plan.svg")
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_one_sample_and_no_steps(tmp_path):
+    plot_report(Measured(SAMPLES[:1]), tmp_path / "report.svg")
+    empty = dataclasses.replace(plan(), steps=[])
+    plot_plan(empty, tmp_path / "plan.svg")
+
+
+def test_refused(tmp_path):
+    function = read_script(SYMBOLIC, "m.py")["transform_params"]
+    with pytest.raises(ValueError, match=r"the bytes of `transform_params` are symbolic, 16\*n"):
+        plot_plan(plan_memory(function), tmp_path / "plan.svg")
+    plot_plan(plan_memory(function, tir_var_upper_bound={"n": 4}), tmp_path / "plan.svg")
+    with pytest.raises(ValueError, match=r"plan\.gif: expected a file that ends in \.svg"):
+        plot_plan(plan(), "plan.gif")
+    with pytest.raises(ValueError, match="no samples: nothing to draw"):
+        plot_report(Measured([]), tmp_path / "report.svg")
