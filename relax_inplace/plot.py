@@ -9,32 +9,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .analysis import MemoryPlan
+    from .runtime import Report
 
-__all__ = ["Report", "Sample", "plot_plan", "plot_report"]
-
-
-class Sample(Protocol):
-    """A moment of a conversion: bytes, or None where they were not measured."""
-
-    seconds: float
-    host: int
-    device: int | None
-
-
-class Report(Protocol):
-    """A conversion as it was measured; bytes are those of the host's resident memory."""
-
-    transform: str
-    samples: Sequence[Sample]
-    before: int
-    peak: int
-    after: int
-    out_of_place: int
-    seconds: float
+__all__ = ["plot_plan", "plot_report"]
 
 
 def plot_plan(plan: MemoryPlan, file: str | os.PathLike[str]) -> None:
@@ -91,13 +72,11 @@ def plot_report(report: Report, file: str | os.PathLike[str]) -> None:
     Raises
     ------
     ValueError
-        The report has no samples, or the file another ending.
+        The file has another ending.
     ImportError
         There is no matplotlib.
     """
     samples = list(report.samples)
-    if not samples:
-        raise ValueError(f"the report of `{report.transform}` has no samples: nothing to draw")
     devices = [one.device for one in samples if one.device is not None]
     most = max([report.peak, report.out_of_place, *devices])
     with _axes(file, most) as (axes, unit):

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 import click
 
-from . import build, demo, explain, messages, plan, rewrite
+from . import build, demo, explain, messages, plan, rewrite, run
 
 __all__ = ["COMMANDS", "main"]
 
@@ -19,6 +19,7 @@ COMMANDS: tuple[click.Command, ...] = (
     plan.command,
     explain.command,
     build.command,
+    run.command,
     demo.command,
 )
 
@@ -92,6 +93,7 @@ def main() -> None:
       relax-inplace plan model.py                          in which order, and the memory it takes
       relax-inplace rewrite model.py --lift -o new.py      the module that does it
       relax-inplace build model.py --target llvm -o lib.so
+      relax-inplace run lib.so --params weights/ --save converted/
 
     \b
     Exit codes:

@@ -1,5 +1,7 @@
 """`relax-inplace rewrite`: TVMScript or JSON in, TVMScript or JSON out."""
 
+import re
+
 import tvm
 import tvm_ffi
 from commands import MODEL, SYMBOLIC, TRANSFORM, dedent, error, output, run
@@ -11,6 +13,7 @@ REWRITTEN = """
 
     @I.ir_module
     class Module:
+        I.module_attrs({"relax_inplace.param_map": ...})
         @R.function(pure=False)
         def inplace_transform_params(params: R.Tuple(R.Tensor((4, 8), dtype="float16"), R.Tensor((6, 8), dtype="float16"))) -> R.Tuple(R.Tensor((8, 4), dtype="float16"), R.Tensor((8, 6), dtype="float16")):
             gv: R.Tensor((4, 8), dtype="float16") = params[0]
@@ -24,7 +27,8 @@ REWRITTEN = """
 
 
 def test_transform():
-    assert output("rewrite", "-", text=TRANSFORM) == dedent(REWRITTEN)
+    printed = output("rewrite", "-", text=TRANSFORM)
+    assert re.sub(r'(param_map": )".*"', r"\1...", printed) == dedent(REWRITTEN)
 
 
 def test_rewritten_again_is_the_same():

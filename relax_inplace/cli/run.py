@@ -1,0 +1,120 @@
+"""``relax-inplace run``: load weights, convert them where they are, report, keep the result."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import click
+
+from . import options
+from .messages import Messages, RefusedError
+
+__all__ = ["command"]
+
+
+@click.command("run", short_help="Load weights, convert them in place, report, keep them.")
+@click.argument("library", metavar="LIB")
+@click.option(
+    "--params", "path", required=True, metavar="PATH", help="A folder or file of weights."
+)
+@click.option(
+    "--device", "device_name", default="cpu", show_default=True, help="cpu, cuda, cuda:1 ..."
+)
+@click.option("--save", metavar="DIR", help="Write the converted weights into this folder.")
+@click.option(
+    "--cache",
+    metavar="DIR",
+    help="The same, and use what is there already if it was made from these files by this library.",
+)
+@click.option(
+    "--format",
+    type=click.Choice(["tensor-cache", "safetensors"]),
+    default="tensor-cache",
+    show_default=True,
+    help="Of what is written.",
+)
+@click.option("--plot", metavar="FILE", help="Draw memory over time, as .svg, .png or .pdf.")
+@click.option("--function", "name", metavar="NAME", help="The transform, if LIB has several.")
+@click.option("--strict", is_flag=True, help="Refuse weights that cannot be freed.")
+@click.option("--verify", is_flag=True, help="Compare each field with an out-of-place conversion.")
+@click.option("--checksum", is_flag=True, help="Compare the md5 sums of the files.")
+@options.json_output
+@options.common
+@options.with_messages
+def command(
+    said: Messages,
+    library: str,
+    path: str,
+    device_name: str,
+    save: str | None,
+    cache: str | None,
+    format: str,
+    plot: str | None,
+    name: str | None,
+    strict: bool,
+    verify: bool,
+    checksum: bool,
+    as_json: bool,
+) -> None:
+    """Load weights, convert them in the memory they occupy, and report.
+
+    LIB is what build has written. Weights are a tensor-cache folder of TVM or MLC-LLM, or
+    safetensors. If LIB was built with --lazy, each is read when its step comes.
+
+    \b
+      relax-inplace run lib.so --params weights/
+      relax-inplace run lib.so --params weights/ --save converted/ --plot memory.svg
+      relax-inplace run lib.so --params model.safetensors --device cuda --cache ~/.cache/model
+    """  # noqa: D301  click wants the character
+    if plot is not None and Path(plot).suffix not in (".svg", ".png", ".pdf"):
+        raise click.UsageError(
+            f"--plot {plot}: expected .svg, .png or .pdf", click.get_current_context()
+        )
+    os.environ.setdefault("TVM_USE_RUNTIME_LIB", "1")  # the compiler is not needed
+    from .. import runtime
+
+    device = _device(device_name)
+    progress = False if said.quiet else None
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        transform = runtime.load_transform(library, device, name)
+        params = runtime.convert_params(
+            transform,
+            path,
+            device,
+            cache=cache,
+            format=format,
+            strict=strict,
+            verify=verify,
+            checksum=checksum,
+            progress=progress,
+        )
+    for warning in caught:
+        said.note(f"warning: {warning.message}")
+    report = params.report
+    assert report is not None
+    if as_json:
+        click.echo(report.to_json())
+    elif not said.quiet:
+        click.echo(str(report))
+    if plot is not None:
+        report.plot(plot)
+        said.note(f"drawn: {plot}")
+    if save is not None:
+        runtime.save_params(params, save, format, progress=progress)
+        said.note(f"saved: {save}")
+
+
+def _device(name: str) -> Any:
+    import tvm
+
+    try:
+        device = tvm.device(name)
+    except ValueError as error:
+        raise RefusedError(f"--device {name}: {error}") from error
+    if not device.exist:
+        raise RefusedError(f"--device {name}: there is no such device")
+    return device
