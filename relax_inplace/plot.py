@@ -123,12 +123,12 @@ _SETTINGS: dict[str, Any] = {
 
 
 class _Unit:
-    """MB of 2**20 bytes, as resident memory is told, or what fits the largest size."""
+    """MB of 10**6 bytes, as in a report, or what fits the largest size."""
 
     def __init__(self, most: float):
         self.bytes, self.name = next(
             (size, name)
-            for size, name in ((1 << 30, "GB"), (1 << 20, "MB"), (1 << 10, "KB"), (1, "bytes"))
+            for size, name in ((10**9, "GB"), (10**6, "MB"), (1000, "kB"), (1, "bytes"))
             if most >= 10 * size or size == 1
         )
 

@@ -10,7 +10,7 @@ from relax_inplace.cli.script_file import read_script
 from relax_inplace.plot import plot_plan, plot_report
 from relax_inplace.runtime import Report, Sample
 
-MB = 1 << 20
+MB = 10**6
 
 
 def measured(samples):
@@ -48,7 +48,7 @@ def plan():
 
 def test_plan(tmp_path, words):
     plot_plan(plan(), tmp_path / "plan.svg")
-    assert {"out of place 12.0 KB", "weights 6.00 KB", "in place 10.0 KB"} <= set(words)
+    assert {"out of place 12.3 kB", "weights 6.14 kB", "in place 10.2 kB"} <= set(words)
     assert {"1", "2", "step (of 2)"} <= set(words)
 
 
