@@ -15,18 +15,20 @@ it. So nothing is resident before, and the peak is what is finished and what a s
 
 The steps are those of :mod:`relax_inplace.analysis.transform_graph`, their order is that of
 :mod:`relax_inplace.analysis.schedule`, which :func:`relax_inplace.analysis.plan_memory` shows,
-and :mod:`.inplace_function` writes ``g``.
+and :mod:`.inplace_function` writes ``g``. With ``restore=True``, :mod:`.restore_params` adds what
+undoes it.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import tvm
 from tvm import ir, relax
 
 from ..analysis.branches import find_branches
+from ..analysis.inverse import InverseError
 from ..analysis.kernels import Kernels
 from ..analysis.memory_limit import bytes_of_limit, plan_within
 from ..analysis.schedule import plan_graph
@@ -34,8 +36,15 @@ from ..analysis.transform_graph import TRANSFORM, TransformGraph, UnsupportedTra
 from ..analysis.updates import bindings_of
 from ..op import is_update
 from .inplace_function import InplaceFunction, choose, write_inplace_function
+from .restore_params import Restored, restored
 
-__all__ = ["InplaceTransformParams", "inplace_name", "rewritten"]
+__all__ = [
+    "InplaceTransformParams",
+    "inplace_name",
+    "require_resident",
+    "restoring",
+    "rewritten",
+]
 
 _PREFIX = "inplace_"
 
@@ -46,6 +55,7 @@ def InplaceTransformParams(  # noqa: N802  named as TVM names passes
     params: Sequence[str | int] | None = None,
     memory_limit: int | float | None = None,
     lazy: bool = False,
+    restore: bool = False,
     strict: bool = True,
 ) -> tvm.transform.Pass:
     """Create the pass that makes weight transforms work in place.
@@ -73,6 +83,10 @@ def InplaceTransformParams(  # noqa: N802  named as TVM names passes
     lazy : bool
         Whether the function asks for its weights one by one, instead of being handed all: see
         Notes. Then ``params`` is refused, as all weights are the function's own.
+    restore : bool
+        Whether the module also gets ``*inplace_restore_params(params)``, which makes the original
+        weights of the converted ones, in place, bit by bit: see
+        :mod:`relax_inplace.analysis.inverse`. Not with ``lazy``.
     strict : bool
         Whether a function that cannot be rewritten is an error. Otherwise it stays as it was, with
         a warning.
@@ -83,7 +97,9 @@ def InplaceTransformParams(  # noqa: N802  named as TVM names passes
         Raises :class:`~relax_inplace.analysis.UnsupportedTransformError`, and then has changed
         nothing, for a function that takes no weights, returns no tuple, is recursive, is called by
         a function that is not rewritten, or overwrites or returns a view of what is not its own;
-        and :class:`~relax_inplace.analysis.MemoryLimitError` if nothing fits into ``memory_limit``.
+        and :class:`~relax_inplace.analysis.MemoryLimitError` if nothing fits into ``memory_limit``;
+        with ``restore``, :class:`~relax_inplace.analysis.InverseError` if a weight cannot be
+        restored.
         With ``lazy``, also for a function that ends with a branch whose condition reads a weight,
         for weights whose symbolic dimensions define each other, and for a ``memory_limit`` on
         symbolic dimensions that only weights define.
@@ -115,9 +131,11 @@ def InplaceTransformParams(  # noqa: N802  named as TVM names passes
             "but with lazy=True all that get_weight returns is the function's own; leave params out"
         )
 
+    require_resident("InplaceTransformParams", lazy, restore)
+
     @tvm.transform.module_pass(opt_level=0, name="InplaceTransformParams")
     def run(mod: ir.IRModule, _context: tvm.transform.PassContext) -> ir.IRModule:
-        return _rewrite_module(mod, names, params, memory_limit, lazy, strict)
+        return _rewrite_module(mod, names, params, memory_limit, lazy, restore, strict)
 
     return run
 
@@ -128,6 +146,7 @@ def _rewrite_module(
     params: Sequence[str | int] | None,
     memory_limit: int | float | None,
     lazy: bool,
+    restore: bool,
     strict: bool,
 ) -> ir.IRModule:
     selected = _selected(mod, names)
@@ -142,10 +161,15 @@ def _rewrite_module(
                 mod, gvar.name_hint, mod[gvar], new_name, params, memory_limit, lazy
             )
             replaced[gvar] = function.functions(new_name)
-        except UnsupportedTransformError as error:
+            if restore:
+                undone = restoring(mod, gvar.name_hint, mod[gvar], new_name, memory_limit)
+                replaced[gvar].update(undone.functions())
+                mod = _with_kernels(mod, undone.kernels)
+        except (UnsupportedTransformError, InverseError) as error:
             if strict:
                 raise
-            warnings.warn(f"{error}; it stays as it was", stacklevel=2)
+            stays = "it stays as it was" if gvar not in replaced else "no function restores it"
+            warnings.warn(f"{error}; {stays}", stacklevel=2)
         else:
             taken.add(new_name)
     if not replaced:
@@ -154,6 +178,21 @@ def _rewrite_module(
     for functions in replaced.values():
         kept.update(functions)
     return ir.IRModule(kept, attrs=mod.attrs, global_infos=mod.global_infos)
+
+
+def _with_kernels(mod: ir.IRModule, kernels: dict[ir.GlobalVar, ir.BaseFunc]) -> ir.IRModule:
+    """The module with kernels that the next function shares, or whose names it leaves alone."""
+    return ir.IRModule({**dict(mod.functions_items()), **kernels}, mod.attrs, mod.global_infos)
+
+
+def require_resident(where: str, lazy: bool, restore: bool) -> None:
+    """Refuse to restore what is streamed."""
+    if lazy and restore:
+        raise ValueError(
+            f"{where}: restore=True makes the original weights of converted ones where they are, "
+            "but with lazy=True the function has never held them; run the pass once more, without "
+            "lazy, for a module that restores"
+        )
 
 
 def _selected(mod: ir.IRModule, names: Sequence[str] | None) -> list[ir.GlobalVar]:
@@ -241,3 +280,19 @@ def rewritten(
         return write_inplace_function(plan_within(graph, limit, Kernels(mod)), prefix, limit)
 
     return rewrite(function, new_name)
+
+
+def restoring(
+    mod: ir.IRModule,
+    name: str,
+    function: relax.Function,
+    undoes: str,
+    memory_limit: int | float | None,
+    equal: Mapping[str, str] | None = None,
+) -> Restored:
+    """What restores the weights in place."""
+
+    def rewrite(mod: ir.IRModule, inverse: relax.Function, new_name: str) -> InplaceFunction:
+        return rewritten(mod, new_name, inverse, new_name, None, memory_limit, lazy=False)
+
+    return restored(mod, name, function, undoes, rewrite, equal)

@@ -37,7 +37,7 @@ from ..analysis.schedule import NOMINAL_DIMENSION
 from ..analysis.table import shown
 from ..analysis.transform_graph import TRANSFORM
 from ..analysis.updates import bindings_of
-from .inplace_transform_params import inplace_name, rewritten
+from .inplace_transform_params import inplace_name, require_resident, restoring, rewritten
 from .keep_param_map import PARAM_MAP
 from .lifted_users import without_stops, write_users
 
@@ -53,6 +53,7 @@ def LiftInplaceTransformParams(  # noqa: N802  named as TVM names passes
     max_resident: int | float | None = None,
     memory_limit: int | float | None = None,
     lazy: bool = False,
+    restore: bool = False,
 ) -> tvm.transform.Pass:
     """Create the pass that lifts what a model does to its weights into one in-place transform.
 
@@ -80,13 +81,17 @@ def LiftInplaceTransformParams(  # noqa: N802  named as TVM names passes
     lazy : bool
         Whether the transform asks for the original weights one by one: see
         :func:`InplaceTransformParams`.
+    restore : bool
+        Whether the module also gets what makes the original weights of the converted ones: see
+        :func:`InplaceTransformParams`. Weights that are tied are one tensor again.
 
     Returns
     -------
     tvm.transform.Pass
         Raises :class:`~relax_inplace.analysis.LiftError`, and then has changed nothing, for
         functions that do not share their weights, or are called by others that hand them other
-        weights.
+        weights; with ``restore``, :class:`~relax_inplace.analysis.InverseError` if a weight cannot
+        be restored.
 
     Notes
     -----
@@ -99,6 +104,7 @@ def LiftInplaceTransformParams(  # noqa: N802  named as TVM names passes
     ``<name>_transform_params`` of its own gets ``<name>_inplace_transform_params``.
     """
     selected = [functions] if isinstance(functions, str) else functions
+    require_resident("LiftInplaceTransformParams", lazy, restore)
 
     @tvm.transform.module_pass(opt_level=0, name="LiftInplaceTransformParams")
     def run(mod: ir.IRModule, _context: tvm.transform.PassContext) -> ir.IRModule:
@@ -113,10 +119,14 @@ def LiftInplaceTransformParams(  # noqa: N802  named as TVM names passes
             report = described(plan)
             if max_resident is None:
                 _warn_if_larger(report)
-            transform = rewritten(
-                mod, new_name, write_transform(plan, mod), new_name, None, memory_limit, lazy
-            )
-            mod = _lifted(mod, plan, transform.functions(new_name))
+            written = write_transform(plan, mod)
+            transform = rewritten(mod, new_name, written, new_name, None, memory_limit, lazy)
+            added = transform.functions(new_name)
+            if restore:
+                equal = _equal_weights(plan)
+                undone = restoring(mod, new_name, written, new_name, memory_limit, equal)
+                added.update(undone.functions())
+            mod = _lifted(mod, plan, added)
             param_maps[new_name] = report.param_map(transform.peak)
         mod = _without_stops(mod)
         if not param_maps:
@@ -200,6 +210,16 @@ def _lifted(
         functions.pop(gvar, None)
     functions.update({**write_users(plan), **transform})
     return ir.IRModule(functions, attrs=mod.attrs, global_infos=mod.global_infos)
+
+
+def _equal_weights(plan: LiftPlan) -> dict[str, str]:
+    """The slots of tied weights, and of those that stand for them."""
+    if plan.graph.shared.transform is not None:
+        return {}  # tied is what the other transform makes
+    return {
+        ".".join(map(str, weight.path)): ".".join(map(str, first.path))
+        for weight, first in plan.graph.tied.items()
+    }
 
 
 def _without_stops(mod: ir.IRModule) -> ir.IRModule:
