@@ -287,7 +287,7 @@ def _in_sizes_of_call(moves: _Moves, known: Mapping[relax.Var, ir.Expr]) -> _Mov
 
 
 def _substitute(expr: ir.Expr, values: Mapping[relax.Var, ir.Expr]) -> ir.Expr:
-    return tirx.stmt_functor.substitute(expr, dict(values)) if values else expr
+    return tvm_ffi.structural_map(expr, (relax.Var, lambda var: values.get(var, var)), order="post")
 
 
 def _as(number: ir.Expr, dtype: Any) -> ir.Expr:

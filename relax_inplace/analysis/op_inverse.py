@@ -139,10 +139,6 @@ def _flipped(call: ir.Call, _operands: _Types, _results: _Types) -> list[Undo | 
     return [Undo("flip", lambda value: relax.op.flip(value, call.attrs.axis))]
 
 
-def _same(_call: ir.Call, _operands: _Types, _results: _Types) -> list[Undo | str]:
-    return [Undo("", lambda value: value)]
-
-
 # -- several tensors ------------------------------------------------------------------------------
 
 
@@ -223,7 +219,6 @@ _RULES: dict[str, _Rule] = {
     "relax.expand_dims": _reshaped,
     "relax.squeeze": _reshaped,
     "relax.flip": _flipped,
-    "relax.builtin.stop_lift_params": _same,
     "relax.concat": _concatenated,
     "relax.stack": _stacked,
     "relax.split": _split,

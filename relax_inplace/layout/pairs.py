@@ -69,7 +69,7 @@ def undo_layout(
         return None
     options = {str(key): _plain(value) for key, value in said.items()}
     if LOSES in options:
-        return f"`{name}` {options[LOSES]}"
+        return str(options[LOSES])
     layout = str(options.pop(NAME))
     if layout not in _PAIRS:
         return f"`{name}` was made by `layout.{layout}`, which is not known here"

@@ -33,7 +33,7 @@ _GROUP = 32
 _IN_WORD = 8
 _HALF = 8  # of the range: codes are -8 to 7
 _ZERO = 7  # the code of 0 in q4f16_1
-_ROUNDS = {LOSES: "rounds numbers again"}
+_ROUNDS = {LOSES: "`layout.requantize.groups_to_columns` rounds numbers again"}
 
 
 @takes_nn_tensors
