@@ -71,7 +71,7 @@ def undo_kernel(
         What it is called with besides tensors.
     """
     try:
-        known = undo_layout(kernel, name, operands[0])
+        known = undo_layout(kernel, name, operands[0], result)
         if known is not None:
             return known
         if len(operands) != 1:
@@ -108,6 +108,8 @@ class _Moves:
 
 def _moves_of(kernel: tirx.PrimFunc) -> _Moves:
     tensors = [param for param in kernel.params[:] if _is_tensor(param)]
+    if len(tensors) != 2:
+        raise _Unproved("has other tensors than its call")
     if any(len(tensor.ty.strides) for tensor in tensors):
         raise _Unproved("has strides")
     box, block = _only_block(kernel.body)
@@ -119,7 +121,13 @@ def _moves_of(kernel: tirx.PrimFunc) -> _Moves:
     if not load.source.same_as(tensors[0]):
         raise _Unproved("reads what it has written")
     moves.reads = load.indices[:]
+    for expr in (*moves.writes, *moves.reads, *moves.conditions):
+        tvm_ffi.structural_walk(expr, (ir.TensorLoad, _refuse_load))
     return moves
+
+
+def _refuse_load(_load: ir.TensorLoad) -> None:
+    raise _Unproved("moves elements to where others say")
 
 
 def _is_tensor(param: relax.Var) -> bool:
@@ -156,6 +164,8 @@ def _only_block(body: tirx.Stmt) -> tuple[dict[relax.Var, ir.Expr], Any]:
         ):
             raise _Unproved("is scheduled already")
         box[index.var] = extent
+    if loops:  # which may run no times
+        raise several
     return box, block
 
 
@@ -261,6 +271,8 @@ def _sizes_of_call(
     """What the variables in the kernel's shapes are in its call."""
     known: dict[relax.Var, ir.Expr] = {}
     tensors = [param for param in kernel.params[:] if _is_tensor(param)]
+    if [str(t.ty.dtype) for t in tensors] != [str(ty.dtype) for ty in (operand, result)]:
+        raise _Unproved("is called with tensors of other dtypes")
     numbers = [param for param in kernel.params[:] if not _is_tensor(param)]
     if len(numbers) != len(sizes):
         raise _Unproved("takes other numbers than it is given")

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import tvm_ffi
-from tvm import relax, tirx
+from tvm import relax, sym, tirx
 
 from . import awq, faster_transformer, ggml
 from ._argument import LayoutError
@@ -47,7 +47,7 @@ _PAIRS = _both_ways(
 
 
 def undo_layout(
-    kernel: tirx.PrimFunc, name: str, operand: relax.TensorType
+    kernel: tirx.PrimFunc, name: str, operand: relax.TensorType, result: relax.TensorType
 ) -> Callable[[relax.Expr], relax.Expr] | str | None:
     """What undoes a layout's kernel; why nothing does; None if no layout has made it.
 
@@ -56,8 +56,8 @@ def undo_layout(
     kernel : tvm.tirx.PrimFunc
     name : str
         Of the kernel.
-    operand : relax.TensorType
-        What it is called with.
+    operand, result : relax.TensorType
+        Of its call.
 
     Returns
     -------
@@ -74,8 +74,11 @@ def undo_layout(
     if layout not in _PAIRS:
         return f"`{name}` was made by `layout.{layout}`, which is not known here"
     there, back = _PAIRS[layout]
-    if not _makes(there, options, operand, kernel):
+    made, restored = _built(there, options, operand), _built(back, options, result)
+    if not made or not tvm_ffi.structural_equal(_bare(made[0]), _bare(kernel), map_free_vars=True):
         return f"`{name}` is not what `layout.{layout}` makes"
+    if not restored or not _agree(restored[1], operand):
+        return f"`{name}` makes what `layout.{layout}` is not proved to be undone from"
     return lambda value: back(value, **options)
 
 
@@ -83,21 +86,29 @@ def _plain(value: Any) -> str | int:
     return value if isinstance(value, (str, int)) else int(value)
 
 
-def _makes(
-    layout: _Layout, options: dict[str, str | int], operand: relax.TensorType, kernel: tirx.PrimFunc
-) -> bool:
-    """Whether that is the kernel of a layout."""
+def _built(
+    layout: _Layout, options: dict[str, str | int], operand: relax.TensorType
+) -> tuple[tirx.PrimFunc, relax.TensorType] | None:
+    """The kernel of a layout, and the type of what it returns; None if it refuses the operand."""
     builder = relax.BlockBuilder()
     weight = relax.Var("weight", operand)
-    with builder.function("make", [weight]):
+    with builder.function("layout", [weight]):
         try:
-            made = layout(weight, **options)
+            made = builder.emit(layout(weight, **options))
         except LayoutError:
             made = weight
-        builder.emit_func_output(builder.emit(made))
+        builder.emit_func_output(made)
     kernels = [f for _, f in builder.get().functions_items() if isinstance(f, tirx.PrimFunc)]
-    return len(kernels) == 1 and bool(
-        tvm_ffi.structural_equal(_bare(kernels[0]), _bare(kernel), map_free_vars=True)
+    return (kernels[0], made.ty) if len(kernels) == 1 else None
+
+
+def _agree(one: relax.TensorType, other: relax.TensorType) -> bool:
+    sizes = one.shape.values[:], other.shape.values[:]
+    analyzer = sym.Analyzer()
+    return (
+        str(one.dtype) == str(other.dtype)
+        and len(sizes[0]) == len(sizes[1])
+        and all(analyzer.can_prove_equal(*pair) for pair in zip(*sizes, strict=True))
     )
 
 

@@ -42,6 +42,8 @@ class _Chain:
             kinds += ["not", "xor"]
         if len(self.shape(value)) == 2:
             kinds += ["tiles", "scatter"]
+        if not self.shape(value):
+            kinds = ["expand", "flatten", "stack"]
         result = getattr(self, self.pick(kinds))(value)
         for one in result if isinstance(result, list) else [result]:
             self.values.append(self.builder.emit(one))
