@@ -363,7 +363,7 @@ class _Search:
             path = (int(known.index), *path)
             known = known.tuple_value
         # Inputs and constants, too: which operand of a call is which has to be right.
-        is_value = isinstance(known, (relax.Var, ir.Constant))
+        is_value = isinstance(known, relax.Var) or isinstance(known.ty, relax.TensorType)
         return _fields(known, ty, path) if is_value else None
 
     def _done(self, tensor: _Tensor, depth: int = 0) -> str:

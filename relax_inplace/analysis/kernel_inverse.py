@@ -121,13 +121,9 @@ def _moves_of(kernel: tirx.PrimFunc) -> _Moves:
     if not load.source.same_as(tensors[0]):
         raise _Unproved("reads what it has written")
     moves.reads = load.indices[:]
-    for expr in (*moves.writes, *moves.reads, *moves.conditions):
-        tvm_ffi.structural_walk(expr, (ir.TensorLoad, _refuse_load))
+    if any(_loads_in(expr) for expr in (*moves.writes, *moves.reads, *moves.conditions)):
+        raise _Unproved("moves elements to where others say")
     return moves
-
-
-def _refuse_load(_load: ir.TensorLoad) -> None:
-    raise _Unproved("moves elements to where others say")
 
 
 def _is_tensor(param: relax.Var) -> bool:
@@ -177,11 +173,10 @@ def _loaded(value: ir.Expr, moves: _Moves) -> ir.TensorLoad:
     """The element that a value is computed from; notes how."""
     while not isinstance(value, ir.TensorLoad):
         if isinstance(value, tirx.Select):
-            moves.conditions.append(value.condition)
-            value = value.true_value
+            value = _side(value.condition, value.true_value, value.false_value, moves)
         elif isinstance(value, ir.Call) and value.op.same_as(_IF):
-            moves.conditions.append(value.args[0])
-            value = value.args[1]
+            condition, if_true, if_false = value.args[:]
+            value = _side(condition, if_true, if_false, moves)
         elif isinstance(value, tirx.Cast):
             source, target = str(value.value.ty.dtype), str(value.ty.dtype)
             back = cast_back(source, target)
@@ -201,6 +196,19 @@ def _loaded(value: ir.Expr, moves: _Moves) -> ir.TensorLoad:
 
 
 _IF = ir.Op.get("prim.if_then_else")
+
+
+def _side(condition: ir.Expr, if_true: ir.Expr, if_false: ir.Expr, moves: _Moves) -> ir.Expr:
+    """The side that reads an element; notes when it is chosen."""
+    reads = bool(_loads_in(if_true))
+    moves.conditions.append(condition if reads else tirx.Not(condition))
+    return if_true if reads else if_false
+
+
+def _loads_in(expr: ir.Expr) -> list[ir.TensorLoad]:
+    loads: list[ir.TensorLoad] = []
+    tvm_ffi.structural_walk(expr, (ir.TensorLoad, lambda load: loads.append(load)))
+    return loads
 
 
 def _flip(bits: ir.Expr) -> Callable[[ir.Expr], ir.Expr]:
@@ -258,7 +266,7 @@ def _undo_moves(
         return te.compute([_substitute(dim, own) for dim in shape], element, "restored")
 
     return lambda value: relax.BlockBuilder.current().call_te(
-        kernel_back, value, *variables, primfunc_name_hint=f"undo_{name}"
+        kernel_back, value, *variables, primfunc_name_hint=f"undo_{name.replace('.', '_')}"
     )
 
 

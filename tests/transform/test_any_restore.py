@@ -42,6 +42,8 @@ class _Chain:
             kinds += ["not", "xor"]
         if len(self.shape(value)) == 2:
             kinds += ["tiles", "scatter"]
+            if self.is_static(value):
+                kinds += ["pad", "transform"]
         if not self.shape(value):
             kinds = ["expand", "flatten", "stack"]
         result = getattr(self, self.pick(kinds))(value)
@@ -112,6 +114,16 @@ class _Chain:
 
     def tiles(self, value):
         return layout.tiles.pack(value, self.draw(st.integers(1, 3)), self.draw(st.integers(1, 3)))
+
+    def pad(self, value):
+        width = [self.draw(st.integers(0, 2)) for _ in range(4)]
+        return relax.op.nn.pad(value, width)
+
+    def transform(self, value):
+        blocks = self.draw(st.integers(1, 3))
+        return relax.op.layout_transform(
+            value, lambda i, j: (j // blocks, i, j % blocks), pad_value=0
+        )
 
     def kernel(self, value):
         """Transposed, flipped, and its bits."""

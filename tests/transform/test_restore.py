@@ -134,21 +134,21 @@ class Kernels:
     """A kernel of a user: rows in blocks, with 32-bit indices; and the same for a symbolic size."""
 
     @T.prim_func(private=True, s_tir=True)
-    def blocked(A: T.Buffer((6, 8), "float32"), B: T.Buffer((3, 8, 2), "float32")):
+    def blocked(w: T.Buffer((6, 8), "float32"), blocks: T.Buffer((3, 8, 2), "float32")):
         for i, j in T.grid(6, 8):
             with T.sblock("blocked"):
-                v, w = T.axis.remap("SS", [i, j])
-                B[v // 2, w, v % 2] = A[v, w]
+                row, column = T.axis.remap("SS", [i, j])
+                blocks[row // 2, column, row % 2] = w[row, column]
 
     @T.prim_func(private=True, s_tir=True)
     def turned(a: T.handle, b: T.handle):
         n = T.int64()
-        A = T.match_buffer(a, (n, T.int64(4)), "int8")
-        B = T.match_buffer(b, (T.int64(4), n), "uint8")
+        w = T.match_buffer(a, (n, T.int64(4)), "int8")
+        out = T.match_buffer(b, (T.int64(4), n), "uint8")
         for i, j in T.grid(T.int64(4), n):
             with T.sblock("turned"):
-                v, w = T.axis.remap("SS", [i, j])
-                B[v, w] = T.Cast("uint8", A[n - T.int64(1) - w, v])
+                row, column = T.axis.remap("SS", [i, j])
+                out[row, column] = T.Cast("uint8", w[n - T.int64(1) - column, row])
 
     @R.function(private=True)
     def twice(x: R.Tensor((6, 8), "float32")) -> R.Tensor((8, 6), "float32"):
