@@ -28,8 +28,7 @@ from tvm import ir, relax, sym
 
 from ..errors import StructuredError
 from .branches import find_branches
-from .kernels import Kernels
-from .op_inverse import Undo, operation, undo_call
+from .op_inverse import Undo, Undoing, operation
 from .table import listed, table
 from .transform_graph import Container, Kernel, Known, Load, TransformGraph, Weight, buffers_of
 
@@ -244,7 +243,7 @@ class _Search:
     ):
         self.graph = TransformGraph.build(name, function, mod)
         self.has_branches = find_branches(function) is not None
-        self.kernels = Kernels(mod)
+        self.undoing = Undoing(mod)
         self.equal = equal
         self.found: dict[_Tensor, _Way] = {}
         self.reasons: dict[_Tensor, str] = {}
@@ -324,7 +323,7 @@ class _Search:
             if not operands:
                 return
             types = [_tensor_type(tensor) for tensor in operands]
-            undone = undo_call(call, types, [_tensor_type(one) for one in results], self.kernels)
+            undone = self.undoing.of(call, types, [_tensor_type(one) for one in results])
         else:
             operands = [(var, ()) for var in relax.analysis.free_vars(call)[:]]
             undone = ["it is used in a branch"] * len(operands)

@@ -17,12 +17,13 @@ from typing import Any, TypeAlias
 
 import tvm_ffi
 from tvm import ir, relax, sym, tirx
+from tvm_ffi import structural
 
 from .exact_cast import cast_back, is_bit_cast, lossy
-from .kernel_inverse import make_elementwise, undo_kernel
+from .kernel_inverse import Made, make_elementwise, undo_kernel
 from .kernels import Kernels
 
-__all__ = ["Undo", "operation", "undo_call"]
+__all__ = ["Undo", "Undoing", "operation"]
 
 
 @dataclasses.dataclass(eq=False)
@@ -46,44 +47,67 @@ _Types: TypeAlias = Sequence[relax.TensorType]
 _Rule: TypeAlias = Callable[[ir.Call, _Types, _Types], "list[Undo | str]"]
 
 
-def undo_call(
-    call: ir.Call, operands: Sequence[ir.Type], results: Sequence[ir.Type], kernels: Kernels
-) -> list[Undo | str]:
-    """For each operand how it is made again, or why it is not.
+class Undoing:
+    """What undoes the calls of a module. A kernel that is called again is looked at once.
 
     Parameters
     ----------
-    call : tvm.ir.Call
-    operands : sequence of tvm.ir.Type
-        Of the values that it reads, through tuples.
-    results : sequence of tvm.ir.Type
-        Of the values that it returns, through tuples.
-    kernels : Kernels
+    mod : tvm.ir.IRModule
+        Where the kernels are that ``call_tir`` names.
     """
-    name = operation(call)
-    refused: list[Undo | str] = [f"`{name}` has no inverse"] * len(operands)
-    if not all(_has_shape(ty) for ty in (*operands, *results)):
-        return [f"`{name}` has a tensor of unknown shape"] * len(operands)
-    if not isinstance(call.op, ir.Op):
-        return refused
-    rule = _RULES.get(str(call.op.name))
-    if rule is not None:
-        return rule(call, operands, results)
-    if len(results) != 1:
-        return refused
-    if call.op.name == "relax.call_tir":
-        sizes = call.args[2].values[:] if len(call.args) > 2 else []
-        undone = undo_kernel(kernels.mod[call.args[0]], name, operands, results[0], sizes)
-        if isinstance(undone, str):
-            return [undone] * len(operands)
-    else:
-        legalized = kernels.of(call) if len(operands) == 1 else None
-        if legalized is None:
+
+    def __init__(self, mod: ir.IRModule):
+        self.mod = mod
+        self._kernels = Kernels(mod)
+        self._known: dict[object, Made | str] = {}
+
+    def of(
+        self, call: ir.Call, operands: Sequence[ir.Type], results: Sequence[ir.Type]
+    ) -> list[Undo | str]:
+        """For each operand how it is made again, or why it is not.
+
+        Parameters
+        ----------
+        call : tvm.ir.Call
+        operands : sequence of tvm.ir.Type
+            Of the values that it reads, through tuples.
+        results : sequence of tvm.ir.Type
+            Of the values that it returns, through tuples.
+        """
+        name = operation(call)
+        refused: list[Undo | str] = [f"`{name}` has no inverse"] * len(operands)
+        if not all(_has_shape(ty) for ty in (*operands, *results)):
+            return [f"`{name}` has a tensor of unknown shape"] * len(operands)
+        if not isinstance(call.op, ir.Op):
             return refused
-        undone = undo_kernel(legalized.kernel, name, operands, results[0], [])
-        if isinstance(undone, str):  # what is wrong with its kernel says nothing of the operator
+        rule = _RULES.get(str(call.op.name))
+        if rule is not None:
+            return rule(call, operands, results)
+        if len(results) != 1:
             return refused
-    return [Undo(f"undo_{name}", undone)]
+        if call.op.name == "relax.call_tir":
+            undone = self._kernel(call, name, operands, results[0])
+            if isinstance(undone, str):
+                return [undone] * len(operands)
+        else:
+            legalized = self._kernels.of(call) if len(operands) == 1 else None
+            if legalized is None:
+                return refused
+            undone = undo_kernel(legalized.kernel, name, operands, results[0], [])
+            if isinstance(undone, str):  # what is wrong there says nothing of the operator
+                return refused
+        return [Undo(f"undo_{name}", undone)]
+
+    def _kernel(
+        self, call: ir.Call, name: str, operands: _Types, result: relax.TensorType
+    ) -> Made | str:
+        sizes = list(call.args[2].values[:]) if len(call.args) > 2 else []
+        types = relax.TupleType([*operands, result, relax.ShapeType(sizes)])
+        key = (call.args[0], structural.StructuralKey(types))
+        if key not in self._known:
+            kernel = self.mod[call.args[0]]
+            self._known[key] = undo_kernel(kernel, name, operands, result, sizes)
+        return self._known[key]
 
 
 def operation(call: ir.Call) -> str:

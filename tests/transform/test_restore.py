@@ -72,6 +72,38 @@ def test_without_it_nothing_changes():
     assert names == {"inplace_transform_params"}
 
 
+def test_module_is_not_changed():
+    before = Fused.script()
+    InplaceTransformParams(restore=True)(Fused)
+    assert Fused.script() == before
+
+
+def test_weights_that_may_not_be_modified():
+    """The converted ones are in a tuple of their own, and so are the restored ones."""
+    after = InplaceTransformParams(restore=True, params=[0])(Plain)
+    restored(after, random_bits(Plain["transform_params"].params[0].ty, {}))
+
+
+def test_two_transforms():
+    """Of a module; their kernels are shared where they are equal."""
+    one = LAYOUTS["tiles.pack"]
+    both = transform([one])
+    both["main_transform_params"] = relax.utils.copy_with_new_vars(
+        both["transform_params"]
+    ).with_attr("global_symbol", "main_transform_params")
+    after = InplaceTransformParams(restore=True)(both)
+    assert {gvar.name_hint for gvar in after.get_global_vars()} == {
+        "inplace_transform_params",
+        "inplace_restore_params",
+        "main_inplace_transform_params",
+        "main_inplace_restore_params",
+        "pack_tiles_4x8",
+        "undo_pack_tiles_4x8",
+    }
+    for name in ("transform_params", "main_transform_params"):
+        restored(after, random_bits(both[name].params[0].ty, {}), name=name)
+
+
 def test_as_many_weights_are_the_tuple_handed_in():
     vm = load(InplaceTransformParams(restore=True)(Plain))
     weights = random_bits(Plain["transform_params"].params[0].ty, {})
