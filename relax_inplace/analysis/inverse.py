@@ -185,8 +185,13 @@ class Inverse:
                         read[path] = builder.emit(field, name)
                 made[tensor] = read[way.path]
             else:
-                value = builder.normalize(way.undo.make(*(made[need] for need in way.needs)))
-                made[tensor] = _bound(builder, value, _tensor_type(tensor), _name_of(tensor))
+                value = way.undo.make(*(made[need] for need in way.needs))
+                name = _name_of(tensor)
+                var = value if isinstance(value, relax.Var) else builder.emit(value, name)
+                if not _agree(var.ty, _tensor_type(tensor)):
+                    reason = f"its shape is restored as {var.ty}, and was {_tensor_type(tensor)}"
+                    raise InverseError.listing(self.graph.name, {name: reason}, len(wanted))
+                made[tensor] = var
         return relax.Tuple(self._tuple(self.graph.root, made))
 
     def _tuple(self, container: Container, made: Mapping[_Tensor, relax.Expr]) -> list[relax.Expr]:
@@ -198,17 +203,22 @@ class Inverse:
         ]
 
 
-def _bound(builder: relax.BlockBuilder, value: relax.Expr, ty: ir.Type, name: str) -> relax.Expr:
-    """A variable of that type: what is not proved to have it is checked when the function runs."""
-    var = value if isinstance(value, relax.Var) else builder.emit(value, name)
-    if tvm_ffi.structural_equal(var.ty, ty):
-        return var
-    made, wanted = var.ty.shape.values[:], ty.shape.values[:]
-    assert str(var.ty.dtype) == str(ty.dtype) and len(made) == len(wanted)
+def _agree(one: ir.Type, other: ir.Type) -> bool:
+    """Whether two types of tensors are proved to be the same."""
+    if tvm_ffi.structural_equal(one, other):
+        return True
+    if not all(
+        isinstance(ty, relax.TensorType) and isinstance(ty.shape, relax.ShapeExpr)
+        for ty in (one, other)
+    ):
+        return False
+    sizes = one.shape.values[:], other.shape.values[:]
     analyzer = sym.Analyzer()
-    if all(analyzer.can_prove_equal(*sizes) for sizes in zip(made, wanted, strict=True)):
-        return var
-    return builder.match_cast(var, ty, name)
+    return (
+        str(one.dtype) == str(other.dtype)
+        and len(sizes[0]) == len(sizes[1])
+        and all(analyzer.can_prove_equal(*pair) for pair in zip(*sizes, strict=True))
+    )
 
 
 def find_inverse(
@@ -318,8 +328,16 @@ class _Search:
         if isinstance(binding, relax.MatchCast):
             operands = list(_leaves(self._tree(call)))
             undone: list[Undo | str] = [Undo("", lambda value: value)]
+            if operands and not _agree(_tensor_type(operands[0]), binding.ty):
+                undone = ["`match_cast` checks its sizes when it runs: they are not proved"]
+            operands = operands[:1]
         elif isinstance(call, ir.Call):
-            operands = [leaf for arg in call.args[:] for leaf in _leaves(self._tree(arg))]
+            operands = [
+                leaf
+                for arg in call.args[:]
+                for leaf in _leaves(self._tree(arg))
+                if not isinstance(_tensor_type(leaf), ir.PrimType)
+            ]
             if not operands:
                 return
             types = [_tensor_type(tensor) for tensor in operands]

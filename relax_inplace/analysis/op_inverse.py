@@ -101,7 +101,9 @@ class Undoing:
     def _kernel(
         self, call: ir.Call, name: str, operands: _Types, result: relax.TensorType
     ) -> Made | str:
-        sizes = list(call.args[2].values[:]) if len(call.args) > 2 else []
+        given = call.args[1].fields[:] if isinstance(call.args[1], relax.Tuple) else []
+        sizes = [number for number in given if isinstance(number.ty, ir.PrimType)]
+        sizes += call.args[2].values[:] if len(call.args) > 2 else []
         types = relax.TupleType([*operands, result, relax.ShapeType(sizes)])
         key = (call.args[0], structural.StructuralKey(types))
         if key not in self._known:

@@ -182,7 +182,7 @@ def chain(draw):
     return builder.finalize()
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(st.data(), st.sampled_from(sorted(PIPELINES)))
 def test_any_restore(data, pipeline):
     before = chain(data.draw)

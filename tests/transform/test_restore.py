@@ -297,6 +297,35 @@ def transform(layouts):
     return builder.finalize()
 
 
+@I.ir_module
+class AnySize:
+    """Kernels that are called with sizes, as these cannot be read off their tensors."""
+
+    @R.function
+    def transform_params(
+        sizes: R.Shape(["n", "m"]),
+        params: R.Tuple(
+            R.Tensor(("n * 8", "m * 36"), "uint8"),
+            R.Tensor(("n * 8", "m * 2"), "int32"),
+            R.Tensor(("n * 64", "m * 32"), "int8"),
+            R.Tensor(("n * 3", "m * 2"), "float16"),
+        ),
+    ):
+        R.func_attr({"num_input": 1})
+        n = T.int64()
+        m = T.int64()
+        a = AWQ.codes_to_groups(params[1], "int32")
+        b = GGML.interleave(params[0], rows=4, bytes=8)
+        c = FT.to_mixed_gemm(params[2], arch=80)
+        d = TILES.pack(params[3], 2, 8)
+        return (a, b, c, d)
+
+
+@pytest.mark.parametrize("pipeline", ["compile", "cpu default"])
+def test_layouts_of_any_size(pipeline):
+    assert_restores(AnySize, pipeline, {"n": 2, "m": 3}, inputs=[tvm_ffi.Shape([2, 3])])
+
+
 def test_every_layout():
     """In one module, as a checkpoint of many weights would be."""
     assert_restores(transform(LAYOUTS.values()), sizes={"n": 6, "m": 11})
