@@ -2,6 +2,7 @@
 
 import tvm  # noqa: F401  first: what is imported with it imports parts of this package
 
+from .inverse import Inverse, InverseError, find_inverse
 from .lift.report import LiftReport, explain_lift
 from .lift.shared_weights import LiftError
 from .memory_limit import MemoryLimitError
@@ -11,6 +12,8 @@ from .transform_graph import TransformGraph, UnsupportedTransformError
 from .updates import functions_that_update
 
 __all__ = [
+    "Inverse",
+    "InverseError",
     "LiftError",
     "LiftReport",
     "MemoryLimitError",
@@ -20,6 +23,7 @@ __all__ = [
     "UnsupportedTransformError",
     "check_ownership",
     "explain_lift",
+    "find_inverse",
     "functions_that_update",
     "plan_memory",
 ]

@@ -40,6 +40,7 @@ from .byte_size import Size, at_bounds, size_of, tensors_in, unknown_size
 from .fusion import Fusion, find_fusion
 
 __all__ = [
+    "RESTORE",
     "TRANSFORM",
     "Buffer",
     "Container",
@@ -53,6 +54,7 @@ __all__ = [
 ]
 
 TRANSFORM = "transform_params"  # what the name of such a function ends in
+RESTORE = "restore_params"  # and that of the one that undoes it
 
 
 class UnsupportedTransformError(StructuredError):

@@ -24,7 +24,7 @@ from typing import Any
 from tvm import ir, relax, te
 
 from ._argument import require_equal, require_multiple, shape_of
-from ._kernel import call_kernel, of_known_type, takes_nn_tensors
+from ._kernel import NAME, call_kernel, of_known_type, takes_nn_tensors
 from ._words import code_of, word_of
 
 __all__ = ["from_groups", "to_groups"]
@@ -59,36 +59,16 @@ def to_groups(
     """
     where = "awq.to_groups"
     qweight, qzeros, scales = (of_known_type(where, x) for x in (qweight, qzeros, scales))
-    width, words = shape_of(where, "qweight", qweight, _WORDS, ("K", "N / 8"))
+    _, words = shape_of(where, "qweight", qweight, _WORDS, ("K", "N / 8"))
     groups, zero_words = shape_of(where, "qzeros", qzeros, _WORDS, ("K / g", "N / 8"))
     scale_groups, height = shape_of(where, "scales", scales, _SCALES, ("K / g", "N"))
-    require_multiple(where, "rows of qweight", width, _IN_WORD, "K has to fill words of 8 codes")
     require_equal(where, "words in a row of qzeros", zero_words, words, "as qweight has", _TOGETHER)
     require_equal(where, "columns of scales", height, words * _IN_WORD, "8 a word", _TOGETHER)
     require_equal(where, "rows of scales", scale_groups, groups, "as qzeros has", _TOGETHER)
 
-    def codes_kernel(qweight: te.Tensor) -> te.Tensor:
-        width, words = qweight.shape
-
-        def word(n: Any, a: Any) -> ir.Expr:
-            place = _place(n % _IN_WORD)
-            rows = [a * _IN_WORD + i for i in range(_IN_WORD)]
-            return word_of([code_of(qweight[k, n // _IN_WORD], place, _BITS) for k in rows], _BITS)
-
-        return te.compute((words * _IN_WORD, width // _IN_WORD), word, "codes")
-
-    def zeros_kernel(qzeros: te.Tensor) -> te.Tensor:
-        groups, words = qzeros.shape
-
-        def word(a: Any, g: Any) -> ir.Expr:
-            places = [_place(column) for column in range(_IN_WORD)]
-            return word_of([code_of(qzeros[g, a], place, _BITS) for place in places], _BITS)
-
-        return te.compute((words, groups), word, "zeros")
-
     return (
-        call_kernel(where, "awq_codes_to_groups", codes_kernel, qweight),
-        call_kernel(where, "awq_zeros_to_groups", zeros_kernel, qzeros),
+        codes_to_groups(qweight, str(qweight.ty.dtype)),
+        zeros_to_groups(qzeros, str(qzeros.ty.dtype)),
         relax.op.permute_dims(scales),
     )
 
@@ -118,36 +98,95 @@ def from_groups(
     height, _ = shape_of(where, "codes", codes, ("uint32",), ("N", "K / 8"))
     zero_words, groups = shape_of(where, "zeros", zeros, ("uint32",), ("N / 8", "K / g"))
     scale_height, scale_groups = shape_of(where, "scales", scales, _SCALES, ("N", "K / g"))
-    require_multiple(where, "rows of codes", height, _IN_WORD, "N has to fill words of 8 codes")
     expected = zero_words * _IN_WORD
     require_equal(where, "rows of codes", height, expected, "8 a word of zeros", _TOGETHER)
     require_equal(where, "rows of scales", scale_height, height, "as codes has", _TOGETHER)
     require_equal(where, "columns of scales", scale_groups, groups, "as zeros has", _TOGETHER)
 
-    def codes_kernel(codes: te.Tensor) -> te.Tensor:
+    return (
+        codes_from_groups(codes, "int32"),
+        zeros_from_groups(zeros, "int32"),
+        relax.op.permute_dims(scales),
+    )
+
+
+# -- each tensor by itself: of a checkpoint's words, the dtype ------------------------------------
+
+
+def codes_to_groups(qweight: relax.Expr, dtype: str) -> relax.Expr:
+    """(K, N / 8) words of a checkpoint to (N, K / 8) uint32."""
+    where = "awq.to_groups"
+    width, _ = shape_of(where, "qweight", qweight, (dtype,), ("K", "N / 8"))
+    require_multiple(where, "rows of qweight", width, _IN_WORD, "K has to fill words of 8 codes")
+
+    def kernel(qweight: te.Tensor) -> te.Tensor:
+        width, words = qweight.shape
+
+        def word(n: Any, a: Any) -> ir.Expr:
+            place = _place(n % _IN_WORD)
+            rows = [a * _IN_WORD + i for i in range(_IN_WORD)]
+            return word_of([code_of(qweight[k, n // _IN_WORD], place, _BITS) for k in rows], _BITS)
+
+        return te.compute((words * _IN_WORD, width // _IN_WORD), word, "codes")
+
+    said = {NAME: "awq.codes_to_groups", "dtype": dtype}
+    return call_kernel(where, "awq_codes_to_groups", kernel, qweight, layout=said)
+
+
+def codes_from_groups(codes: relax.Expr, dtype: str) -> relax.Expr:
+    """(N, K / 8) uint32 to (K, N / 8) words of a checkpoint."""
+    where = "awq.from_groups"
+    height, _ = shape_of(where, "codes", codes, ("uint32",), ("N", "K / 8"))
+    require_multiple(where, "rows of codes", height, _IN_WORD, "N has to fill words of 8 codes")
+
+    def kernel(codes: te.Tensor) -> te.Tensor:
         height, words = codes.shape
 
         def word(k: Any, a: Any) -> ir.Expr:
             rows = [a * _IN_WORD + column for column in _COLUMNS]
             codes_of_rows = [code_of(codes[n, k // _IN_WORD], k % _IN_WORD, _BITS) for n in rows]
-            return word_of(codes_of_rows, _BITS).astype("int32")
+            return word_of(codes_of_rows, _BITS).astype(dtype)
 
         return te.compute((words * _IN_WORD, height // _IN_WORD), word, "qweight")
 
-    def zeros_kernel(zeros: te.Tensor) -> te.Tensor:
+    said = {NAME: "awq.codes_from_groups", "dtype": dtype}
+    return call_kernel(where, "awq_codes_from_groups", kernel, codes, layout=said)
+
+
+def zeros_to_groups(qzeros: relax.Expr, dtype: str) -> relax.Expr:
+    """(K / g, N / 8) words of a checkpoint to (N / 8, K / g) uint32."""
+    where = "awq.to_groups"
+    shape_of(where, "qzeros", qzeros, (dtype,), ("K / g", "N / 8"))
+
+    def kernel(qzeros: te.Tensor) -> te.Tensor:
+        groups, words = qzeros.shape
+
+        def word(a: Any, g: Any) -> ir.Expr:
+            places = [_place(column) for column in range(_IN_WORD)]
+            return word_of([code_of(qzeros[g, a], place, _BITS) for place in places], _BITS)
+
+        return te.compute((words, groups), word, "zeros")
+
+    said = {NAME: "awq.zeros_to_groups", "dtype": dtype}
+    return call_kernel(where, "awq_zeros_to_groups", kernel, qzeros, layout=said)
+
+
+def zeros_from_groups(zeros: relax.Expr, dtype: str) -> relax.Expr:
+    """(N / 8, K / g) uint32 to (K / g, N / 8) words of a checkpoint."""
+    where = "awq.from_groups"
+    shape_of(where, "zeros", zeros, ("uint32",), ("N / 8", "K / g"))
+
+    def kernel(zeros: te.Tensor) -> te.Tensor:
         words, groups = zeros.shape
 
         def word(g: Any, a: Any) -> ir.Expr:
             codes_of_rows = [code_of(zeros[a, g], column, _BITS) for column in _COLUMNS]
-            return word_of(codes_of_rows, _BITS).astype("int32")
+            return word_of(codes_of_rows, _BITS).astype(dtype)
 
         return te.compute((groups, words), word, "qzeros")
 
-    return (
-        call_kernel(where, "awq_codes_from_groups", codes_kernel, codes),
-        call_kernel(where, "awq_zeros_from_groups", zeros_kernel, zeros),
-        relax.op.permute_dims(scales),
-    )
+    said = {NAME: "awq.zeros_from_groups", "dtype": dtype}
+    return call_kernel(where, "awq_zeros_from_groups", kernel, zeros, layout=said)
 
 
 def _place(column: Any) -> Any:

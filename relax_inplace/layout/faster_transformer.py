@@ -36,7 +36,7 @@ from typing import Any
 from tvm import ir, relax, te, tirx
 
 from ._argument import require, require_multiple, shape_of
-from ._kernel import call_kernel, of_known_type, takes_nn_tensors
+from ._kernel import NAME, call_kernel, of_known_type, takes_nn_tensors
 
 __all__ = ["from_mixed_gemm", "to_mixed_gemm"]
 
@@ -89,7 +89,9 @@ def to_mixed_gemm(codes: relax.Expr, *, arch: int = 80, bits: int = 4) -> relax.
 
         return te.compute((height, width), byte, "mixed_gemm")
 
-    return call_kernel(where, f"to_mixed_gemm_int{bits}_sm{arch}", kernel, codes)
+    said: dict[str, str | int] = {NAME: where, "arch": arch, "bits": bits}
+    name = f"to_mixed_gemm_int{bits}_sm{arch}"
+    return call_kernel(where, name, kernel, codes, layout=said)
 
 
 @takes_nn_tensors
@@ -129,7 +131,9 @@ def from_mixed_gemm(codes: relax.Expr, *, arch: int = 80, bits: int = 4) -> rela
 
         return te.compute((height, width), byte, "row_major")
 
-    return call_kernel(where, f"from_mixed_gemm_int{bits}_sm{arch}", kernel, codes)
+    said: dict[str, str | int] = {NAME: where, "arch": arch, "bits": bits}
+    name = f"from_mixed_gemm_int{bits}_sm{arch}"
+    return call_kernel(where, name, kernel, codes, layout=said)
 
 
 def _checked(where: str, codes: relax.Expr, arch: int, bits: int) -> relax.Expr:

@@ -23,7 +23,7 @@ from typing import Any
 from tvm import ir, relax, te, tirx
 
 from ._argument import require, require_equal, require_multiple, shape_of
-from ._kernel import call_kernel, of_known_type, takes_nn_tensors
+from ._kernel import NAME, call_kernel, of_known_type, takes_nn_tensors
 
 __all__ = ["deinterleave", "interleave"]
 
@@ -94,7 +94,8 @@ def interleave(
         shape = (height // rows, width // form.size, rows * form.size)
         return te.compute(shape, byte, "interleaved")
 
-    return call_kernel(where, f"interleave_{block}_{rows}x{bytes}", kernel, weight)
+    said: dict[str, str | int] = {NAME: where, "block": block, "rows": rows, "bytes": bytes}
+    return call_kernel(where, f"interleave_{block}_{rows}x{bytes}", kernel, weight, layout=said)
 
 
 @takes_nn_tensors
@@ -140,7 +141,8 @@ def deinterleave(
 
         return te.compute((height * rows, width * form.size), byte, "rows")
 
-    return call_kernel(where, f"deinterleave_{block}_{rows}x{bytes}", kernel, weight)
+    said: dict[str, str | int] = {NAME: where, "block": block, "rows": rows, "bytes": bytes}
+    return call_kernel(where, f"deinterleave_{block}_{rows}x{bytes}", kernel, weight, layout=said)
 
 
 def _block(where: str, name: str, rows: int, bytes: int) -> _Block:

@@ -24,7 +24,7 @@ from typing import Any
 from tvm import ir, relax, te, tirx
 
 from ._argument import require_equal, require_multiple, shape_of, text_of
-from ._kernel import call_kernel, of_known_type, takes_nn_tensors
+from ._kernel import LOSES, call_kernel, of_known_type, takes_nn_tensors
 from ._words import code_of
 
 __all__ = ["groups_to_columns"]
@@ -33,6 +33,7 @@ _GROUP = 32
 _IN_WORD = 8
 _HALF = 8  # of the range: codes are -8 to 7
 _ZERO = 7  # the code of 0 in q4f16_1
+_ROUNDS = {LOSES: "`layout.requantize.groups_to_columns` rounds numbers again"}
 
 
 @takes_nn_tensors
@@ -94,11 +95,11 @@ def groups_to_columns(codes: relax.Expr, scales: relax.Expr) -> tuple[relax.Expr
 
         return te.compute((words * _IN_WORD, height // 2), byte, "codes")
 
-    columns = call_kernel(where, "column_scales", scales_kernel, codes, scales)
+    columns = call_kernel(where, "column_scales", scales_kernel, codes, scales, layout=_ROUNDS)
     columns = of_known_type(where, columns)
-    return call_kernel(
-        where, "requantize_to_columns", codes_kernel, codes, scales, columns
-    ), columns
+    name = "requantize_to_columns"
+    requantized = call_kernel(where, name, codes_kernel, codes, scales, columns, layout=_ROUNDS)
+    return requantized, columns
 
 
 def _number(codes: te.Tensor, scales: te.Tensor, k: Any, n: Any) -> ir.Expr:

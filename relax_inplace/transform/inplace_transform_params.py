@@ -15,18 +15,21 @@ it. So nothing is resident before, and the peak is what is finished and what a s
 
 The steps are those of :mod:`relax_inplace.analysis.transform_graph`, their order is that of
 :mod:`relax_inplace.analysis.schedule`, which :func:`relax_inplace.analysis.plan_memory` shows,
-and :mod:`.inplace_function` writes ``g``.
+and :mod:`.inplace_function` writes ``g``. With ``restore=True``, :mod:`.restore_params` adds what
+undoes it.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import tvm
 from tvm import ir, relax
 
 from ..analysis.branches import find_branches
+from ..analysis.inverse import InverseError
 from ..analysis.kernels import Kernels
 from ..analysis.memory_limit import bytes_of_limit, plan_within
 from ..analysis.schedule import plan_graph
@@ -34,9 +37,10 @@ from ..analysis.transform_graph import TRANSFORM, TransformGraph, UnsupportedTra
 from ..analysis.updates import bindings_of
 from ..op import is_update
 from .inplace_function import InplaceFunction, choose, write_inplace_function
-from .param_map import with_param_map
+from .param_map import Entry, restoring_entry, with_param_map
+from .restore_params import restored
 
-__all__ = ["InplaceTransformParams", "inplace_name", "rewritten"]
+__all__ = ["InplaceTransformParams", "inplace_name", "require_resident", "write_family"]
 
 _PREFIX = "inplace_"
 
@@ -47,6 +51,8 @@ def InplaceTransformParams(  # noqa: N802  named as TVM names passes
     params: Sequence[str | int] | None = None,
     memory_limit: int | float | None = None,
     lazy: bool = False,
+    restore: bool = False,
+    reference: bool = False,
     strict: bool = True,
 ) -> tvm.transform.Pass:
     """Create the pass that makes weight transforms work in place.
@@ -74,6 +80,14 @@ def InplaceTransformParams(  # noqa: N802  named as TVM names passes
     lazy : bool
         Whether the function asks for its weights one by one, instead of being handed all: see
         Notes. Then ``params`` is refused, as all weights are the function's own.
+    restore : bool
+        Whether the module also gets ``*inplace_restore_params(params)``, which makes the original
+        weights of the converted ones, in place, bit by bit: see
+        :mod:`relax_inplace.analysis.inverse`. Not with ``lazy``.
+    reference : bool
+        Whether the module also gets ``*reference_transform_params(get_weight, params)``, the same
+        transform streamed: ``runtime.transform_params(verify=True)`` runs it on copies of the
+        weights, one by one, and compares. Not with ``lazy``.
     strict : bool
         Whether a function that cannot be rewritten is an error. Otherwise it stays as it was, with
         a warning.
@@ -84,7 +98,9 @@ def InplaceTransformParams(  # noqa: N802  named as TVM names passes
         Raises :class:`~relax_inplace.analysis.UnsupportedTransformError`, and then has changed
         nothing, for a function that takes no weights, returns no tuple, is recursive, is called by
         a function that is not rewritten, or overwrites or returns a view of what is not its own;
-        and :class:`~relax_inplace.analysis.MemoryLimitError` if nothing fits into ``memory_limit``.
+        and :class:`~relax_inplace.analysis.MemoryLimitError` if nothing fits into ``memory_limit``;
+        with ``restore``, :class:`~relax_inplace.analysis.InverseError` if a weight cannot be
+        restored.
         With ``lazy``, also for a function that ends with a branch whose condition reads a weight,
         for weights whose symbolic dimensions define each other, and for a ``memory_limit`` on
         symbolic dimensions that only weights define.
@@ -119,9 +135,11 @@ def InplaceTransformParams(  # noqa: N802  named as TVM names passes
             "but with lazy=True all that get_weight returns is the function's own; leave params out"
         )
 
+    require_resident("InplaceTransformParams", lazy, restore, reference)
+
     @tvm.transform.module_pass(opt_level=0, name="InplaceTransformParams")
     def run(mod: ir.IRModule, _context: tvm.transform.PassContext) -> ir.IRModule:
-        return _rewrite_module(mod, names, params, memory_limit, lazy, strict)
+        return _rewrite_module(mod, names, params, memory_limit, lazy, restore, reference, strict)
 
     return run
 
@@ -132,6 +150,8 @@ def _rewrite_module(
     params: Sequence[str | int] | None,
     memory_limit: int | float | None,
     lazy: bool,
+    restore: bool,
+    reference: bool,
     strict: bool,
 ) -> ir.IRModule:
     selected = _selected(mod, names)
@@ -143,17 +163,26 @@ def _rewrite_module(
         try:
             new_name = inplace_name(gvar.name_hint)
             _require_replaceable(gvar.name_hint, new_name, taken, callers.get(gvar))
-            function = rewritten(
-                mod, gvar.name_hint, mod[gvar], new_name, params, memory_limit, lazy
+            family = write_family(
+                mod,
+                gvar.name_hint,
+                mod[gvar],
+                new_name,
+                params=params,
+                memory_limit=memory_limit,
+                lazy=lazy,
+                restore=restore,
+                reference=reference,
             )
-            replaced[gvar] = function.functions(new_name)
-        except UnsupportedTransformError as error:
+        except (UnsupportedTransformError, InverseError) as error:
             if strict:
                 raise
             warnings.warn(f"{error}; it stays as it was", stacklevel=2)
         else:
             taken.add(new_name)
-            entries[new_name] = function.entry
+            replaced[gvar] = family.functions
+            entries.update(family.entries)
+            mod = _with_kernels(mod, family.kernels)
     if not replaced:
         return mod
     kept = {gvar: function for gvar, function in mod.functions_items() if gvar not in replaced}
@@ -161,6 +190,26 @@ def _rewrite_module(
         kept.update(functions)
     after = ir.IRModule(kept, attrs=mod.attrs, global_infos=mod.global_infos)
     return with_param_map(after, entries)
+
+
+def _with_kernels(mod: ir.IRModule, kernels: dict[ir.GlobalVar, ir.BaseFunc]) -> ir.IRModule:
+    """The module with kernels that the next function shares, or whose names it leaves alone."""
+    return ir.IRModule({**dict(mod.functions_items()), **kernels}, mod.attrs, mod.global_infos)
+
+
+def require_resident(where: str, lazy: bool, restore: bool, reference: bool) -> None:
+    """Refuse what goes with resident weights only."""
+    if lazy and restore:
+        raise ValueError(
+            f"{where}: restore=True makes the original weights of converted ones where they are, "
+            "but with lazy=True the function has never held them; run the pass once more, without "
+            "lazy, for a module that restores"
+        )
+    if lazy and reference:
+        raise ValueError(
+            f"{where}: reference=True adds what a conversion of resident weights is compared with, "
+            "but with lazy=True none are resident; leave one of them out"
+        )
 
 
 def _selected(mod: ir.IRModule, names: Sequence[str] | None) -> list[ir.GlobalVar]:
@@ -220,7 +269,85 @@ def _require_replaceable(name: str, new_name: str, taken: set[str], caller: str 
         )
 
 
-def rewritten(
+@dataclasses.dataclass
+class Family:
+    """A transform in place, and the functions that go with it.
+
+    Attributes
+    ----------
+    functions : dict of tvm.ir.GlobalVar to tvm.ir.BaseFunc
+        It, what restores, what it is compared with, and their kernels.
+    entries : dict of str to Entry
+        Of the parameter map.
+    kernels : dict of tvm.ir.GlobalVar to tvm.tirx.PrimFunc
+        Those of what restores: that of the next transform may call them, too.
+    """
+
+    functions: dict[ir.GlobalVar, ir.BaseFunc]
+    entries: dict[str, Entry]
+    kernels: dict[ir.GlobalVar, ir.BaseFunc]
+
+
+def write_family(
+    mod: ir.IRModule,
+    name: str,
+    function: relax.Function,
+    new_name: str,
+    *,
+    params: Sequence[str | int] | None = None,
+    memory_limit: int | float | None = None,
+    lazy: bool = False,
+    restore: bool = False,
+    reference: bool = False,
+    renamed: Callable[[Entry], Entry] = lambda entry: entry,
+    equal: Mapping[str, str] | None = None,
+) -> Family:
+    """Write what works in place, and what goes with it.
+
+    Parameters
+    ----------
+    mod : tvm.ir.IRModule
+        Where the functions that it calls are.
+    name, function
+        Of the transform, out of place.
+    new_name : str
+        Of the one that works in place.
+    params, memory_limit, lazy, restore, reference
+        See :func:`InplaceTransformParams`.
+    renamed : callable
+        Gives the weights their names in the map.
+    equal : dict of str to str, optional
+        Slots of weights that are known to be equal to others.
+    """
+    inplace = _rewritten(mod, name, function, new_name, params, memory_limit, lazy)
+    entry = renamed(inplace.entry)
+    family = Family(inplace.functions(new_name), {new_name: entry}, {})
+    if reference:
+        other_name = _reference_name(new_name)
+        other = relax.utils.copy_with_new_vars(function)  # no two functions define one variable
+        streamed = _rewritten(mod, name, other, other_name, None, None, lazy=True)
+        family.functions.update(streamed.functions(other_name))
+        entry["reference"] = other_name
+    if restore:
+
+        def rewrite(mod: ir.IRModule, inverse: relax.Function, name: str) -> InplaceFunction:
+            return _rewritten(mod, name, inverse, name, None, memory_limit, lazy=False)
+
+        undone = restored(mod, name, function, new_name, rewrite, equal)
+        family.functions.update(undone.functions())
+        family.kernels.update(undone.kernels)
+        family.entries[undone.name] = restoring_entry(undone.function.entry, new_name, entry)
+    return family
+
+
+def _reference_name(inplace: str) -> str:
+    stem = _PREFIX + TRANSFORM
+    if inplace.endswith(stem):
+        return f"{inplace[: -len(stem)]}reference_{TRANSFORM}"
+    return f"{inplace}_reference"
+
+
+def _rewritten(
     mod: ir.IRModule,
     name: str,
     function: relax.Function,

@@ -19,6 +19,7 @@ was computed by, from the same operands.
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Sequence
 
@@ -36,7 +37,7 @@ from ..analysis.schedule import NOMINAL_DIMENSION
 from ..analysis.table import shown
 from ..analysis.transform_graph import TRANSFORM
 from ..analysis.updates import bindings_of
-from .inplace_transform_params import inplace_name, rewritten
+from .inplace_transform_params import inplace_name, require_resident, write_family
 from .lifted_users import without_stops, write_users
 from .param_map import renamed, with_param_map
 
@@ -52,6 +53,8 @@ def LiftInplaceTransformParams(  # noqa: N802  named as TVM names passes
     max_resident: int | float | None = None,
     memory_limit: int | float | None = None,
     lazy: bool = False,
+    restore: bool = False,
+    reference: bool = False,
 ) -> tvm.transform.Pass:
     """Create the pass that lifts what a model does to its weights into one in-place transform.
 
@@ -79,13 +82,20 @@ def LiftInplaceTransformParams(  # noqa: N802  named as TVM names passes
     lazy : bool
         Whether the transform asks for the original weights one by one: see
         :func:`InplaceTransformParams`.
+    restore : bool
+        Whether the module also gets what makes the original weights of the converted ones: see
+        :func:`InplaceTransformParams`. Weights that are tied are one tensor again.
+    reference : bool
+        Whether the module also gets what a conversion is compared with: see
+        :func:`InplaceTransformParams`.
 
     Returns
     -------
     tvm.transform.Pass
         Raises :class:`~relax_inplace.analysis.LiftError`, and then has changed nothing, for
         functions that do not share their weights, or are called by others that hand them other
-        weights.
+        weights; with ``restore``, :class:`~relax_inplace.analysis.InverseError` if a weight cannot
+        be restored.
 
     Notes
     -----
@@ -98,6 +108,7 @@ def LiftInplaceTransformParams(  # noqa: N802  named as TVM names passes
     ``<name>_transform_params`` of its own gets ``<name>_inplace_transform_params``.
     """
     selected = [functions] if isinstance(functions, str) else functions
+    require_resident("LiftInplaceTransformParams", lazy, restore, reference)
 
     @tvm.transform.module_pass(opt_level=0, name="LiftInplaceTransformParams")
     def run(mod: ir.IRModule, _context: tvm.transform.PassContext) -> ir.IRModule:
@@ -112,11 +123,21 @@ def LiftInplaceTransformParams(  # noqa: N802  named as TVM names passes
             report = described(plan)
             if max_resident is None:
                 _warn_if_larger(report)
-            transform = rewritten(
-                mod, new_name, write_transform(plan, mod), new_name, None, memory_limit, lazy
+            lifted_map = report.param_map()
+            family = write_family(
+                mod,
+                new_name,
+                write_transform(plan, mod),
+                new_name,
+                memory_limit=memory_limit,
+                lazy=lazy,
+                restore=restore,
+                reference=reference,
+                renamed=functools.partial(renamed, lifted=lifted_map),
+                equal=_equal_weights(plan),
             )
-            mod = _lifted(mod, plan, transform.functions(new_name))
-            entries[new_name] = renamed(transform.entry, report.param_map())
+            mod = _lifted(mod, plan, family.functions)
+            entries.update(family.entries)
         return with_param_map(_without_stops(mod), entries)
 
     return run
@@ -195,6 +216,16 @@ def _lifted(
         functions.pop(gvar, None)
     functions.update({**write_users(plan), **transform})
     return ir.IRModule(functions, attrs=mod.attrs, global_infos=mod.global_infos)
+
+
+def _equal_weights(plan: LiftPlan) -> dict[str, str]:
+    """The slots of tied weights, and of those that stand for them."""
+    if plan.graph.shared.transform is not None:
+        return {}  # tied is what the other transform makes
+    return {
+        ".".join(map(str, weight.path)): ".".join(map(str, first.path))
+        for weight, first in plan.graph.tied.items()
+    }
 
 
 def _without_stops(mod: ir.IRModule) -> ir.IRModule:

@@ -21,7 +21,15 @@ from ..analysis.table import plain_size
 from ..analysis.transform_graph import Container, Known, Load, Step, Weight
 from ..analysis.updates import bindings_of
 
-__all__ = ["PARAM_MAP", "Entry", "entry_of", "keep_param_map", "renamed", "with_param_map"]
+__all__ = [
+    "PARAM_MAP",
+    "Entry",
+    "entry_of",
+    "keep_param_map",
+    "renamed",
+    "restoring_entry",
+    "with_param_map",
+]
 
 PARAM_MAP = "relax_inplace.param_map"  # an attribute of the module
 _FUNCTION = "inplace_param_map"
@@ -78,6 +86,20 @@ def renamed(entry: Entry, lifted: Mapping[str, Sequence[Any]]) -> Entry:
         "params": [
             {**one, **said} for one, said in zip(entry["params"], lifted["params"], strict=True)
         ],
+    }
+
+
+def restoring_entry(entry: Entry, undoes: str, undone: Entry) -> Entry:
+    """The entry of what restores the weights of another transform, which it names as that does."""
+
+    def named(mine: Sequence[Entry], others: Sequence[Entry]) -> list[Entry]:
+        return [{**one, "name": other["name"]} for one, other in zip(mine, others, strict=True)]
+
+    return {
+        **entry,
+        "restores": undoes,
+        "weights": named(entry["weights"], undone["params"]),
+        "params": named(entry["params"], undone["weights"]),
     }
 
 

@@ -23,7 +23,7 @@ import tvm_ffi
 from tvm import ir, relax
 
 from ...errors import StructuredError
-from ..transform_graph import TRANSFORM
+from ..transform_graph import RESTORE, TRANSFORM
 
 __all__ = ["LiftError", "SharedWeights", "WeightUser", "find_shared_weights"]
 
@@ -210,7 +210,7 @@ def _users(
     found = [
         _user(relax_functions[name], mod[relax_functions[name]], params)
         for name in sorted(relax_functions)
-        if not name.endswith(TRANSFORM)
+        if not name.endswith((TRANSFORM, RESTORE))
     ]
     users = [user for user in found if user is not None]
     certain = [user for user in users if user.has_num_input()] or [
