@@ -40,6 +40,7 @@ __all__ = ["command"]
 @options.json_output
 @options.functions
 @options.limits
+@options.others
 @options.lifting
 @options.common
 @options.with_messages
@@ -155,8 +156,8 @@ def _rewritten(mod: ir.IRModule, choices: options.Choices, lifts: bool) -> ir.IR
     from ..transform import InplaceTransformParams, LiftInplaceTransformParams
 
     if lifts:
-        return LiftInplaceTransformParams(**choices.for_lifting())(mod)
-    return InplaceTransformParams(**choices)(mod)
+        return LiftInplaceTransformParams(**choices.for_lifting(), **choices.with_others)(mod)
+    return InplaceTransformParams(**choices, **choices.with_others)(mod)
 
 
 def _target(text: str) -> tvm.target.Target:

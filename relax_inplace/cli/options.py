@@ -19,6 +19,7 @@ __all__ = [
     "lifting",
     "limits",
     "module",
+    "others",
     "with_messages",
 ]
 
@@ -91,7 +92,8 @@ class Bound(click.ParamType):
 class Choices(dict[str, Any]):
     """What was chosen for the passes, by the names of their parameters.
 
-    ``lifting`` are those that only ``LiftInplaceTransformParams`` has.
+    ``lifting`` are those that only ``LiftInplaceTransformParams`` has, ``with_others`` those of the
+    functions that go with a transform, which no analysis takes.
     """
 
     def __init__(
@@ -99,10 +101,13 @@ class Choices(dict[str, Any]):
         functions: tuple[str, ...],
         memory_limit: int | float | None = None,
         lazy: bool = False,
+        restore: bool = False,
+        verify: bool = False,
         **lifting: Any,
     ):
         super().__init__(functions=list(functions) or None, memory_limit=memory_limit, lazy=lazy)
         self.lifting = lifting
+        self.with_others = {"restore": restore, "reference": verify}
 
     def for_lifting(self) -> dict[str, Any]:
         """Of ``LiftInplaceTransformParams`` and ``explain_lift``."""
@@ -167,6 +172,20 @@ def limits(function: Callable[..., Any]) -> Callable[..., Any]:
         type=Bytes(),
         help="The most that the transform may hold at once, as bytes or as a factor of the "
         "weights (1.2); steps that need more are run slice by slice.",
+    )(function)
+
+
+def others(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``--restore`` and ``--verify``."""
+    function = click.option(
+        "--verify",
+        is_flag=True,
+        help="Add what `run --verify` compares with.",
+    )(function)
+    return click.option(
+        "--restore",
+        is_flag=True,
+        help="Add the function that makes the original weights of the converted ones.",
     )(function)
 
 

@@ -21,6 +21,7 @@ __all__ = ["command"]
 @click.option("--json", "as_json", is_flag=True, help="JSON on standard output, not TVMScript.")
 @options.functions
 @options.limits
+@options.others
 @options.lifting
 @options.common
 @options.with_messages
@@ -50,9 +51,11 @@ def command(
     from ..analysis import functions_that_update
 
     if lift:
-        rewritten = transform.LiftInplaceTransformParams(**choices.for_lifting())
+        rewritten = transform.LiftInplaceTransformParams(
+            **choices.for_lifting(), **choices.with_others
+        )
     else:
-        rewritten = transform.InplaceTransformParams(**choices)
+        rewritten = transform.InplaceTransformParams(**choices, **choices.with_others)
     with said.tvm_speaks():
         after = rewritten(mod)
     if not functions_that_update(after):

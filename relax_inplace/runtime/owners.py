@@ -10,7 +10,7 @@ import tvm_ffi
 
 from ..errors import StructuredError
 from ..libinfo import load_library
-from .params import leaves_of
+from .params import leaf_at, leaves_of
 from .tensor_type import TensorType
 
 __all__ = ["HeldWeight", "HeldWeightsError", "find_held"]
@@ -72,7 +72,7 @@ def find_held(fields: tvm_ffi.Array, names: Sequence[str]) -> list[HeldWeight]:
     for leaf, (slot, name) in enumerate(zip(slots, names, strict=True)):
         if outside[leaf] <= 0 and first[leaf] == leaf:
             continue
-        tensor = _leaf(fields, slot)
+        tensor = leaf_at(fields, slot)
         if first[leaf] != leaf:
             by = f"slot {slots[first[leaf]]}, which holds the same tensor"
         elif _is_in_cache(tensor, name):
@@ -81,12 +81,6 @@ def find_held(fields: tvm_ffi.Array, names: Sequence[str]) -> list[HeldWeight]:
             by = "something outside: a variable, a container, or an array that shares its memory"
         held.append(HeldWeight(slot, name, _nbytes(tensor), by))
     return held
-
-
-def _leaf(fields: Any, slot: str) -> Any:
-    for index in slot.split("."):
-        fields = fields[int(index)]
-    return fields
 
 
 def _nbytes(tensor: Any) -> int:

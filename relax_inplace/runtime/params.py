@@ -16,7 +16,7 @@ from .tensor_type import TensorType
 if TYPE_CHECKING:
     from .report import Report
 
-__all__ = ["Params", "leaves_of"]
+__all__ = ["Params", "leaf_at", "leaves_of"]
 
 
 class Params(Sequence):
@@ -108,7 +108,10 @@ class Params(Sequence):
                 key = self.names.index(key)
             except ValueError:
                 raise KeyError(key) from None
-        return [value for _, value in leaves_of(self.fields)][key]
+        fields, slots = self.fields, self._slots()
+        if isinstance(key, slice):
+            return [leaf_at(fields, slot) for slot in slots[key]]
+        return leaf_at(fields, slots[key])
 
     def __iter__(self) -> Iterator[Any]:
         return iter([value for _, value in leaves_of(self.fields)])
@@ -186,6 +189,13 @@ def leaves_of(fields: Any, path: str = "") -> list[tuple[str, Any]]:
         else:
             leaves.append((slot, value))
     return leaves
+
+
+def leaf_at(fields: Any, slot: str) -> Any:
+    """What is at a place in a tuple, such as ``0.3``."""
+    for index in slot.split("."):
+        fields = fields[int(index)]
+    return fields
 
 
 def _array(tensors: Iterable[Any]) -> tvm_ffi.Array:

@@ -14,7 +14,7 @@ from ..libinfo import load_library
 from .conversion import convert, require_memory
 from .mark import Mark
 from .owners import HeldWeightsError, find_held
-from .params import Params, leaves_of
+from .params import Params, leaf_at, leaves_of
 from .progress import ProgressOption
 from .report import Report
 from .taking_over import taken_over
@@ -272,8 +272,10 @@ def _digests(transform: Transform, params: Params, inputs: Sequence[Any]) -> dic
     made = tvm_ffi.Array([None] * slots)
     digests: dict[str, bytes] = {}
 
+    fields, weights = params._fields(), params._slots()
+
     def get_weight(index: int) -> Any:
-        return _copy(params._leaves()[index])
+        return _copy(leaf_at(fields, weights[index]))
 
     def told(slot: str | None, bytes_in: int, _bytes_out: int, _freed: bool) -> None:
         if slot is not None and bytes_in >= 0:

@@ -22,6 +22,7 @@ undoes it.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 
@@ -163,7 +164,8 @@ def _rewrite_module(
         try:
             new_name = inplace_name(gvar.name_hint)
             _require_replaceable(gvar.name_hint, new_name, taken, callers.get(gvar))
-            family = write_family(
+            write = functools.partial(
+                write_family,
                 mod,
                 gvar.name_hint,
                 mod[gvar],
@@ -171,10 +173,16 @@ def _rewrite_module(
                 params=params,
                 memory_limit=memory_limit,
                 lazy=lazy,
-                restore=restore,
                 reference=reference,
             )
-        except (UnsupportedTransformError, InverseError) as error:
+            try:
+                family = write(restore=restore)
+            except InverseError as error:
+                if strict:
+                    raise
+                warnings.warn(f"{error}; no function restores it", stacklevel=2)
+                family = write(restore=False)
+        except UnsupportedTransformError as error:
             if strict:
                 raise
             warnings.warn(f"{error}; it stays as it was", stacklevel=2)

@@ -64,7 +64,7 @@ class PlainAfter:
 
 def test_plain_form():
     after = InplaceTransformParams(restore=True)(Plain)
-    tvm.ir.assert_structural_equal(after, PlainAfter)
+    tvm.ir.assert_structural_equal(after.without_attr("relax_inplace.param_map"), PlainAfter)
 
 
 def test_without_it_nothing_changes():
