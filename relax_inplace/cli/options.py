@@ -107,7 +107,7 @@ class Choices(dict[str, Any]):
     ):
         super().__init__(functions=list(functions) or None, memory_limit=memory_limit, lazy=lazy)
         self.lifting = lifting
-        self.with_others = {"restore": restore, "reference": verify}
+        self.with_others: dict[str, Any] = {"restore": restore, "reference": verify}
 
     def for_lifting(self) -> dict[str, Any]:
         """Of ``LiftInplaceTransformParams`` and ``explain_lift``."""

@@ -65,7 +65,7 @@ def convert(
                 trim_heap()
 
         start = time.perf_counter()
-        result = ObservedRun(transform, params, is_filled, updated, freed)(*inputs)
+        result = ObservedRun(transform, params, is_filled, device, updated, freed)(*inputs)
         seconds = time.perf_counter() - start
         if done < total:  # weights that stay as they are
             bar.update(total - done, "")
@@ -78,7 +78,7 @@ def convert(
         converted,
         before,
         sum(one.nbytes or 0 for one in params._types()),
-        transform.peak,
+        transform.peak if isinstance(transform.peak, int) else None,
         memory.samples,
         memory.peak,
         list(held),
@@ -92,7 +92,7 @@ def require_memory(transform: Transform, before: int, device: Any) -> None:
     ------
     MemoryError
     """
-    if transform.peak is None or device is None:
+    if not isinstance(transform.peak, int) or device is None:
         return
     available = available_bytes(device)
     needed = transform.peak - before

@@ -72,6 +72,8 @@ class ObservedRun:
         The weights, or the slots that a streamed transform fills.
     is_filled : bool
         Whether the slots hold weights.
+    device : tvm.runtime.Device or None
+        Where the weights are.
     updated : callable
         Is called with (slot, bytes in, bytes out) after each update; -1 bytes in for an emptied
         slot. The memory of the old field has not been freed yet.
@@ -84,11 +86,13 @@ class ObservedRun:
         transform: Transform,
         params: Params,
         is_filled: bool,
+        device: Any,
         updated: Callable[[str, int, int], None],
         freed: Callable[[], None],
     ):
         self.transform = transform
         self.params = params
+        self._device = device
         self._updated = updated
         self._freed = freed
         self._converted: set[str] = set()
@@ -194,13 +198,13 @@ class ObservedRun:
         parts = []
         if step is not None:
             planned = self.transform.steps[step - 1]
-            if planned.worst is not None and planned.before is not None:
+            if isinstance(planned.worst, int) and isinstance(planned.before, int):
                 parts.append(f"the step needs {planned.worst - planned.before:,} bytes more")
-        if self.transform.device is not None:
-            available = available_bytes(self.transform.device)
+        if self._device is not None:
+            available = available_bytes(self._device)
             if available is not None:
                 parts.append(f"{available:,} bytes are free")
-        if self.transform.peak is not None:
+        if isinstance(self.transform.peak, int):
             parts.append(f"the plan's peak is {self.transform.peak:,} bytes")
         return f" ({'; '.join(parts)})" if parts else ""
 

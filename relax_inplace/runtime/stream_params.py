@@ -16,6 +16,7 @@ from .progress import ProgressOption
 from .source_reader import SourceReader
 from .stream_reader import ReadAhead
 from .taking_over import taken_over
+from .tensor_type import dimensions_of
 from .transform import ModuleError, Transform
 from .transform_params import ConvertedError
 from .weight_selection import select
@@ -80,6 +81,9 @@ def stream_params(
             expected="weights as they were stored",
             remedy="load them with load_params, and use them as they are",
         )
+    given = dict(zip(selection.names, (one.type for one in selection.records), strict=True))
+    transform = transform.with_dimensions(dimensions_of(given, transform.weights))
+    assert transform.params is not None
     require_memory(transform, 0, device)
     slots = 1 + max(int(one.slot.split(".")[0]) for one in transform.params)
     params = Params(tvm_ffi.Array([None] * slots), source=source.fingerprint)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 
 from tvm_ffi import dtype as ffi_dtype
 
-__all__ = ["TensorType", "differences"]
+__all__ = ["TensorType", "differences", "dimensions_of"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +63,17 @@ def differences(given: Mapping[str, TensorType], wanted: Iterable[TensorType]) -
         if not is_same:
             wrong.append(f"{one.name!r} is {given[one.name]}, expected {one}{where}")
     return wrong
+
+
+def dimensions_of(given: Mapping[str, TensorType], wanted: Iterable[TensorType]) -> dict[str, int]:
+    """The values of symbolic dimensions, of tensors that are of the types wanted."""
+    found: dict[str, int] = {}
+    for one in wanted:
+        if one.name in given and one.shape is not None:
+            for length, size in zip(given[one.name].shape or (), one.shape, strict=True):
+                if isinstance(size, str) and size.isidentifier():
+                    found.setdefault(size, int(length))
+    return found
 
 
 def _is_same(

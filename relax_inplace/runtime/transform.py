@@ -5,18 +5,20 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import tvm_ffi
 
 from ..errors import StructuredError
+from .symbolic_size import size_at
 from .tensor_type import TensorType
 
 __all__ = ["ModuleError", "Transform", "TransformStep", "load_transform"]
 
 _PARAM_MAP = "inplace_param_map"
+_METADATA = "_metadata"  # of MLC-LLM: cpp/model_metadata.h says what is in it
 _LOAD_EXECUTABLE = "vm_load_executable"
 # What a target's kind needs: TVM's DLDevice types, by their names in Python.
 _DEVICES = {"llvm": "cpu", "c": "cpu", "nvptx": "cuda"}
@@ -45,14 +47,14 @@ class TransformStep:
     computes : str
     writes : tuple of str
         The slots that are finished after it.
-    before, worst : int or None
-        Live bytes before it, and while it runs; None if they are symbolic.
+    before, worst : int or str
+        Live bytes before it, and while it runs; text if they are symbolic.
     """
 
     computes: str
     writes: tuple[str, ...]
-    before: int | None
-    worst: int | None
+    before: int | str
+    worst: int | str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,8 +71,8 @@ class Transform:
     steps : list of TransformStep
     loads : list of int
         The weights that a streamed transform asks for, in that order.
-    peak : int or None
-        Bytes that its plan takes; None if it is symbolic, or not known.
+    peak : int, str or None
+        Bytes that its plan takes; text if they are symbolic, None if they are not known.
     layout : str
         The same for transforms that compute the same.
     restores : str or None
@@ -91,7 +93,7 @@ class Transform:
     params: list[TensorType] | None = None
     steps: list[TransformStep] = dataclasses.field(default_factory=list)
     loads: list[int] = dataclasses.field(default_factory=list)
-    peak: int | None = None
+    peak: int | str | None = None
     layout: str = ""
     restores: str | None = None
     reference: tvm_ffi.Function | None = None
@@ -125,6 +127,19 @@ class Transform:
         if isinstance(given, tvm_ffi.Function):
             return Transform(given)
         return _find(given, name, restoring, None)
+
+    def with_dimensions(self, dimensions: Mapping[str, int]) -> Transform:
+        """The same with numbers for the sizes of its plan, where they can be told."""
+        steps = [
+            dataclasses.replace(
+                one,
+                before=_size(one.before, dimensions),
+                worst=_size(one.worst, dimensions),
+            )
+            for one in self.steps
+        ]
+        peak = None if self.peak is None else _size(self.peak, dimensions)
+        return dataclasses.replace(self, steps=steps, peak=peak)
 
 
 def load_transform(path: str | os.PathLike, device: Any, name: str | None = None) -> Transform:
@@ -205,7 +220,7 @@ def _find(
             expected=asked,
             remedy=remedy,
         )
-    entry = entries[found[0]]
+    entry = _with_names_of_mlc(module, entries[found[0]])
     _require_device(where, entry["target"], device)
     return Transform(
         module[found[0]],
@@ -213,16 +228,11 @@ def _find(
         _types(entry["weights"]),
         _types(entry["params"]),
         [
-            TransformStep(
-                one["computes"],
-                tuple(one["writes"]),
-                _number(one["before"]),
-                _number(one["worst"]),
-            )
+            TransformStep(one["computes"], tuple(one["writes"]), one["before"], one["worst"])
             for one in entry["steps"]
         ],
         entry["loads"],
-        _number(entry["peak"]),
+        entry["peak"],
         entry["layout"],
         entry["restores"],
         None if entry["reference"] is None else module[entry["reference"]],
@@ -231,6 +241,39 @@ def _find(
         vm,
         device,
     )
+
+
+def _with_names_of_mlc(module: Any, entry: dict[str, Any]) -> dict[str, Any]:
+    """The entry with the names in MLC-LLM's metadata, if they are of the same weights.
+
+    There the weights are one tuple, whose fields have no names of their own.
+    """
+    if not module.implements_function(_METADATA):
+        return entry
+    try:
+        described = json.loads(module[_METADATA]())["params"]
+        theirs = [(one["name"], one["dtype"], len(one["shape"])) for one in described]
+    except (ValueError, KeyError, TypeError):
+        return entry
+    ours = [(one["dtype"], len(one["shape"] or ())) for one in entry["weights"]]
+    if [one[1:] for one in theirs] != ours:
+        return entry
+    names = {one["name"]: name for one, (name, *_) in zip(entry["weights"], theirs, strict=True)}
+
+    def renamed(name: str) -> str:
+        stem, _, number = name.rpartition(".")  # `w.1` is the second that is made from `w`
+        return names.get(name) or (f"{names[stem]}.{number}" if stem in names else name)
+
+    return {
+        **entry,
+        "weights": [{**one, "name": names[one["name"]]} for one in entry["weights"]],
+        "params": [{**one, "name": renamed(one["name"])} for one in entry["params"]],
+    }
+
+
+def _size(size: int | str, dimensions: Mapping[str, int]) -> int | str:
+    value = size_at(size, dimensions)
+    return size if value is None else value
 
 
 def _types(entries: Iterable[dict[str, Any]]) -> list[TensorType]:
@@ -243,10 +286,6 @@ def _types(entries: Iterable[dict[str, Any]]) -> list[TensorType]:
         )
         for one in entries
     ]
-
-
-def _number(size: Any) -> int | None:
-    return size if isinstance(size, int) else None
 
 
 def _require_device(where: str, target: str | None, device: Any) -> None:

@@ -19,7 +19,7 @@ from .progress import ProgressOption
 from .report import Report
 from .taking_over import taken_over
 from .tensor_bytes import bytes_of, is_host
-from .tensor_type import TensorType, differences
+from .tensor_type import TensorType, differences, dimensions_of
 from .transform import ModuleError, Transform
 from .weight_selection import refuse_mismatch
 
@@ -209,7 +209,7 @@ def _run(
             remedy="call stream_params, or compile it without lazy=True",
         )
     types = params._types()
-    _require_types(transform, params.names, types)
+    transform = _checked(transform, params.names, types)
     held = find_held(params._fields(), params.names)
     if held and strict:
         listed = "; ".join(map(str, held[:4]))
@@ -228,10 +228,16 @@ def _new_names(transform: Transform, params: Params) -> list[str] | None:
     return list(params.names)
 
 
-def _require_types(transform: Transform, names: Sequence[str], types: Sequence[TensorType]) -> None:
-    """What TVM checks field by field, all at once and with names."""
+def _checked(transform: Transform, names: Sequence[str], types: Sequence[TensorType]) -> Transform:
+    """Check what TVM checks field by field, all at once and with names.
+
+    Returns
+    -------
+    Transform
+        With the sizes of these weights in its plan.
+    """
     if transform.weights is None:
-        return
+        return transform
     where, expected = "transform_params", f"the weights of {transform.name}"
     wanted = [one.name for one in transform.weights]
     if len(names) != len(wanted):
@@ -243,6 +249,7 @@ def _require_types(transform: Transform, names: Sequence[str], types: Sequence[T
         one.name for one in transform.weights if one.dtype is not None and one.name not in given
     ]
     refuse_mismatch(where, expected, lost, [], differences(given, transform.weights))
+    return transform.with_dimensions(dimensions_of(given, transform.weights))
 
 
 def _device_of(params: Params) -> Any:

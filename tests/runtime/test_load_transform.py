@@ -125,7 +125,7 @@ def test_a_module_for_another_target():
 
     class Module:
         def implements_function(self, name):
-            return True
+            return name == "inplace_param_map"
 
         def __getitem__(self, name):
             return (lambda: said) if name == "inplace_param_map" else transposes().function
@@ -159,3 +159,102 @@ class Module:
     assert Transform.of(vm, "b_inplace_transform_params").name == "b_inplace_transform_params"
     with pytest.raises(ModuleError, match=r"expected `c`; name one of them"):
         Transform.of(vm, "c")
+
+
+# -- names and sizes -------------------------------------------------------------------------------
+
+
+def with_mlc_metadata(described):
+    """A module of one tuple of weights, and the function that MLC-LLM attaches."""
+    from relax_inplace.transform import LiftInplaceTransformParams
+
+    text = """
+@I.ir_module
+class Module:
+    @R.function
+    def prefill(x: R.Tensor((1, 8), "float32"), packed_params: R.Tuple(R.Tensor((4, 8), "float32"), R.Tensor((4, 8), "float32"))):
+        w = R.permute_dims(packed_params[1])
+        v = R.negative(packed_params[1])
+        a = R.matmul(x, w)
+        b = R.matmul(a, v)
+        return b
+
+    @R.function
+    def _metadata() -> R.Any:
+        return R.str(METADATA)
+""".replace("METADATA", repr(json.dumps(described)))
+    mod = LiftInplaceTransformParams(max_resident=2.0)(from_source(text))
+    return Transform.of(relax.VirtualMachine(tvm.compile(mod, "llvm"), CPU))
+
+
+def test_names_of_mlc_llm():
+    described = {
+        "model_type": "llama",
+        "params": [
+            {"name": "model.embed.weight", "shape": [4, 8], "dtype": "float32"},
+            {"name": "model.layers.0.weight", "shape": [4, 8], "dtype": "float32"},
+        ],
+    }
+    transform = with_mlc_metadata(described)
+    assert [one.name for one in transform.weights] == [
+        "model.embed.weight",
+        "model.layers.0.weight",
+    ]
+    assert [one.name for one in transform.params] == [
+        "model.layers.0.weight",
+        "model.layers.0.weight.1",
+    ]
+
+
+@pytest.mark.parametrize(
+    "described",
+    [
+        {},
+        {"params": []},
+        {"params": "x"},
+        {"params": [{"name": "a", "shape": [4, 8], "dtype": "float16"}] * 2},
+        {"params": [{"name": "a"}] * 2},
+    ],
+)
+def test_other_metadata_is_left_alone(described):
+    names = [one.name for one in with_mlc_metadata(described).weights]
+    assert names == ["packed_params[0]", "packed_params[1]"]
+
+
+def test_symbolic_sizes_become_numbers():
+    import numpy as np
+
+    from relax_inplace.runtime import transform_params
+
+    body = (
+        "a = params[0]\nb = params[1]\nt = R.permute_dims(a)\nu = R.concat((b, b))\nreturn (t, u)"
+    )
+    mod = InplaceTransformParams()(module(tensors('("n", 2)', '(3, "m")'), body))
+    transform = Transform.of(relax.VirtualMachine(tvm.compile(mod, "llvm"), CPU))
+    assert isinstance(transform.peak, str)
+    weights = [tvm.runtime.tensor(np.zeros(shape, "float32")) for shape in ((5, 2), (3, 100))]
+    report = transform_params(transform, weights).report
+    assert report.predicted_peak == 5 * 2 * 4 + 3 * 100 * 4 * 3
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        (12, 12),
+        ("16*n + 128", 208),
+        ("max(4*n*m, 8*(n*4), 3)", 160),
+        ("n//2*m", 14),
+        ("k + 1", None),
+        ("|w| + 4", None),
+        ("T.max(n, 3)", None),
+        ("__import__('os')", None),
+        ("9**9**9", None),
+        ("(", None),
+        ("n//(m-7)", None),
+        ("-" * 100000 + "1", None),
+    ],
+)
+def test_sizes_as_text(size, expected):
+    from relax_inplace.runtime.symbolic_size import size_at
+
+    assert size_at(size, {"n": 5, "m": 7}) == expected

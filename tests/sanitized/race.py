@@ -4,6 +4,9 @@ import threading
 
 import tvm_ffi
 
+from relax_inplace.libinfo import load_library
+
+load_library()
 update = tvm_ffi.get_global_func("vm.builtin.inplace_update_tuple")
 fields = tvm_ffi.Array([1, 2, 3])
 

@@ -5,6 +5,9 @@ import ctypes
 import numpy as np
 import tvm_ffi
 
+from relax_inplace.libinfo import load_library
+
+load_library()
 fields = tvm_ffi.Array([tvm_ffi.from_dlpack(np.zeros(3, "float32"))])
 tensor = fields[0]
 decrease = ctypes.CDLL(tvm_ffi.libinfo.find_libtvm_ffi()).TVMFFIObjectDecRef
