@@ -4,7 +4,7 @@
 # make format  let ruff and clang-format rewrite
 # make sanitize  the library's and the runtime's tests under gcc's sanitizers
 # make fuzz    the random properties, 5,000 examples each; 200 graphs against brute force
-# make bench   time to compile and to lift; memory and time of TVM's ways
+# make bench   time to compile and to lift; memory and time of TVM's ways; cold starts with 2 GB
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -63,6 +63,8 @@ bench: .venv/pyvenv.cfg
 	$(BIN)/python benchmarks/tvm_ways.py
 	$(BIN)/python benchmarks/compile_time.py
 	$(BIN)/python benchmarks/lift_time.py
+	$(BIN)/pip install --quiet '.[test]'
+	COLD_START_MB=2048 $(BIN)/pytest --capture=no tests/runtime/test_cold_start.py
 
 .venv/pyvenv.cfg:
 	$(PYTHON) -m venv .venv

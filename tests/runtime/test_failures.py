@@ -16,6 +16,7 @@ import pytest
 import tvm_ffi
 from compiled_transforms import arrays, compiled, tensors
 from live_bytes import watched
+from memory import SANITIZED, needs_clear_refs
 
 from relax_inplace.runtime import (
     Transform,
@@ -225,10 +226,6 @@ def test_a_conversion_can_be_tried_again():
         assert np.array_equal(one.numpy(), new)
 
 
-# Their allocators keep what is freed for a while, and end the process when there is no more.
-SANITIZED = "asan" in os.environ.get("LD_PRELOAD", "")
-
-
 @pytest.mark.skipif(SANITIZED, reason="AddressSanitizer ends a process that is out of memory")
 def test_memory_that_is_not_there(tmp_path):
     """A limit on the address space: the C library itself has no more."""
@@ -272,8 +269,7 @@ def resident():
     return psutil.Process().memory_info().rss
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="malloc_trim is glibc's")
-@pytest.mark.skipif(SANITIZED, reason="AddressSanitizer keeps what is freed")
+@needs_clear_refs
 def test_nothing_is_leaked_by_a_thousand_failures():
     transform = transform_with(kernel=True)
 
