@@ -32,8 +32,8 @@ class _Failure:
     transform : str
         The function's name.
     step : int or None
-        The one that failed, counted from 1: the first whose output is missing. None if the module
-        does not say what the steps are.
+        The one that failed, counted from 1: the first that is not seen to be done. None if the
+        module does not say what the steps are.
     steps : int or None
         How many there are.
     computes : str
@@ -96,6 +96,7 @@ class ObservedRun:
         self._updated = updated
         self._freed = freed
         self._converted: set[str] = set()
+        self._emptied: set[str] = set()
         self._stopped_by: BaseException | None = None
         self._interrupted = threading.Event()
         self._is_filled = is_filled
@@ -129,8 +130,7 @@ class ObservedRun:
             if slot is None:
                 self._freed()
             else:
-                if bytes_in >= 0:
-                    self._converted.add(slot)
+                (self._converted if bytes_in >= 0 else self._emptied).add(slot)
                 self._updated(slot, bytes_in, bytes_out)
             if self._interrupted.is_set():
                 raise KeyboardInterrupt
@@ -181,13 +181,16 @@ class ObservedRun:
         ]
 
     def _failed_step(self) -> int | None:
-        """The first step that has not finished what it writes.
+        """The one after the last that has been seen to be done.
 
-        Steps that write no slot are taken for done if a later one is.
+        A step is seen by the slots that are emptied or replaced after it: a step without any is
+        taken for done if a later one is.
         """
         steps, last = self.transform.steps, 0
         for number, step in enumerate(steps, 1):
-            if step.writes and set(step.writes) <= self._converted:
+            if (step.writes and self._converted.issuperset(step.writes)) or (
+                step.frees and (self._converted | self._emptied).issuperset(step.frees)
+            ):
                 last = number
         return None if not steps else min(last + 1, len(steps))
 

@@ -45,14 +45,15 @@ class TransformStep:
     Attributes
     ----------
     computes : str
-    writes : tuple of str
-        The slots that are finished after it.
+    writes, frees : tuple of str
+        The slots that are finished after it, and those of the weights that it reads last.
     before, worst : int or str
         Live bytes before it, and while it runs; text if they are symbolic.
     """
 
     computes: str
     writes: tuple[str, ...]
+    frees: tuple[str, ...]
     before: int | str
     worst: int | str
 
@@ -228,7 +229,13 @@ def _find(
         _types(entry["weights"]),
         _types(entry["params"]),
         [
-            TransformStep(one["computes"], tuple(one["writes"]), one["before"], one["worst"])
+            TransformStep(
+                one["computes"],
+                tuple(one["writes"]),
+                tuple(one["frees"]),
+                one["before"],
+                one["worst"],
+            )
             for one in entry["steps"]
         ],
         entry["loads"],

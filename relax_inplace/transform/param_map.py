@@ -58,10 +58,13 @@ def entry_of(schedule: Schedule, mod: ir.IRModule) -> Entry:
         {
             "computes": step.name,
             "writes": [str(i) for i in written],
+            "frees": [_slot(b.weight) for b in frees if b.weight and b in step.kernels[-1].uses],
             "before": live.before,
             "worst": live.worst,
         }
-        for step, written, live in zip(schedule.steps, schedule.finished()[1:], lives, strict=True)
+        for step, written, frees, live in zip(
+            schedule.steps, schedule.finished()[1:], schedule.frees, lives, strict=True
+        )
     ]
     return {
         "layout": _layout(graph.function, mod),
@@ -71,7 +74,7 @@ def entry_of(schedule: Schedule, mod: ir.IRModule) -> Entry:
         "loads": [step.index for step in schedule.steps if isinstance(step, Load)],
         "target": None,
         "peak": schedule.peak(),
-        "weights": [_typed(one.name, ".".join(map(str, one.path)), one.ty) for one in weights],
+        "weights": [_typed(one.name, _slot(one), one.ty) for one in weights],
         "params": params,
         "steps": steps,
     }
@@ -151,6 +154,10 @@ def _typed(name: str, slot: str, ty: ir.Type) -> Entry:
     return {"name": name, "slot": slot, "shape": shape, "dtype": dtype}
 
 
+def _slot(weight: Weight) -> str:
+    return ".".join(map(str, weight.path))
+
+
 def _leaves(output: Known, ty: ir.Type, slot: str) -> Iterator[tuple[str, ir.Type, Weight | None]]:
     """The places and types of what an output consists of, and the weights that it holds as such."""
     if isinstance(ty, relax.TupleType):
@@ -168,7 +175,7 @@ def _leaves(output: Known, ty: ir.Type, slot: str) -> Iterator[tuple[str, ir.Typ
 def _name(slot: str, sources: Sequence[Weight]) -> str:
     """That of the weight whose slot it is in, if it is made from it; else of the first."""
     for weight in sources:
-        if ".".join(map(str, weight.path)) == slot:
+        if _slot(weight) == slot:
             return weight.name
     return sources[0].name if sources else f"output{slot}"
 

@@ -145,7 +145,7 @@ def test_kernel(step):
     assert error.lost == []
     assert error.original == [f"w{i}" for i in range(step, COUNT)]
     assert "the kernel failed" in str(error)
-    assert (error.step, error.steps) == (step + 1 if step < 3 else 5, 5)
+    assert (error.step, error.steps) == (step + 1 if step < 3 else 5, 5)  # `n2` is no such kernel
 
 
 @pytest.mark.parametrize("step", range(COUNT + 1))
@@ -155,8 +155,12 @@ def test_allocation(step):
     assert isinstance(error, TransformError)
     assert error.converted == [f"w{i}" for i in range(min(step, 2) if step < 4 else 3)]
     assert error.lost == (["w2"] if step == 3 else [])
-    needed = r"out of memory \(the step needs [\d,]+ bytes more; the plan's peak is [\d,]+ bytes\)"
+    needed = (
+        r"\(the step needs [\d,]+ bytes more; [\d,]+ bytes are free; the plan's peak is [\d,]+ "
+    )
     assert re.search(needed, str(error))
+    assert (error.step, error.steps) == (step + 1, 5)
+    assert error.computes == ["t0", "t1", "t2", "n2", "t3"][step]
 
 
 @pytest.mark.parametrize("step", range(COUNT + 1))

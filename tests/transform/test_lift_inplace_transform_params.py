@@ -461,7 +461,15 @@ def test_map_is_kept_by_compilation():
             {**w0, "shape": [8, 4], "from": ["w0"], "done": "permute_dims(w0)"},
             {**other, "from": ["params[1]"], "done": ""},
         ],
-        "steps": [{"computes": "w", "writes": ["0"], "before": 128 + 16, "worst": 2 * 128 + 16}],
+        "steps": [
+            {
+                "computes": "w",
+                "writes": ["0"],
+                "frees": ["0"],
+                "before": 128 + 16,
+                "worst": 2 * 128 + 16,
+            }
+        ],
     }
     assert entry == expected
     for pipeline in ("compile", "cpu default", "compiled mode", "by hand"):
