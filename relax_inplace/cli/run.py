@@ -77,6 +77,12 @@ def command(
     from .. import runtime
 
     device = _device(device_name)
+    if save is not None:
+        source = runtime.open_source(path)
+        if source.mark is None and Path(save).resolve() == source.path.resolve().parent:
+            raise RefusedError(
+                f"--save {save}: the original weights are there; give another folder"
+            )
     progress = False if said.quiet else None
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)

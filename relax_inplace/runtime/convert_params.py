@@ -79,6 +79,8 @@ def convert_params(
     ------
     ModuleError, SourceError, ConvertedError, HeldWeightsError, TransformError
         As the functions raise that it consists of.
+    ValueError
+        The cache is the folder of the originals.
 
     Warns
     -----
@@ -96,6 +98,11 @@ def convert_params(
     source = open_source(path)
     if source.mark is not None:
         return _as_converted(transform, path, device, checksum, progress)
+    if cache is not None and os.path.realpath(cache) == os.path.realpath(source.path.parent):
+        raise ValueError(
+            f"convert_params: {cache} holds the original weights, which a cache there would "
+            "replace; give it a folder of its own"
+        )
     key = _key(source, transform)
     if cache is not None and _key_of(cache) == key:
         try:

@@ -15,6 +15,7 @@ from ..libinfo import load_library
 from .available_memory import available_bytes
 from .forget_locals import forget_locals
 from .params import Params, leaves_of
+from .tensor_bytes import is_host
 from .transform import Transform
 
 __all__ = ["ObservedRun", "TransformError", "TransformInterrupted"]
@@ -117,7 +118,10 @@ class ObservedRun:
         run = tvm_ffi.get_global_func("relax_inplace.RunTransform")
         try:
             with _ctrl_c_noted(self._interrupted):
-                return run(self._told, self.transform.function, *inputs, self.params._fields())
+                result = run(self._told, self.transform.function, *inputs, self.params._fields())
+                if self._device is not None and not is_host(self._device):
+                    self._device.sync()  # an error of its kernels may come as late as this
+                return result
         except BaseException as error:
             forget_locals(error)
             _release_pool()

@@ -16,6 +16,7 @@ import tvm
 import tvm_ffi
 from tvm import ir, relax
 
+from ..analysis.lift.report import unused
 from ..analysis.schedule import Schedule
 from ..analysis.table import plain_size
 from ..analysis.transform_graph import Container, Known, Load, Step, Weight
@@ -130,15 +131,6 @@ def keep_param_map(mod: ir.IRModule, target: Any = None) -> ir.IRModule:
     mod = mod.clone()
     mod[_FUNCTION] = builder.get()[_FUNCTION]
     return mod
-
-
-def unused(name: str, taken: set[str]) -> str:
-    """The name, or ``name.1``, ``name.2``, ..."""
-    number, free = 0, name
-    while free in taken:
-        number += 1
-        free = f"{name}.{number}"
-    return free
 
 
 def _typed(name: str, slot: str, ty: ir.Type) -> Entry:

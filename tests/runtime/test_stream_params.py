@@ -188,6 +188,15 @@ def test_a_cache_that_cannot_be_written_is_no_failure(tmp_path):
     assert is_converted(params, transform)
 
 
+def test_a_cache_does_not_replace_the_originals(tmp_path):
+    transform = transposes()
+    weights = saved(transform, tmp_path / "weights")
+    (tmp_path / "link").symlink_to(weights)
+    with pytest.raises(ValueError, match="holds the original weights"):
+        convert_params(transform, weights, CPU, cache=tmp_path / "link")
+    assert open_source(weights).mark is None
+
+
 def test_converted_files_are_not_converted_again(tmp_path):
     transform = transposes()
     weights, folder = saved(transform, tmp_path / "weights"), tmp_path / "converted"

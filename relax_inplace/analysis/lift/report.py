@@ -17,7 +17,14 @@ from .shared_weights import find_shared_weights
 from .transform import write_transform
 from .weight_values import Computation, Tree, Value, find_values, leaves
 
-__all__ = ["LeftComputation", "LiftReport", "LiftedWeight", "described", "explain_lift"]
+__all__ = [
+    "LeftComputation",
+    "LiftReport",
+    "LiftedWeight",
+    "described",
+    "explain_lift",
+    "unused",
+]
 
 
 @dataclasses.dataclass
@@ -240,7 +247,7 @@ def described(plan: LiftPlan) -> LiftReport:
     }
     names = [new_names[value] for value in stored]
     if plan.dimensions:
-        names.append(_unused("dimensions", set(names)))
+        names.append(unused("dimensions", set(names)))
     return LiftReport(
         [numbered.user.name for numbered in graph.users],
         rows,
@@ -270,18 +277,18 @@ def _new_names(plan: LiftPlan, stored: list[Value]) -> dict[Value, str]:
     for value in stored:
         if value not in names:
             assert value.made_by is not None
-            name = names[value] = _unused(plan.first_weight[value.made_by].name, taken)
+            name = names[value] = unused(plan.first_weight[value.made_by].name, taken)
             taken.add(name)
     return names
 
 
-def _unused(name: str, taken: set[str]) -> str:
+def unused(name: str, taken: set[str]) -> str:
     """The name, or ``name.1``, ``name.2``, ..."""
-    number, unused = 0, name
-    while unused in taken:
+    number, free = 0, name
+    while free in taken:
         number += 1
-        unused = f"{name}.{number}"
-    return unused
+        free = f"{name}.{number}"
+    return free
 
 
 def _paths(slots: Tree) -> dict[Value, str]:

@@ -1,0 +1,144 @@
+"""`relax-inplace run`: weights in, weights converted."""
+
+import json
+import os
+import pty
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tvm
+from commands import MODEL, error, output, run
+
+from relax_inplace.runtime import Params, open_source, save_params
+
+MODULE = MODEL.replace(
+    'params: R.Tuple(R.Tensor((32, 64), "float16"), R.Tensor((32, 64), "int8"))',
+    'w: R.Tensor((32, 64), "float16"), c: R.Tensor((32, 64), "int8")',
+)
+for old, new in (
+    ("    ):\n        w = ", '    ):\n        R.func_attr({"num_input": 1})\n        w = '),
+    ("params[0]", "w"),
+    ("params[1]", "c"),
+    ("        w = R.permute_dims(w)", "        t = R.permute_dims(w)"),
+    ("R.matmul(x, w)", "R.matmul(x, t)"),
+):
+    MODULE = MODULE.replace(old, new)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A library and its weights."""
+    folder = tmp_path_factory.mktemp("run")
+    options = ["--max-resident", "1.0", "--verify"]
+    output("build", "-", *options, "-o", folder / "lib.so", text=MODULE)
+    generator = np.random.default_rng(0)
+    weights = {
+        "c": generator.integers(-9, 9, (32, 64)).astype("int8"),
+        "w": generator.random((32, 64)).astype("float16"),
+    }
+    params = Params([tvm.runtime.tensor(array) for array in weights.values()], weights)
+    save_params(params, folder / "weights")
+    return folder
+
+
+def test_convert_save_and_use_again(folder, tmp_path):
+    arguments = "run", folder / "lib.so", "--params", folder / "weights"
+    said = output(*arguments, "--save", tmp_path / "new", "--plot", tmp_path / "memory.svg")
+    assert said.startswith("inplace_transform_params: 0.0 MB converted in ")
+    assert open_source(tmp_path / "new").mark.transform == "inplace_transform_params"
+    assert (tmp_path / "memory.svg").read_text().startswith("<?xml")
+    again = output("run", folder / "lib.so", "--params", tmp_path / "new")
+    assert "nothing to convert" in again
+
+
+def test_json(folder):
+    said = json.loads(
+        output("run", folder / "lib.so", "--params", folder / "weights", "--json", "--verify")
+    )
+    assert (said["converted"], said["verified"], said["cached"]) == (6144, True, None)
+
+
+def test_cache(folder, tmp_path):
+    arguments = "run", folder / "lib.so", "--params", folder / "weights", "--cache", tmp_path
+    assert "converted in" in output(*arguments, "--format", "safetensors")
+    assert f"read from {tmp_path}" in output(*arguments)
+    assert output(*arguments, "--quiet") == ""
+
+
+def test_the_originals_are_not_replaced(folder):
+    arguments = "run", folder / "lib.so", "--params", folder / "weights"
+    weights = folder / "weights"
+    assert error(*arguments, "--save", weights) == (
+        f"--save {weights}: the original weights are there; give another folder"
+    )
+    assert "holds the original weights" in error(*arguments, "--cache", weights)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{lib}", "--params", "nowhere"], "nowhere: no such file or folder, expected a folder"),
+        (["nowhere.so", "--params", "{weights}"], "no compiled module at nowhere.so"),
+        (["{weights}/tensor-cache.json", "--params", "{weights}"], "not loadable"),
+        (["{lib}", "--params", "{weights}", "--device", "cuda:7"], "there is no such device"),
+        (["{lib}", "--params", "{weights}", "--device", "gpu?"], "--device gpu?"),
+        (["{lib}", "--params", "{weights}", "--function", "f"], "expected `f`; name one of them"),
+        (["{lib}", "--params", "{lib}"], "no such file or folder|no weights there"),
+    ],
+)
+def test_refused(folder, arguments, message):
+    import re
+
+    places = {"lib": folder / "lib.so", "weights": folder / "weights"}
+    assert re.search(
+        message.replace("?", r"\?"), error("run", *(a.format(**places) for a in arguments))
+    )
+
+
+def test_usage(folder):
+    assert "Missing option '--params'" in error("run", folder / "lib.so", code=2)
+    plot = "run", folder / "lib.so", "--params", folder / "weights", "--plot", "memory.gif"
+    assert "expected .svg, .png or .pdf" in error(*plot, code=2)
+
+
+def in_terminal(folder, *arguments):
+    """What a command writes to standard error, if that is a terminal."""
+    ours, theirs = pty.openpty()
+    done = subprocess.Popen(
+        [sys.executable, "-m", "relax_inplace", *map(str, arguments)],
+        stderr=theirs,
+        stdout=subprocess.PIPE,
+        cwd=folder,
+    )
+    os.close(theirs)
+    text = b""
+    while True:
+        try:
+            part = os.read(ours, 4096)
+        except OSError:  # the other end is closed
+            break
+        if not part:
+            break
+        text += part
+    done.stdout.read()
+    assert done.wait() == 0
+    os.close(ours)
+    return text.decode()
+
+
+def test_a_bar_on_a_terminal_and_nothing_on_a_pipe(folder):
+    arguments = "run", folder / "lib.so", "--params", folder / "weights"
+    shown = in_terminal(folder, *arguments)
+    assert "load: 100%" in shown and "convert: 100%" in shown
+    assert "B/s" in shown
+    done = subprocess.run(
+        [sys.executable, "-m", "relax_inplace", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=folder,
+    )
+    assert done.stderr == ""
+    assert run(*arguments, "--quiet").output == ""
