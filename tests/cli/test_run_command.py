@@ -1,10 +1,14 @@
 """`relax-inplace run`: weights in, weights converted."""
 
+import fcntl
 import json
 import os
 import pty
+import re
+import struct
 import subprocess
 import sys
+import termios
 
 import numpy as np
 import pytest
@@ -89,8 +93,6 @@ def test_the_originals_are_not_replaced(folder):
     ],
 )
 def test_refused(folder, arguments, message):
-    import re
-
     places = {"lib": folder / "lib.so", "weights": folder / "weights"}
     assert re.search(
         message.replace("?", r"\?"), error("run", *(a.format(**places) for a in arguments))
@@ -106,6 +108,7 @@ def test_usage(folder):
 def in_terminal(folder, *arguments):
     """What a command writes to standard error, if that is a terminal."""
     ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
     done = subprocess.Popen(
         [sys.executable, "-m", "relax_inplace", *map(str, arguments)],
         stderr=theirs,
