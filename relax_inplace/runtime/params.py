@@ -43,6 +43,8 @@ class Params(Sequence):
         What they were loaded from; empty if they were not.
     report : Report or None
         What the last conversion took.
+    broken_by : str or None
+        The transform that failed and left some of them converted: they are of no layout.
 
     Raises
     ------
@@ -64,6 +66,7 @@ class Params(Sequence):
         self.mark = mark
         self.source = source
         self.report: Report | None = None
+        self.broken_by: str | None = None
         self._name(names)
 
     def _name(self, names: Iterable[str] | None) -> None:
@@ -168,6 +171,8 @@ class Params(Sequence):
 
     def __repr__(self) -> str:
         state = "converted" if self.mark else "as stored"
+        if self.broken_by is not None:
+            state = f"left in part converted by `{self.broken_by}`"
         return f"<Params: {len(self)} weights, {state}>"
 
 

@@ -98,7 +98,7 @@ def transform_params(
     Raises
     ------
     ConvertedError
-        The weights carry a mark: they are converted already.
+        The weights carry a mark: they are converted already. Or some are: a conversion has failed.
     MismatchError
         Their shapes or dtypes are not those of the module; all that differ are listed.
     HeldWeightsError
@@ -119,6 +119,7 @@ def transform_params(
             remedy="call restore_params",
         )
     with taken_over(params, transform) as owned:
+        _require_whole(owned)
         if owned.mark is not None:
             raise ConvertedError.of(
                 given=f"weights that `{owned.mark.transform}` has converted",
@@ -174,6 +175,7 @@ def restore_params(
             expected="weights that transform_params has converted",
             remedy="they are as they were stored, as far as is known",
         )
+    _require_whole(params)
     mark = params.mark
     transform = Transform.of(function, restoring=mark.transform)
     if transform.vm is not None:
@@ -220,6 +222,15 @@ def _run(
     return convert(
         transform, params, inputs, device=device, progress=progress, doing=doing, held=held
     )
+
+
+def _require_whole(params: Params) -> None:
+    if params.broken_by is not None:
+        raise ConvertedError.of(
+            given=f"weights that `{params.broken_by}` has converted in part, and then failed",
+            expected="weights of one layout",
+            remedy="load them again",
+        )
 
 
 def _new_names(transform: Transform, params: Params) -> list[str] | None:

@@ -13,15 +13,20 @@ import textwrap
 import numpy as np
 import psutil
 import pytest
+import tvm
 import tvm_ffi
 from compiled_transforms import arrays, compiled, tensors
 from live_bytes import watched
 from memory import SANITIZED, needs_clear_refs
 
 from relax_inplace.runtime import (
+    ConvertedError,
+    Params,
+    SaveError,
     Transform,
     TransformError,
     TransformInterrupted,
+    save_params,
     transform_params,
 )
 
@@ -219,15 +224,38 @@ def test_the_message():
     assert isinstance(error.__cause__, Exception)
 
 
-def test_a_conversion_can_be_tried_again():
-    """The weights that are left are those of no layout; what was not converted can be saved."""
+def failed(transform, step):
+    """The weights that a conversion has left."""
+    global _fail_at, _calls
+    _fail_at, _calls = step, 0
+    params = Params([tvm.runtime.tensor(array) for array in arrays(transform)])
+    try:
+        with pytest.raises(TransformError):
+            transform_params(transform, params)
+    finally:
+        _fail_at = None
+    return params
+
+
+def test_a_conversion_that_has_done_nothing_can_be_tried_again():
     transform = transform_with(kernel=True)
-    fails_at(transform, 0)
-    originals = arrays(transform)
-    given, _ = given_weights(originals)
-    params = transform_params(transform, given)
-    for one, new in zip(params, expected(originals), strict=True):
+    params = transform_params(transform, failed(transform, 0))
+    for one, new in zip(params, expected(arrays(transform)), strict=True):
         assert np.array_equal(one.numpy(), new)
+
+
+def test_weights_that_are_converted_in_part_are_not_used(tmp_path):
+    """Square weights would be converted twice, and nobody would know."""
+    transform = transform_with(kernel=True)
+    params = failed(transform, 2)
+    assert (
+        repr(params) == "<Params: 4 weights, left in part converted by `inplace_transform_params`>"
+    )
+    message = "weights that `inplace_transform_params` has converted in part, and then failed"
+    with pytest.raises(ConvertedError, match=message):
+        transform_params(transform, params)
+    with pytest.raises(SaveError, match=r"has converted in part.*load them again"):
+        save_params(params, tmp_path)
 
 
 @pytest.mark.skipif(SANITIZED, reason="AddressSanitizer ends a process that is out of memory")
