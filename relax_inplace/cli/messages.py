@@ -100,7 +100,7 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     if isinstance(error, MemoryError):
-        return "out of memory"
+        return str(error) or "out of memory"
     if isinstance(error, RecursionError):
         return "the module is nested too deeply"
     text = _condensed(str(error))

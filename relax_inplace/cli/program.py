@@ -46,7 +46,10 @@ class Program(click.Group):
         except click.UsageError as error:
             said.error(_with_hint(error))
             code = USAGE
-        except (click.Abort, KeyboardInterrupt):
+        except (click.Abort, KeyboardInterrupt) as error:
+            left = str(error.__cause__ or error)  # click raises Abort from a KeyboardInterrupt
+            if left:
+                said.error(left)  # what an interrupted conversion has left
             code = INTERRUPTED
         except click.exceptions.Exit as error:
             code = error.exit_code

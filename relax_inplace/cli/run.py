@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,8 @@ def command(
         raise click.UsageError(
             f"--plot {plot}: expected .svg, .png or .pdf", click.get_current_context()
         )
-    os.environ.setdefault("TVM_USE_RUNTIME_LIB", "1")  # the compiler is not needed
+    if "tvm" not in sys.modules:
+        os.environ.setdefault("TVM_USE_RUNTIME_LIB", "1")  # the compiler is not needed
     from .. import runtime
 
     device = _device(device_name)

@@ -145,3 +145,17 @@ def test_a_bar_on_a_terminal_and_nothing_on_a_pipe(folder):
     )
     assert done.stderr == ""
     assert run(*arguments, "--quiet").output == ""
+
+
+def test_ctrl_c_says_what_is_left(folder, monkeypatch):
+    from relax_inplace.runtime import TransformInterrupted
+
+    def interrupted(*_args, **_kwargs):
+        raise TransformInterrupted("`f`, step 1 of 2 (`t`): interrupted. converted: none")
+
+    monkeypatch.setattr(
+        sys.modules["relax_inplace.runtime.transform_params"], "convert", interrupted
+    )
+    done = run("run", folder / "lib.so", "--params", folder / "weights", "--quiet")
+    assert done.exit_code == 130
+    assert done.stderr.endswith("error: `f`, step 1 of 2 (`t`): interrupted. converted: none\n")
