@@ -20,10 +20,10 @@ from .registration import register_when_tvm_is_imported
 from .versions import check_versions
 
 if TYPE_CHECKING:
-    from . import analysis, layout, transform
+    from . import analysis, layout, runtime, transform
     from .op import inplace_update_tuple
 
-__all__ = ["analysis", "inplace_update_tuple", "layout", "libinfo", "transform"]
+__all__ = ["analysis", "inplace_update_tuple", "layout", "libinfo", "runtime", "transform"]
 
 check_versions()
 register_when_tvm_is_imported()

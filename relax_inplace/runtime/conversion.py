@@ -34,7 +34,8 @@ def convert(
 ) -> Report:
     """Run a transform on weights, or on the slots that it fills, and report.
 
-    ``params`` hold the result afterwards, in the given tuple or in a new one, under no names.
+    ``params`` hold the result afterwards, in the given tuple or in a new one, under no names; they
+    are ``broken_by`` the transform until they become what the caller says they are.
     """
     types = params._types()
     before = sum(one.nbytes or 0 for one in types)
@@ -64,12 +65,13 @@ def convert(
             if memory.sample().host > allowed:
                 trim_heap()
 
+        params.broken_by = transform.name  # first: nothing may come between it and the conversion
         start = time.perf_counter()
         result = ObservedRun(transform, params, is_filled, device, updated, freed)(*inputs)
         seconds = time.perf_counter() - start
         if done < total:  # weights that stay as they are
             bar.update(total - done, "")
-    params._become(result, None, params.mark)
+    params._hold(result)
     trim_heap()
     memory.sample()
     return Report(

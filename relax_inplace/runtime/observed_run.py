@@ -155,8 +155,8 @@ class ObservedRun:
                 state["original"].append(name)
             else:
                 state["lost"].append(name)
-        if state["converted"] or state["lost"]:
-            self.params.broken_by = self.transform.name
+        if not state["converted"] and not state["lost"]:
+            self.params.broken_by = None
         step = self._failed_step()
         steps = self.transform.steps
         where = f"`{self.transform.name}`"

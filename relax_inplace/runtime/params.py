@@ -151,13 +151,16 @@ class Params(Sequence):
     def _types(self) -> list[TensorType]:
         return _types(self.names, self._leaves())
 
-    def _become(
-        self, fields: tvm_ffi.Array, names: Iterable[str] | None, mark: Mark | None
-    ) -> None:
-        """Hold other tensors, or the same under other names."""
+    def _hold(self, fields: tvm_ffi.Array) -> None:
+        """Hold another tuple, under no names."""
         self._tuple = fields
+        self._name(None)
+
+    def _become(self, names: Iterable[str] | None, mark: Mark | None) -> None:
+        """Be weights of these names, of one layout."""
         self._name(names)
         self.mark = mark
+        self.broken_by = None
 
     @property
     def types(self) -> list[TensorType]:

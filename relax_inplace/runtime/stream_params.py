@@ -102,6 +102,6 @@ def stream_params(
             doing="convert",
         )
     mark = Mark(transform.name, transform.layout, source.fingerprint)
-    params._become(params._fields(), [one.name for one in transform.params], mark)
+    params._become([one.name for one in transform.params], mark)
     params.report = report
     return params

@@ -126,11 +126,13 @@ def transform_params(
                 expected="weights as they were stored",
                 remedy="use them as they are, or restore_params",
             )
+        if verify:
+            _checked(transform, owned.names, owned._types())
         expected = _digests(transform, owned, inputs) if verify else None
         names = _new_names(transform, owned)
         report = _run(transform, owned, inputs, strict, progress, "convert")
         mark = Mark(transform.name, transform.layout, owned.source)
-        owned._become(owned._fields(), names, mark)
+        owned._become(names, mark)
         if expected is not None:
             _compare(transform, owned, expected)
             report = dataclasses.replace(report, verified=True)
@@ -189,7 +191,7 @@ def restore_params(
     with taken_over(params, transform) as owned:
         names = _new_names(transform, owned)
         report = _run(transform, owned, inputs, strict, progress, "restore")
-        owned._become(owned._fields(), names, None)
+        owned._become(names, None)
         owned.report = report
         return owned
 

@@ -329,3 +329,22 @@ def test_nothing_is_leaked_by_a_hundred_interrupts():
                 os.kill(os.getpid(), signal.SIGINT)
 
         fails_at(transform, None, progress)  # which checks that what it lost is freed
+
+
+def test_an_exception_after_the_conversion_leaves_no_weights_as_stored(monkeypatch):
+    """Whatever comes between the last update and the mark: they are not converted again."""
+    module = sys.modules["relax_inplace.runtime.transform_params"]
+    stock = module.convert
+
+    def convert(*args, **kwargs):
+        stock(*args, **kwargs)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "convert", convert)
+    transform = transform_with(kernel=False)
+    params = Params([tvm.runtime.tensor(array) for array in arrays(transform)])
+    with pytest.raises(KeyboardInterrupt):
+        transform_params(transform, params)
+    monkeypatch.undo()
+    with pytest.raises(ConvertedError, match="in part"):
+        transform_params(transform, params)
