@@ -43,10 +43,13 @@ static ffi::Any InplaceUpdateTuple(ffi::AnyView tuple, ffi::AnyView index, ffi::
       << size << " fields";
   // An ffi.Array is immutable by convention: the ownership analysis of the compiler is what
   // entitles us to write to it.
-  ffi::Any old = (*array)[i];
-  const_cast<ffi::ArrayObj*>(array)->SetItem(i, ffi::Any(value));
+  ffi::ArrayObj* fields = const_cast<ffi::ArrayObj*>(array);
   if (UpdateObserver* observer = UpdateObserver::Current()) {
+    ffi::Any old = (*array)[i];
+    fields->SetItem(i, ffi::Any(value));
     observer->Updated(*array, i, value, std::move(old));
+  } else {
+    fields->SetItem(i, ffi::Any(value));
   }
   return ffi::Any(tuple);
 }

@@ -14,8 +14,8 @@ namespace relax_inplace {
 class UpdateObserver {
  public:
   /*!
-   * \param callback Is told (slot, bytes in, bytes out, freed): the place, such as "0.3" in a nested
-   *        tuple; the bytes of its new tensors, -1 if the slot was emptied, and of its old ones;
+   * \param callback Is told (slot, bytes in, bytes out, freed): the place, such as "0.3" in a
+   * nested tuple; the bytes of its new tensors, -1 if the slot was emptied, and of its old ones;
    *        and whether these are about to be freed. If so it is called once more when they have
    *        been, with None. What it throws, the update throws, when it is done.
    * \param tuple Of it, and of those nested in it, updates are told.
