@@ -99,7 +99,9 @@ def plot_report(report: Report, file: str | os.PathLike[str]) -> None:
             f"out of place {unit.of(report.out_of_place)}",
             _GREY,
         )
-        _level(axes, report.before / unit.bytes, f"before {unit.of(report.before)}", _BLACK, True)
+        has_room = report.before / unit.bytes > 0.15 * axes.get_ylim()[1]
+        before = f"before {unit.of(report.before)}"
+        _level(axes, report.before / unit.bytes, before, _BLACK, has_room)
         at = max(range(len(host)), key=host.__getitem__)
         _peak(axes, seconds[at], report.peak / unit.bytes, f"peak {unit.of(report.peak)}")
 

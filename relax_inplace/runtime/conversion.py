@@ -78,6 +78,7 @@ def convert(
         transform.name,
         seconds,
         converted,
+        before if is_filled else _sum(transform.weights),
         before,
         sum(one.nbytes or 0 for one in params._types()),
         transform.peak if isinstance(transform.peak, int) else None,

@@ -138,6 +138,7 @@ def _as_converted(
         seconds,
         0,
         0,
+        0,
         params.nbytes,
         None,
         memory.samples,

@@ -24,8 +24,10 @@ class Report:
     seconds : float
     converted : int
         Bytes of the weights that it put in place.
+    originals : int
+        Bytes of the original weights, resident before or not.
     weights_before, weights_after : int
-        Bytes of the weights.
+        Bytes of the weights that were resident, and that are.
     predicted_peak : int or None
         Bytes of weights and temporaries at once, by the plan; None if it is not known.
     samples : list of Sample
@@ -43,6 +45,7 @@ class Report:
     transform: str
     seconds: float
     converted: int
+    originals: int
     weights_before: int
     weights_after: int
     predicted_peak: int | None
@@ -68,13 +71,15 @@ class Report:
         return self.samples[-1].host
 
     @property
+    def grown(self) -> int:
+        """Bytes that the weights have grown by."""
+        return max(0, self.weights_after - self.weights_before)
+
+    @property
     def extra(self) -> int:
         """Bytes at the peak above what was there before, and what the weights have grown by."""
-        first, last = self.samples[0], self.peak_sample
-        grown = max(0, self.weights_after - self.weights_before)
-        if first.device is not None and last.device is not None:
-            return max(0, last.device - first.device - grown)
-        return max(0, last.host - first.host - grown)
+        peak = self.peak_sample.device if self.on_device else self.peak_sample.host
+        return max(0, (peak or 0) - self._first - self.grown)
 
     @property
     def predicted_extra(self) -> int | None:
@@ -90,10 +95,14 @@ class Report:
 
     @property
     def out_of_place(self) -> int:
-        """What would have been resident with the new weights beside the old ones."""
+        """What would have been resident with all new weights beside all old ones."""
+        return self._first + self.originals - self.weights_before + self.weights_after
+
+    @property
+    def _first(self) -> int:
+        """Bytes before, where the weights are."""
         first = self.samples[0]
-        before = first.host if first.device is None else first.device
-        return before + self.weights_after
+        return first.host if first.device is None else first.device
 
     @property
     def gigabytes_per_second(self) -> float:
@@ -128,7 +137,7 @@ class Report:
             lines.append(
                 f"above the weights: {_mb(self.extra)} measured"
                 + ("" if planned is None else f", {_mb(planned)} planned")
-                + f"; out of place: {_mb(self.weights_after)}"
+                + f"; out of place: {_mb(self.out_of_place - self._first - self.grown)}"
             )
         if self.verified:
             lines.append("every field is bitwise that of an out-of-place conversion")

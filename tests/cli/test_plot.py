@@ -17,9 +17,7 @@ def measured(samples):
     """A report of a conversion of 496 MB, with these samples."""
     highest = max(samples, key=lambda one: one.host)
     weights = 496 * MB
-    return Report(
-        "inplace_transform_params", 0.7, weights, weights, weights, None, samples, highest
-    )
+    return Report("inplace_transform_params", 0.7, *[weights] * 4, None, samples, highest)
 
 
 SAMPLES = [Sample(i / 10, (744 + 4 * (i % 9)) * MB, None) for i in range(9)]
