@@ -2,7 +2,7 @@
 
 The key of a saved result is a digest of what it was made from and by: the source's fingerprint
 (names, sizes and times of the files, and what they say of themselves), the transform's name and
-layout, the target it was compiled for, and the versions of TVM and of this package.
+layout, the target it was compiled for, the inputs, and the versions of TVM and of this package.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import tvm_ffi
+
 from .load_params import load_params
 from .open_source import open_source
 from .params import Params
@@ -27,8 +29,9 @@ from .save_params import SaveError, save_params
 from .source import Source
 from .source_error import SourceError
 from .stream_params import stream_params
+from .tensor_bytes import digest_of
 from .transform import ModuleError, Transform
-from .transform_params import transform_params
+from .transform_params import ConvertedError, transform_params
 
 __all__ = ["convert_params"]
 
@@ -79,8 +82,8 @@ def convert_params(
     ------
     ModuleError, SourceError, ConvertedError, HeldWeightsError, TransformError
         As the functions raise that it consists of.
-    ValueError
-        The cache is the folder of the originals.
+    ValueError, TypeError
+        The cache is the folder of the originals; or an input is of a kind that nothing is known of.
 
     Warns
     -----
@@ -95,15 +98,28 @@ def convert_params(
             expected="what says which weights it takes",
             remedy="give the virtual machine, or what load_transform returns",
         )
+    if verify and transform.is_streamed:
+        raise ModuleError.of(
+            where="convert_params(verify=True)",
+            given=f"`{transform.name}`, whose weights are never resident",
+            expected="a transform of resident weights",
+            remedy="compile it without lazy=True, with reference=True",
+        )
     source = open_source(path)
     if source.mark is not None:
+        if inputs:
+            raise ConvertedError.of(
+                given=f"weights that `{source.mark.transform}` converted, maybe with other inputs",
+                expected="weights as they were stored",
+                remedy="load them with load_params if they are what you want",
+            )
         return _as_converted(transform, path, device, checksum, progress)
     if cache is not None and os.path.realpath(cache) == os.path.realpath(source.path.parent):
         raise ValueError(
             f"convert_params: {cache} holds the original weights, which a cache there would "
             "replace; give it a folder of its own"
         )
-    key = _key(source, transform)
+    key = "" if cache is None else _key(source, transform, inputs)
     if cache is not None and _key_of(cache) == key:
         try:
             return _as_converted(transform, cache, device, checksum, progress)
@@ -157,7 +173,20 @@ def _key_of(cache: str | os.PathLike[str]) -> str | None:
     return mark.key if mark is not None else None
 
 
-def _key(source: Source, transform: Transform) -> str:
+def _key(source: Source, transform: Transform, inputs: Sequence[Any]) -> str:
     made_by = [metadata.version(name) for name in _MADE_BY]
     parts = [source.fingerprint, transform.name, transform.layout, transform.target, *made_by]
+    parts += [_text_of(one) for one in inputs]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _text_of(value: Any) -> str:
+    """What tells an input from another one."""
+    if isinstance(value, tvm_ffi.Tensor):
+        return f"{value.dtype}{list(map(int, value.shape))} {digest_of(value).hex()}"
+    if isinstance(value, (bool, int, float, str, tvm_ffi.Shape)):
+        return repr(value)
+    raise TypeError(
+        f"convert_params: an input is of type {type(value).__name__}: a result for it cannot be "
+        "cached; leave out cache, or give tensors, numbers, text or shapes"
+    )

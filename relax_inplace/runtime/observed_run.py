@@ -121,7 +121,9 @@ class ObservedRun:
                 result = run(self._told, self.transform.function, *inputs, self.params._fields())
                 if self._device is not None and not is_host(self._device):
                     self._device.sync()  # an error of its kernels may come as late as this
-                return result
+            if self._interrupted.is_set():  # after the last update
+                raise KeyboardInterrupt
+            return result
         except BaseException as error:
             forget_locals(error)
             _release_pool()

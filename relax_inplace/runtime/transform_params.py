@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +17,7 @@ from .params import Params, leaf_at, leaves_of
 from .progress import ProgressOption
 from .report import Report
 from .taking_over import taken_over
-from .tensor_bytes import bytes_of, is_host
+from .tensor_bytes import digest_of
 from .tensor_type import TensorType, differences, dimensions_of
 from .transform import ModuleError, Transform
 from .weight_selection import refuse_mismatch
@@ -303,7 +302,7 @@ def _digests(transform: Transform, params: Params, inputs: Sequence[Any]) -> dic
             field = made[index]
             nested = leaves_of(field, slot) if isinstance(field, tvm_ffi.Array) else [(slot, field)]
             for path, tensor in nested:
-                digests[path] = _digest(tensor)
+                digests[path] = digest_of(tensor)
             update(made, index, None)
 
     observe(told, transform.reference, *inputs, get_weight, made)
@@ -314,7 +313,7 @@ def _compare(transform: Transform, params: Params, expected: dict[str, bytes]) -
     different = [
         name
         for name, (slot, value) in zip(params.names, leaves_of(params._fields()), strict=True)
-        if expected.get(slot) != _digest(value)
+        if expected.get(slot) != digest_of(value)
     ]
     if different:
         error = VerificationError(
@@ -331,10 +330,3 @@ def _copy(tensor: Any) -> Any:
     copy = tvm.runtime.empty(tuple(map(int, tensor.shape)), str(tensor.dtype), tensor.device)
     tensor.copyto(copy)
     return copy
-
-
-def _digest(tensor: Any) -> bytes:
-    import tvm
-
-    host = tensor if is_host(tensor.device) else tensor.copyto(tvm.cpu())
-    return hashlib.blake2b(bytes_of(host).data).digest()

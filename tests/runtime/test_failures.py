@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import dataclasses
 import gc
 import os
 import re
@@ -212,6 +213,24 @@ def test_ctrl_c_after_the_last_update_is_not_lost():
     with pytest.raises(KeyboardInterrupt) as caught:
         transform_params(transform, given, progress=progress)
     assert caught.value.converted == [f"w{i}" for i in range(COUNT)]
+
+
+def test_ctrl_c_when_no_update_is_left():
+    """A kernel runs whose result moves to another slot at the end, or nothing is left to do."""
+    transform = transform_with(kernel=False)
+
+    class Function:  # the signal comes after the last update, while the function returns
+        def __call__(self, *args):
+            result = transform.function(*args)
+            os.kill(os.getpid(), signal.SIGINT)
+            return result
+
+    given, _ = given_weights(arrays(transform))
+    late = dataclasses.replace(transform, function=tvm_ffi.convert(Function().__call__))
+    with pytest.raises(TransformInterrupted) as caught:
+        transform_params(late, given)
+    assert len(caught.value.converted) == COUNT
+    assert len(given) == COUNT
 
 
 def test_the_message():

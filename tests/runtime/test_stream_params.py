@@ -168,6 +168,44 @@ def test_a_cache_of_something_else_is_replaced(tmp_path):
     assert params["w2"].shape == (4, 10)
 
 
+def test_a_cache_of_other_inputs_is_replaced(tmp_path):
+    from tvm import relax
+    from tvm.script import from_source
+
+    from relax_inplace.transform import InplaceTransformParams
+
+    text = """
+@I.ir_module
+class Module:
+    @R.function
+    def transform_params(scale: R.Tensor((), "float32"), a: R.Tensor((2, 3), "float32")):
+        R.func_attr({"num_input": 1})
+        b = R.multiply(a, scale)
+        return (b,)
+"""
+    vm = relax.VirtualMachine(tvm.compile(InplaceTransformParams()(from_source(text)), "llvm"), CPU)
+    weights, cache = tmp_path / "weights", tmp_path / "cache"
+    save_params(Params([tvm.runtime.tensor(np.ones((2, 3), "float32"))], ["a"]), weights)
+
+    def converted(scale):
+        inputs = [tvm.runtime.tensor(np.array(scale, "float32"))]
+        return convert_params(vm, weights, CPU, cache=cache, inputs=inputs)
+
+    for scale, cached in ((3, False), (3, True), (4, False), (3, False)):
+        params = converted(scale)
+        assert (params["a"].numpy() == scale).all()
+        assert (params.report.cached is not None) == cached
+    with pytest.raises(TypeError, match="an input is of type list"):
+        convert_params(vm, weights, CPU, cache=cache, inputs=[[1]])
+    with pytest.raises(ConvertedError, match="maybe with other inputs"):
+        convert_params(vm, cache, CPU, inputs=[tvm.runtime.tensor(np.array(5, "float32"))])
+
+
+def test_streamed_weights_are_not_verified(tmp_path):
+    with pytest.raises(ModuleError, match="whose weights are never resident"):
+        convert_params(transposes(lazy=True), tmp_path, CPU, verify=True)
+
+
 def test_a_damaged_cache_is_replaced(tmp_path):
     transform, cache = transposes(), tmp_path / "cache"
     weights = saved(transform, tmp_path / "weights")
