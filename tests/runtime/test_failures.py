@@ -333,8 +333,9 @@ def test_nothing_is_leaked_by_a_thousand_failures():
     before = resident()
     rounds(1000)
     gc.collect()
-    # 1,000 rounds of one weight kept would be 128 KB, of one Python frame with its error more.
-    assert resident() - before < 2 << 20
+    # Seen: 0.8 MB, and 1.8 after any number of rounds more. An error kept with its weights would be
+    # some 10 KB a round.
+    assert resident() - before < 3 << 20
 
 
 def test_nothing_is_leaked_by_a_hundred_interrupts():
