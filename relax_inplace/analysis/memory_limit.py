@@ -4,8 +4,9 @@ Definition
 ----------
 The limit bounds the live memory of :mod:`.schedule`, the weights included. While the peak is above
 it, the step that reaches the peak is split (:mod:`.slicing`), by itself or with the steps that its
-result is used for, into as few slices as bring these steps below the limit. If nothing does, no
-schedule fits: the error says the least that would.
+result is used for, into as few slices as bring these steps below the limit. If that is not enough,
+steps are split into as many slices as help; if that is not, the error says what it needs, so that
+this limit will do.
 """
 
 from __future__ import annotations
@@ -92,6 +93,27 @@ def plan_within(
     UnsupportedTransformError
         The bytes of a tensor are not known, at run time neither.
     """
+    state = _GraphState(graph)
+    schedule = _split_below(graph, limit, kernels, bounds)
+    peak = schedule.peak()
+    if isinstance(peak, int) and peak > limit:
+        state.restore()
+        schedule = _split_below(graph, 0, kernels, bounds)  # into as many slices as there may be
+        peak = schedule.peak()
+        if isinstance(peak, int) and peak > limit:
+            raise MemoryLimitError.of(
+                function=graph.name,
+                limit=str(limit),
+                least=str(peak),
+                step=_step_at_peak(schedule, peak),
+            )
+    return schedule
+
+
+def _split_below(
+    graph: TransformGraph, limit: int, kernels: Kernels, bounds: Mapping[str, int] | None
+) -> Schedule:
+    """The schedule with steps split until the peak is within the limit, or none can be."""
     schedule = plan_graph(graph, None, bounds)
     hopeless: set[Step] = set()
     while True:
@@ -106,17 +128,24 @@ def plan_within(
             return schedule
         worst = _worst_step(schedule, limit, hopeless)
         if worst is None:
-            raise MemoryLimitError.of(
-                function=graph.name,
-                limit=str(limit),
-                least=str(peak),
-                step=_step_at_peak(schedule, peak),
-            )
+            return schedule
         better = _split(schedule, worst, limit, kernels, bounds)
         if better is None:
             hopeless.add(worst)
         else:
             schedule = better
+
+
+class _GraphState:
+    """What splitting steps changes in a graph."""
+
+    def __init__(self, graph: TransformGraph):
+        self._graph = graph
+        self._steps, self._step_of = list(graph.steps), dict(graph._step_of)
+        self._before = {step: (dict(step.operands), dict(step.after)) for step in graph.steps}
+
+    def restore(self) -> None:
+        _restore(self._graph, self._steps, self._step_of, self._before)
 
 
 def _step_at_peak(schedule: Schedule, peak: int) -> str:

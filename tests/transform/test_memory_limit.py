@@ -305,6 +305,32 @@ def test_any_row_wise_transform_within_any_limit(parts, share, pipeline):
     assert run.peak <= limit or IS_FUSED[pipeline] is None
 
 
+def test_the_least_limit_would_do():
+    """Few slices of one step may leave an order in which another one needs more."""
+    parts = (
+        [(7, 3), (12, 4), (12, 4)],
+        [
+            "v0 = R.exp(w0)",
+            "v1 = R.exp(w0)",
+            "v2 = R.exp(w1)",
+            "v3 = R.exp(v0)",
+            "v4 = R.concat((w0, v1), axis=0)",
+            "v5 = R.concat((v3, w0), axis=1)",
+        ],
+        ["v2", "v4", "v5"],
+    )
+    mod = transform(*parts)
+    with pytest.raises(MemoryLimitError) as refused:
+        limited(mod, 1)
+    least = int(refused.value.least)
+    assert least == 660
+    run = run_both(mod, limited(mod, least), "compile")
+    assert run.peak <= least
+    with pytest.raises(MemoryLimitError) as refused:
+        limited(mod, least - 1)
+    assert int(refused.value.least) == least
+
+
 @given(transforms(), st.floats(0, 1))
 def test_any_transform_fits_or_the_error_says_what_would(transform, share):
     mod = from_source(transform.source)
