@@ -10,7 +10,7 @@ import tvm_ffi
 from .available_memory import available_bytes
 from .forget_locals import forget_locals
 from .open_source import open_source
-from .params import Params
+from .params import Params, in_slots
 from .progress import ProgressOption, progress_bar
 from .source import Source
 from .source_error import refuse, shown
@@ -65,7 +65,7 @@ def load_params(
     try:
         _read(source, selection, SourceReader(source, device, checksum), progress, tensors)
         return Params(
-            _tuple([(slot, tensors[name]) for slot, name in _places(selection)]),
+            in_slots((tensors[one.name] for one in selection.records), selection.slots),
             selection.names,
             mark=selection.mark,
             source=source.fingerprint,
@@ -110,18 +110,3 @@ def _read(
             if name in wanted:
                 tensors[name] = reader.read(name)
                 bar.update(record.nbytes, name)
-
-
-def _places(selection: Selection) -> list[tuple[list[int], str]]:
-    return [
-        ([int(index) for index in slot.split(".")], record.name)
-        for slot, record in zip(selection.slots, selection.records, strict=True)
-    ]
-
-
-def _tuple(leaves: list[tuple[list[int], Any]]) -> list[Any]:
-    """Nested lists, from the place of each tensor in them."""
-    fields: dict[int, list[tuple[list[int], Any]]] = {}
-    for (index, *rest), value in leaves:
-        fields.setdefault(index, []).append((rest, value))
-    return [_tuple(below) if below[0][0] else below[0][1] for _, below in sorted(fields.items())]

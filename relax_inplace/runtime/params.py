@@ -16,7 +16,7 @@ from .tensor_type import TensorType
 if TYPE_CHECKING:
     from .report import Report
 
-__all__ = ["Params", "leaf_at", "leaves_of"]
+__all__ = ["Params", "in_slots", "leaf_at", "leaves_of"]
 
 
 class Params(Sequence):
@@ -204,6 +204,22 @@ def leaf_at(fields: Any, slot: str) -> Any:
     for index in slot.split("."):
         fields = fields[int(index)]
     return fields
+
+
+def in_slots(values: Iterable[Any], slots: Iterable[str]) -> tvm_ffi.Array:
+    """The tuple, which may be nested, that has each of the values at its place."""
+    below: dict[int, list[tuple[str, Any]]] = {}
+    fields: dict[int, Any] = {}
+    for value, slot in zip(values, slots, strict=True):
+        index, _, inner = slot.partition(".")
+        if inner:
+            below.setdefault(int(index), []).append((inner, value))
+        else:
+            fields[int(index)] = value
+    for position, inside in below.items():
+        inner_slots, inner_values = zip(*inside, strict=True)
+        fields[position] = in_slots(inner_values, inner_slots)
+    return tvm_ffi.Array([fields[index] for index in sorted(fields)])
 
 
 def _array(tensors: Iterable[Any]) -> tvm_ffi.Array:

@@ -9,8 +9,9 @@ from typing import Any
 
 import tvm_ffi
 
-from .params import Params
+from .params import Params, in_slots
 from .transform import Transform
+from .weight_selection import refuse_mismatch
 
 __all__ = ["taken_over"]
 
@@ -31,16 +32,17 @@ def taken_over(given: Any, transform: Transform) -> Iterator[Params]:
     ------
     TypeError
         It is none of these, or holds what is no tensor.
+    MismatchError
+        The names in a dict are not those of the module's weights.
     RuntimeError
         Another thread converts them, or uses the virtual machine.
     """
     if isinstance(given, Params):
         params = given
-    elif isinstance(given, tvm_ffi.Array):
-        params = Params(given, _names(transform, given))
-    elif type(given) is list:
-        _require_tensors(given)
-        fields = tvm_ffi.Array(_nested(given))
+    elif isinstance(given, tvm_ffi.Array) or type(given) is list:
+        if type(given) is list:
+            _require_tensors(given)
+        fields = Params(given)._fields()
         params = Params(fields, _names(transform, fields))
     elif isinstance(given, dict):
         _require_tensors(given.values())
@@ -73,42 +75,15 @@ def _names(transform: Transform, fields: tvm_ffi.Array) -> list[str] | None:
 def _of_dict(given: dict[str, Any], transform: Transform) -> Params:
     if transform.weights is None:
         return Params(list(given.values()), given)
-    wanted = [one.name for one in transform.weights]
-    missing = [name for name in wanted if name not in given]
-    unexpected = [name for name in given if name not in set(wanted)]
-    if missing or unexpected:
-        raise ValueError(
-            f"transform_params: `{transform.name}` takes {len(wanted)} weights; missing: "
-            f"{_first(missing)}; unexpected: {_first(unexpected)}"
-        )
-    return Params(_in_slots([given[name] for name in wanted], transform), wanted)
-
-
-def _in_slots(values: list[Any], transform: Transform) -> tvm_ffi.Array:
-    """The tuple that the transform takes, which may be nested, of its leaves."""
-    fields: list[Any] = []
-    assert transform.weights is not None
-    for value, weight in zip(values, transform.weights, strict=True):
-        *outer, index = map(int, weight.slot.split("."))
-        into = fields
-        for position in outer:
-            while len(into) <= position:
-                into.append([])
-            into = into[position]
-        assert index == len(into)
-        into.append(value)
-    return tvm_ffi.Array(_nested(fields))
-
-
-def _nested(values: list[Any]) -> list[Any]:
-    return [tvm_ffi.Array(_nested(one)) if type(one) is list else one for one in values]
-
-
-def _first(names: list[str]) -> str:
-    if not names:
-        return "none"
-    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-    return ", ".join(f"`{name}`" for name in names[:4]) + more
+    slots = {one.name: one.slot for one in transform.weights}
+    refuse_mismatch(
+        "transform_params",
+        f"the weights of {transform.name}",
+        [name for name in slots if name not in given],
+        [name for name in given if name not in slots],
+        [],
+    )
+    return Params(in_slots([given[name] for name in slots], slots.values()), slots)
 
 
 def _require_tensors(values: Any) -> None:

@@ -332,6 +332,10 @@ def write_family(
     family = Family(inplace.functions(new_name), {new_name: entry}, {})
     if reference:
         other_name = _reference_name(new_name)
+        if any(gvar.name_hint == other_name for gvar in mod.get_global_vars()):
+            raise UnsupportedTransformError.of(
+                function=name, reason=f"reference=True: the module has a `{other_name}` already"
+            )
         other = relax.utils.copy_with_new_vars(function)  # no two functions define one variable
         streamed = _rewritten(mod, name, other, other_name, None, None, lazy=True)
         family.functions.update(streamed.functions(other_name))

@@ -1,18 +1,21 @@
 """restore_params, and transform_params(verify=True): what goes with a transform."""
 
+import sys
+
 import numpy as np
 import pytest
 import tvm
 import tvm_ffi
-from compiled_transforms import arrays, compiled, tensors, transposes, weights
+from compiled_transforms import HEAD, arrays, compiled, tensors, transposes, weights
 from memory import extra_mb, in_fresh_process, needs_clear_refs
+from tvm.script import from_source
 
+from relax_inplace.analysis import UnsupportedTransformError
 from relax_inplace.runtime import (
     ConvertedError,
     ModuleError,
     Params,
     Transform,
-    TransformError,
     VerificationError,
     load_params,
     restore_params,
@@ -135,10 +138,6 @@ def test_one_weight_at_a_time():
 @pytest.mark.parametrize("field", range(3))
 def test_a_wrong_bit_is_found(field, monkeypatch):
     """A conversion whose memory goes bad."""
-    import sys
-
-    from relax_inplace.runtime import transform_params as _  # noqa: F401
-
     module = sys.modules["relax_inplace.runtime.transform_params"]
     stock = module.convert
 
@@ -160,18 +159,45 @@ def test_a_module_without_a_reference():
         transform_params(transposes(), weights(transposes()), verify=True)
 
 
-def test_a_failure_while_verifying_changes_nothing():
-    """What runs on copies fails before the weights are touched."""
+def test_a_failure_while_verifying_changes_nothing(monkeypatch):
+    """What runs on copies fails before the weights are touched: they can be converted."""
+    module = sys.modules["relax_inplace.runtime.transform_params"]
+    copies = []
+
+    def copy(tensor):
+        copies.append(tensor.shape)
+        if len(copies) == 2:
+            raise MemoryError("no room for a copy")
+        return stock(tensor)
+
+    stock = module._copy
+    monkeypatch.setattr(module, "_copy", copy)
     transform = transposes(reference=True)
-    bad = [np.zeros((4, 8 + i), "float32") for i in range(3)]
-    params = [tvm.runtime.tensor(array) for array in bad]
-    with pytest.raises(TransformError):
-        transform_params(transform, params, verify=True, progress=_fail)
-    assert len(params) == 3
+    params = Params(weights(transform))
+    with pytest.raises(MemoryError, match="no room for a copy"):
+        transform_params(transform, params, verify=True)
+    assert (params.mark, params.broken_by) == (None, None)
+    unchanged = map(np.array_equal, (one.numpy() for one in params), arrays(transform))
+    assert list(unchanged) == [True] * 3
+    monkeypatch.undo()
+    assert transform_params(transform, params, verify=True, strict=True).report.verified
 
 
-def _fail(_progress):
-    raise RuntimeError("no")
+def test_a_name_that_is_taken():
+    text = (
+        HEAD.replace("TYPES", tensors((4, 8))).replace("PURE", "True")
+        + """
+        w = R.permute_dims(params[0])
+        return (w,)
+
+    @R.function
+    def reference_transform_params(x: R.Tensor((4, 8), "float32")):
+        return x
+"""
+    )
+    taken = r"reference=True: the module has a `reference_transform_params` already"
+    with pytest.raises(UnsupportedTransformError, match=taken):
+        InplaceTransformParams("transform_params", reference=True)(from_source(text))
 
 
 @pytest.mark.parametrize("option", ["restore", "reference"])

@@ -105,7 +105,7 @@ def test_a_dict_of_other_names():
     transform = transposes()
     first, second, third = weights(transform)
     given = {"w0": first, "other": second, "w2": third}
-    with pytest.raises(ValueError, match=r"takes 3 weights; missing: `w1`; unexpected: `other`"):
+    with pytest.raises(MismatchError, match=r"1 missing \('w1'\) and 1 too many \('other'\)"):
         transform_params(transform, given)
     assert list(given) == ["w0", "other", "w2"]
 
