@@ -16,10 +16,12 @@ import tvm
 from tvm import ir
 from tvm.relax import backend, pipeline
 
-from .transform.donate_storage import DonateStorage
+from .analysis.storage_plan import StoragePlan, describe_donation
+from .build import prepare
+from .transform.donate_storage import DonateStorage, donating, find_donations
 from .transform.schedule_relayouts import ScheduleRelayouts
 
-__all__ = ["NAME", "inplace_pipeline", "register"]
+__all__ = ["NAME", "inplace_pipeline", "plan_storage", "register"]
 
 NAME = "inplace"
 _TVM_RULES = "ApplyDefaultSchedule"  # tvm.s_tir.dlight's pass, where a target has rules
@@ -48,6 +50,10 @@ def inplace_pipeline() -> tvm.transform.Pass:
 
 
 def _passes(target: tvm.target.Target) -> list[tvm.transform.Pass]:
+    return [*_lowering(target), DonateStorage()]
+
+
+def _lowering(target: tvm.target.Target) -> list[tvm.transform.Pass]:
     legalize = pipeline.legalize_passes(target)
     names = [one.info.name for one in legalize]
     at = names.index(_TVM_RULES) if _TVM_RULES in names else len(names)
@@ -58,7 +64,6 @@ def _passes(target: tvm.target.Target) -> list[tvm.transform.Pass]:
         *legalize[at:],
         *_dataflow_lower_passes(target),
         *pipeline.finalize_passes(target),
-        DonateStorage(),
     ]
 
 
@@ -70,6 +75,44 @@ def _dataflow_lower_passes(target: tvm.target.Target) -> list[tvm.transform.Pass
     )
     stage = pipeline if package is None else package.pipeline
     return stage.dataflow_lower_passes(target)
+
+
+def plan_storage(
+    mod: ir.IRModule, target: str | tvm.target.Target, function: str | None = None
+) -> StoragePlan:
+    """Plan which storage each new weight takes: what this pipeline makes of a transform.
+
+    Parameters
+    ----------
+    mod : tvm.ir.IRModule
+        After ``InplaceTransformParams``, as it is given to ``tvm.compile``.
+    target : str or tvm.target.Target
+    function : str, optional
+        The one that updates its tuple, by name; by default the only one that does.
+
+    Returns
+    -------
+    StoragePlan
+        ``print`` shows it. It holds if nothing outside refers to the weights: what does keeps its
+        storage, and another one is allocated.
+
+    Raises
+    ------
+    ValueError
+        The module has no such function.
+    """
+    updating = sorted(gvar.name_hint for gvar in donating(mod))
+    if function is None and len(updating) == 1:
+        function = updating[0]
+    if function is None or function not in updating:
+        raise ValueError(
+            f"plan_storage: function={function!r}, but the functions of the module that update a "
+            f"tuple are {updating}"
+        )
+    target = tvm.target.Target(target)
+    with target:
+        lowered = tvm.transform.Sequential(_lowering(target))(prepare(mod, target))
+    return describe_donation(function, find_donations(lowered, function))
 
 
 def register() -> None:

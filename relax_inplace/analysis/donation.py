@@ -12,11 +12,9 @@ What is decided, in this order:
 1. A result lies in place where it may: that takes no memory at all.
 2. Any other allocation takes the storage of the tensor of the same size that was spent last.
 
-Until it is taken a spent storage is *spare*: it stays allocated. Let the peak be the most that is
-live at any time with 1 alone. A spare storage is kept as long as what is live, all spare ones and
-the allocation at hand stay within that peak, and there is an allocation of its size to come. So the
-peak is never above what it was without donation, and layers of equal sizes rotate through one spare
-storage: after the first of each size nothing is allocated.
+Let the peak be the most that is live at any time with 1 alone: spare storages fill it up, and never
+go beyond (:mod:`.spare_storage`). So it is never above what it was without donation, and layers of
+equal sizes rotate through one spare storage: after the first of each size nothing is allocated.
 
 What is decided here is what the compiled function asks for. Whether a storage is really nobody
 else's is known when it runs: ``vm.builtin.donate_storage`` counts references, and allocates if it
@@ -28,13 +26,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tvm import ir, relax, tirx
 
 from ..op import BUILTIN, is_statement
 from .byte_size import LargestOf, Size, covers, largest, size_of
+from .spare_storage import Moment, take_spare
 
 __all__ = ["INPLACE", "Donation", "Place", "Spent", "Taken", "find_donation"]
 
@@ -93,6 +92,8 @@ class Taken:
     in_place : bool
     shrinks : bool
         Whether it is smaller than the storage.
+    size : int or ByteSize
+        Bytes.
     """
 
     tensor: relax.Var
@@ -103,6 +104,7 @@ class Taken:
     emptied: list[Place]
     in_place: bool
     shrinks: bool
+    size: Size
 
 
 @dataclasses.dataclass
@@ -402,133 +404,74 @@ def _text(place: Place) -> str:
 class _Decision:
     def __init__(self, trace: _Trace):
         self.trace = trace
-        known = [tensor for tensor in trace.tensors if tensor.size is not None]
-        self.start: Size = sum((t.size for t in known if t.born < 0), start=0)  # type: ignore
-        # What happens to known memory, in order: allocations right before their first use.
-        self.events: dict[int, tuple[list[_Tensor], list[_Tensor]]] = defaultdict(lambda: ([], []))
-        for tensor in known:
+        self.sizes = {t: t.size for t in trace.tensors if t.size is not None}
+        self.start: Size = sum((s for t, s in self.sizes.items() if t.born < 0), start=0)
+        # What happens to known memory, by position: allocations right before their first use.
+        events: dict[int, Moment[_Tensor]] = defaultdict(Moment)
+        for tensor in self.sizes:
             if tensor.born >= 0:
                 at = tensor.used_first if tensor.is_allocated else tensor.born
-                self.events[tensor.born if at is None else at][0].append(tensor)
+                events[tensor.born if at is None else at].allocated.append(tensor)
             if tensor.spent is not None:
-                self.events[tensor.spent][1].append(tensor)
-        self.moments = sorted(self.events)
+                events[tensor.spent].spent.append(tensor)
+        self.moments = [events[at] for at in sorted(events)]
         self.in_place: dict[_Tensor, _Chance] = {}  # by the result
-        self.donors: dict[_Tensor, _Tensor] = {}  # by the allocation
+        self.grown: dict[_Tensor, Size] = {}  # what lies in place, and where: see take_spare
 
     def made(self) -> Donation:
         before = self._peak()
         self._decide_in_place()
         peak = self._peak()
-        self._decide_donors(peak)
-        taken = [self._taken(t) for at in self.moments for t in self.events[at][0] if _moves(t)]
-        gone = {*self.donors.values(), *(chance.donor for chance in self.in_place.values())}
+        for moment in self.moments:
+            moment.takes = {t for t in moment.allocated if _moves(t) and t not in self.grown}
+            moment.leaves = {t for t in moment.spent if _stays(t) and t not in self.grown}
+        donors = take_spare(self.moments, self.sizes, self.start, peak, self.grown)
+        taken = [
+            self._taken(tensor, donors)
+            for moment in self.moments
+            for tensor in moment.allocated
+            if _moves(tensor)
+        ]
+        gone = {*donors.values(), *self.grown}
         dropped = [
             self._spent(tensor)
-            for tensor in self.trace.tensors
-            if tensor not in gone
-            and tensor.registers
-            and tensor.spent is not None
-            and tensor.size is not None
-            and not tensor.is_hidden
+            for moment in self.moments
+            for tensor in moment.spent
+            if _stays(tensor) and tensor not in gone
         ]
         return Donation(taken, dropped, before, peak)
 
     def _decide_in_place(self) -> None:
-        donors: set[_Tensor] = set()
         for chance in self.trace.chances:
             donor, result = chance.donor, chance.result
             if (
-                donor not in donors
-                and result not in self.in_place
+                donor not in self.grown
+                and result not in self.grown
                 and donor.used_last == chance.at
                 and donor.spent is not None
                 and not donor.is_hidden
-                and donor.size is not None
-                and result.size is not None
-                and covers(donor.size, result.size)
+                and donor in self.sizes
+                and result in self.sizes
+                and covers(self.sizes[donor], self.sizes[result])
             ):
                 self.in_place[result] = chance
-                donors.add(donor)
-
-    def _decide_donors(self, peak: Size | LargestOf) -> None:
-        waiting = Counter(
-            tensor.size
-            for at in self.moments
-            for tensor in self.events[at][0]
-            if _moves(tensor) and tensor not in self.in_place
-        )
-        result_in = {chance.donor: result for result, chance in self.in_place.items()}
-        spare: dict[Size | None, list[_Tensor]] = defaultdict(list)
-        count = 0
-        held: Size = 0
-        live = self.start
-        for at in self.moments:
-            allocated, spent = self.events[at]
-            for tensor in allocated:
-                size = tensor.size
-                assert size is not None
-                if tensor in self.in_place:
-                    continue
-                if _moves(tensor):
-                    waiting[size] -= 1
-                    if spare[size]:
-                        self.donors[tensor] = spare[size].pop()
-                        count -= 1
-                        held = held - size
-                        live = live + size
-                        continue
-                live = live + size
-                while count and not covers(peak, live + held):
-                    dropped = self._least_wanted(spare, waiting)
-                    count -= 1
-                    held = held - dropped
-            for tensor in spent:
-                size = tensor.size
-                assert size is not None
-                live = live - size
-                if tensor in result_in:
-                    live = live + result_in[tensor].size
-                    continue
-                if (
-                    tensor.registers
-                    and not tensor.is_hidden
-                    and waiting[size] > len(spare[size])
-                    and covers(peak, live + held + size)
-                ):
-                    spare[size].append(tensor)
-                    count += 1
-                    held = held + size
-
-    def _least_wanted(
-        self, spare: dict[Size | None, list[_Tensor]], waiting: Counter[Size | None]
-    ) -> Size:
-        """Free the spare storage of the size that fewest allocations to come ask for; its size."""
-        size = min((s for s, kept in spare.items() if kept), key=lambda s: waiting[s])
-        spare[size].pop(0)
-        assert size is not None
-        return size
+                self.grown[result] = 0
+                self.grown[donor] = self.sizes[donor] - self.sizes[result]
 
     def _peak(self) -> Size | LargestOf:
         """The most that is live at any time, with what lies in place so far."""
-        donor_of = {result: chance.donor for result, chance in self.in_place.items()}
-        result_in = {donor: result for result, donor in donor_of.items()}
         live = self.start
-        sizes: list[Size] = [live]
-        for at in self.moments:
-            allocated, spent = self.events[at]
-            for tensor in allocated:
-                if tensor not in donor_of:
-                    live = live + tensor.size
-                    sizes.append(live)
-            for tensor in spent:
-                live = live - tensor.size
-                if tensor in result_in:
-                    live = live + result_in[tensor].size
-        return largest(sizes)
+        lives: list[Size] = [live]
+        for moment in self.moments:
+            for tensor in moment.allocated:
+                live = live + self.grown.get(tensor, self.sizes[tensor])
+            lives.append(live)
+            for tensor in moment.spent:
+                live = live - self.grown.get(tensor, self.sizes[tensor])
+        return largest(lives)
 
-    def _taken(self, tensor: _Tensor) -> Taken:
-        chance, donor = self.in_place.get(tensor), self.donors.get(tensor)
+    def _taken(self, tensor: _Tensor, donors: Mapping[_Tensor, _Tensor]) -> Taken:
+        chance, donor = self.in_place.get(tensor), donors.get(tensor)
         assert tensor.used_first is not None and tensor.beside is not None
         spent, emptied = None, []
         if chance is not None:
@@ -544,15 +487,21 @@ class _Decision:
             spent,
             emptied,
             chance is not None,
-            chance is not None and chance.donor.size != tensor.size,
+            spent is not None and spent.size != self.sizes[tensor],
+            self.sizes[tensor],
         )
 
     def _spent(self, tensor: _Tensor) -> Spent:
-        assert tensor.spent is not None and tensor.size is not None
+        assert tensor.spent is not None
         at = self.trace.vars[tensor.spent]
-        return Spent(tensor.name, tensor.registers[-1], at, tensor.size)
+        return Spent(tensor.name, tensor.registers[-1], at, self.sizes[tensor])
 
 
 def _moves(tensor: _Tensor) -> bool:
     """Whether an allocation can be replaced: it is the function's own, and its device is known."""
     return tensor.is_allocated and tensor.used_first is not None and tensor.beside is not None
+
+
+def _stays(tensor: _Tensor) -> bool:
+    """Whether what is spent can be kept: a register holds it, and nothing that is not seen."""
+    return bool(tensor.registers) and not tensor.is_hidden

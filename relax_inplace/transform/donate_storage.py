@@ -32,14 +32,14 @@ from collections import defaultdict
 import tvm
 from tvm import ir, relax
 
-from ..analysis.donation import ALLOC_TENSOR, KILL, Place, Taken, find_donation
+from ..analysis.donation import ALLOC_TENSOR, KILL, Donation, Place, Taken, find_donation
 from ..analysis.updates import REFERENCE, functions_that_update
 from ..op import BUILTIN, VOID
 from .binding_rewriter import Rewrite, rewrite_bindings
 from .free_temporaries import with_own_storages
 from .kill_unused_registers import kill_unused_registers
 
-__all__ = ["DonateStorage"]
+__all__ = ["DonateStorage", "donating", "find_donations"]
 
 _DONATE = "vm.builtin.donate_storage"
 _SHRINK = "vm.builtin.shrink_storage"
@@ -62,27 +62,47 @@ def DonateStorage() -> tvm.transform.Pass:  # noqa: N802  named as TVM names pas
 
     @tvm.transform.module_pass(opt_level=0, name="DonateStorage")
     def run(mod: ir.IRModule, _context: tvm.transform.PassContext) -> ir.IRModule:
-        updating = {
-            gvar
-            for gvar in functions_that_update(mod)
-            if not (mod[gvar].attrs and REFERENCE in mod[gvar].attrs)
-        }
-        mod = with_own_storages(kill_unused_registers(mod, updating), updating)
+        functions = donating(mod)
+        mod = _with_known_lives(mod, functions)
         after = mod.clone()
-        for gvar in updating:
+        for gvar in functions:
             after[gvar] = _with_donation(mod[gvar], mod)
         return after
 
     return run
 
 
+def donating(mod: ir.IRModule) -> set[ir.GlobalVar]:
+    """The functions that the pass changes."""
+    return {
+        gvar
+        for gvar in functions_that_update(mod)
+        if not (mod[gvar].attrs and REFERENCE in mod[gvar].attrs)
+    }
+
+
+def find_donations(mod: ir.IRModule, name: str) -> list[Donation]:
+    """What the pass decides for a function of a lowered module, and for each of its branches."""
+    mod = _with_known_lives(mod, donating(mod))
+    function = mod[name]
+    found = []
+
+    def look(sequence: relax.SeqExpr) -> Rewrite:
+        found.append(find_donation(sequence, function.params[:], mod))
+        return lambda binding: [binding]
+
+    rewrite_bindings(function, look)
+    return found
+
+
+def _with_known_lives(mod: ir.IRModule, functions: set[ir.GlobalVar]) -> ir.IRModule:
+    """The module, in which a tensor has a storage of its own, and lives until it is killed."""
+    return with_own_storages(kill_unused_registers(mod, functions), functions)
+
+
 def _with_donation(function: relax.Function, mod: ir.IRModule) -> relax.Function:
     params = function.params[:]
-
-    def rewrite_of(sequence: relax.SeqExpr) -> Rewrite:
-        return _Writer(sequence, params, mod).rewrite
-
-    return rewrite_bindings(function, rewrite_of)
+    return rewrite_bindings(function, lambda sequence: _Writer(sequence, params, mod).rewrite)
 
 
 class _Writer:
@@ -152,9 +172,7 @@ class _Writer:
         for index in outer:
             field = relax.Var("inner", relax.AnyType())
             args = [source, relax.prim_value(index)]
-            call = relax.Call(
-                relax.ExternFunc(_GET_ITEM), args, None, [field.ty], ret_ty=field.ty
-            )
+            call = relax.Call(relax.ExternFunc(_GET_ITEM), args, None, [field.ty], ret_ty=field.ty)
             bindings.append(relax.VarBinding(field, call))
             inner.append(field)
             source = field

@@ -13,9 +13,10 @@ from __future__ import annotations
 import tvm
 from tvm import ir, relax, tirx
 
-from ..analysis.updates import REFERENCE, bindings_of, functions_that_update
+from ..analysis.updates import bindings_of
 from ..dlight import rules_for
 from .binding_rewriter import Rewrite, rewrite_bindings
+from .donate_storage import donating
 
 __all__ = ["ScheduleRelayouts"]
 
@@ -40,11 +41,7 @@ def ScheduleRelayouts() -> tvm.transform.Pass:  # noqa: N802  named as TVM names
 
 
 def _scheduled(mod: ir.IRModule, target: tvm.target.Target) -> ir.IRModule:
-    updating = {
-        gvar
-        for gvar in functions_that_update(mod)
-        if not (mod[gvar].attrs and REFERENCE in mod[gvar].attrs)
-    }
+    updating = donating(mod)
     if not updating:
         return mod
     called = {kernel for gvar in updating for kernel in _kernels_of(mod[gvar])}
