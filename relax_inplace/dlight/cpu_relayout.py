@@ -27,7 +27,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
 import tvm_ffi
-from tvm import ir, relax, sym, tirx
+from tvm import ir, relax, tirx
 from tvm.target import Target
 
 from ..analysis.te_block import buffer_params, te_blocks
@@ -41,14 +41,16 @@ from .relayout import (
     constant,
     element_bytes,
     integer,
+    is_multiple,
     relayout_pieces,
+    simplify,
 )
 
 __all__ = ["schedule_cpu_relayout"]
 
 _LINE = 64  # bytes of a line of the cache
 _RUN = 512  # elements of a row of the input, before the next rows
-_PART = 1024  # elements of a row of the output, in one task
+_PART = 256  # elements of a row of the output, in one task
 _BLOCK = 16  # short rows of a block, in either direction
 _CHUNK = 32768  # bytes of a long row, in one task
 _TASKS = 64  # as many are enough for any number of threads
@@ -137,7 +139,7 @@ def _of_words(piece: Piece, flat: FlatBuffers) -> Piece:
                 for access in (piece.output, source)
                 for place in (access.base, *(access.stride(digit) for digit in others))
             ]
-            if all(_is_multiple(place, extent) for place in places):
+            if all(is_multiple(place, extent) for place in places):
                 width, digits = extent, others
     dtype = f"uint{8 * size * width}"
 
@@ -153,12 +155,8 @@ def _of_words(piece: Piece, flat: FlatBuffers) -> Piece:
     return Piece(digits, words(piece.output), {word: words(source)}, word)
 
 
-def _is_multiple(place: ir.Expr, factor: int) -> bool:
-    return integer(sym.Analyzer().simplify(tirx.floormod(place, constant(factor)))) == 0
-
-
 def _divided(place: ir.Expr, factor: int) -> ir.Expr:
-    return sym.Analyzer().simplify(tirx.floordiv(place, constant(factor)))
+    return simplify(tirx.floordiv(place, constant(factor)))
 
 
 def _is_one(expr: ir.Expr) -> bool:
@@ -194,14 +192,16 @@ def _nest(
         if not left:
             return body(at)
         digit = left[0]
+        if _is_one(digit.extent):
+            return serial({**at, digit.var: constant(0)}, left[1:])
         return _loop(digit.var.name, digit.extent, lambda v: serial({**at, digit.var: v}, left[1:]))
 
-    if not parallel or not outer:
+    if not parallel or all(_is_one(digit.extent) for digit in outer):
         return serial({}, loops)
     total: ir.Expr = constant(1)
     for digit in outer:
         total = total * digit.extent
-    total = sym.Analyzer().simplify(total)
+    total = simplify(total)
 
     def task(number: relax.Var) -> tirx.Stmt:
         at: dict[relax.Var, ir.Expr] = {}
@@ -266,7 +266,7 @@ def _rows(piece: Piece) -> tirx.Stmt:
     known = math.prod(integer(digit.extent) or 1 for digit in digits)
     extent = integer(row.extent)
     if (extent is None or extent >= 2 * chunk) and known < _TASKS:
-        count = sym.Analyzer().simplify(tirx.ceildiv(row.extent, constant(chunk)))
+        count = simplify(tirx.ceildiv(row.extent, constant(chunk)))
         part = Digit(tirx.Var("chunk", "int64"), count)
 
         def body(at: _At) -> tirx.Stmt:
@@ -498,11 +498,11 @@ class _Cut:
 
     @property
     def count(self) -> ir.Expr:
-        return sym.Analyzer().simplify(tirx.ceildiv(self.extent, constant(self.size)))
+        return simplify(tirx.ceildiv(self.extent, constant(self.size)))
 
     def groups(self, number: int) -> ir.Expr:
         """How many groups there are of that many tiles."""
-        return sym.Analyzer().simplify(tirx.ceildiv(self.count, constant(number)))
+        return simplify(tirx.ceildiv(self.count, constant(number)))
 
     def in_group(self, first: ir.Expr, number: int) -> ir.Expr:
         """How many tiles are in a group, by its first one."""
