@@ -120,7 +120,8 @@ def find_inplace_pairs(function: tirx.PrimFunc) -> list[InplacePair] | str:
     if any(buffer not in params for buffer in written) or len(set(written)) != len(written):
         return "has intermediate buffers"
     sources = [{load.source for load in loads_in(block.value)} for block in blocks]
-    pairs, reasons = [], []
+    pairs: list[InplacePair] = []
+    reasons: list[str] = []
     for block, own in zip(blocks, sources, strict=True):
         for buffer in buffer_params(function):
             if buffer not in own or buffer in written:
@@ -130,7 +131,10 @@ def find_inplace_pairs(function: tirx.PrimFunc) -> list[InplacePair] | str:
             else:
                 indices = params.index(buffer), params.index(block.buffer)
                 found = _pair(block, buffer, *indices)
-            (reasons if isinstance(found, str) else pairs).append(found)
+            if isinstance(found, str):
+                reasons.append(found)
+            else:
+                pairs.append(found)
     if not pairs:
         return reasons[0] if reasons else "reads no tensor"
     return sorted(pairs, key=lambda pair: (not pair.same_position, pair.bytes_read))
@@ -150,13 +154,12 @@ def is_same_position(block: TEBlock, load: ir.TensorLoad) -> bool:
 
 
 def _pair(block: TEBlock, source: relax.Var, given: int, made: int) -> InplacePair | str:
-    sizes = [_bytes_of_element(buffer) for buffer in (source, block.buffer)]
-    if None in sizes:
+    before, after = _bytes_of_element(source), _bytes_of_element(block.buffer)
+    if before is None or after is None:
         return "has a buffer that is not row-major elements of whole bytes"
     reads = [read for read in _reads(block.value) if read.load.source.same_as(source)]
     if any(loads_in(index) for read in reads for index in read.load.indices[:]):
         return "reads its input at places that data give"
-    before, after = sizes
     samples = list(_samples(block, reads))
     for written in blocks_along(block.buffer, 1 if before < after else MOST_SCRATCH // after):
         for read in blocks_along(source, MOST_SCRATCH // before):

@@ -4,9 +4,9 @@ Definition
 ----------
 An index ``(x + b) // c`` or ``(x + b) % c`` is affine in ``x // f`` and ``x % f`` for a multiple or
 a divisor f of c; where the sum passes one multiple of c alone, it is affine on either side. A
-choice ``x < c`` is made on either side of c. So a loop is *split* in two nested ones, or *cut* in two that
-follow each other, until neither helps. The order of the box stays. Of an axis that divides at other
-places than its length allows, indices stay as they are: they are right, and slower.
+choice ``x < c`` is made on either side of c. So a loop is *split* in two nested ones, or *cut* in
+two that follow each other, until neither helps. The order of the box stays. Of an axis that divides
+at other places than its length allows, indices stay as they are: they are right, and slower.
 
 The innermost loop becomes one of vectors where each element is beside the last or the same.
 """

@@ -284,11 +284,11 @@ def _boxes(
         at = [*places[:-1], places[-1] * factor + box[0], *box[1:]]
         values = {i: a for i, a in zip(indices, at, strict=True) if isinstance(i, relax.Var)}
         here, whole = flat_index(outer, places), tirx.Var("here", dtype)
-        scratch = _scratch(own, read) if first else None
+        scratch = _scratch(own, read) if first and own is not None else None
 
         def element(load: ir.TensorLoad) -> ir.Expr:
             load = _with(load, values)
-            if pair is None or not load.source.same_as(own):
+            if own is None or not load.source.same_as(own):
                 return load
             flat = flat_index(own.ty.shape[:], load.indices[:])
             place = analyzer.simplify(flat - here * read)
@@ -300,7 +300,7 @@ def _boxes(
         place = whole * written + flat_index(inner, box)
         store = tirx.BufferStore(views.of(block.buffer), value, [place])
         body = affine_loops(list(zip(box, inner, strict=True)), store, analyzer)
-        if scratch is not None:
+        if scratch is not None and own is not None:
             x = tirx.Var("at", dtype)
             taken = tirx.BufferLoad(views.of(own), [whole * read + x])
             copy = tirx.BufferStore(scratch, _as(str(scratch.ty.dtype), taken), [x])
