@@ -8,7 +8,9 @@ choice ``x < c`` is made on either side of c. So a loop is *split* in two nested
 two that follow each other, until neither helps. The order of the box stays. Of an axis that divides
 at other places than its length allows, indices stay as they are: they are right, and slower.
 
-The innermost loop becomes one of vectors where each element is beside the last or the same.
+The innermost loop becomes one of vectors where each element is beside the last or the same. Where
+elements are moved, those along another axis are beside each other, and the order is free, the two
+axes are cut into squares, and these transposed in registers (:mod:`.register_transpose`).
 """
 
 from __future__ import annotations
@@ -16,17 +18,20 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import tvm_ffi
 from tvm import ir, relax, sym, tirx
 
 from ..analysis.inplace_kernel import flat_index
 from ..analysis.te_block import loads_in
+from .register_transpose import VECTOR_BYTES, transpose_block
 from .simple_indices import with_simple_indices
 
 __all__ = ["affine_loops"]
 
 _VECTOR = 64  # bytes
+_REINTERPRET = ir.Op.get("tirx.reinterpret")
 _COMPARISONS = (tirx.LT, tirx.LE, tirx.GT, tirx.GE, tirx.EQ, tirx.NE)
 
 
@@ -34,14 +39,17 @@ _COMPARISONS = (tirx.LT, tirx.LE, tirx.GT, tirx.GE, tirx.EQ, tirx.NE)
 class _Axis:
     var: relax.Var
     extent: ir.Expr
+    lanes: relax.Var | None = None  # of the last axis, if it is a square's: its other axis
 
 
 def affine_loops(
     box: Sequence[tuple[relax.Var, ir.Expr]],
     store: tirx.BufferStore,
     analyzer: sym.Analyzer,
+    *,
+    in_order: bool = True,
 ) -> tirx.Stmt:
-    """The loops that store an element for each point of a box, in its order.
+    """The loops that store an element for each point of a box.
 
     Parameters
     ----------
@@ -51,11 +59,13 @@ def affine_loops(
         At one index.
     analyzer : tvm.sym.Analyzer
         Knows the ranges of other variables.
+    in_order : bool
+        Whether an element may be read from where one before it is stored.
     """
     axes = []
     for var, extent in box:
         axes.append(_Axis(var, _bound(var, extent, analyzer)))
-    return _Loops(analyzer).over(axes, 0, _simple(store, analyzer))
+    return _Loops(analyzer, in_order).over(axes, 0, _simple(store, analyzer))
 
 
 def _bound(var: relax.Var, extent: ir.Expr, analyzer: sym.Analyzer) -> ir.Expr:
@@ -73,12 +83,15 @@ def _simple(store: tirx.BufferStore, analyzer: sym.Analyzer) -> tirx.BufferStore
 @dataclasses.dataclass
 class _Loops:
     analyzer: sym.Analyzer
+    in_order: bool
 
     def over(self, axes: Sequence[_Axis], depth: int, store: tirx.BufferStore) -> tirx.Stmt:
         """The loops over all axes from a depth on."""
         if depth == len(axes):
             return store
         var, extent = axes[depth].var, axes[depth].extent
+        if axes[depth].lanes is not None:
+            return _square(axes[depth], store)
         if not isinstance(extent, tirx.IntImm):
             return self._over_any_size(axes, depth, store)
         size = int(extent)
@@ -90,6 +103,12 @@ class _Loops:
         place = self._cut(store, var, size)
         if place is not None:
             return self._in_turn(axes, depth, store, place)
+        side = self._side_of_square(axes, depth, store)
+        if side is not None:
+            whole = size - size % side
+            if whole < size:
+                return self._in_turn(axes, depth, store, whole)
+            return self._in_squares(axes, depth, store, side)
         kind = tirx.ForKind.SERIAL
         if depth == len(axes) - 1 and _is_beside(store, var):
             lanes = _VECTOR // _widest(store)
@@ -146,13 +165,65 @@ class _Loops:
         for start, length in ((0, place), (place, size - place)):
             part = self._new(var, length)
             axis = _Axis(part, tirx.const(length, var.ty.dtype))
-            # Variables of loops further in are bound once more in the second part.
+            # Each part has its own variables in the loops further in.
             inner = [_Axis(self._new(a.var, a.extent), a.extent) for a in axes[depth + 1 :]]
             values = {a.var: b.var for a, b in zip(axes[depth + 1 :], inner, strict=True)}
             values[var] = part + start
             changed = [*axes[:depth], axis, *inner]
             parts.append(self.over(changed, depth, _simple(_with(store, values), self.analyzer)))
         return tirx.SeqStmt(parts)
+
+    def _side_of_square(
+        self, axes: Sequence[_Axis], depth: int, store: tirx.BufferStore
+    ) -> int | None:
+        """Of squares of this axis and the last that are transposed, if that is how to do it."""
+        last, axis = axes[-1], axes[depth]
+        load = _moved(store.value)
+        if self.in_order or load is None or last.lanes is not None or axis is last:
+            return None
+        if not isinstance(last.extent, tirx.IntImm):
+            return None
+        flat = flat_index(load.source.ty.shape[:], load.indices[:])
+        steps = [_step(flat, axis.var), _step(flat, last.var)]
+        beside = (
+            steps[0] == 1
+            and steps[1] not in (0, 1, None)
+            and _step(store.indices[0], last.var) == 1
+        )
+        if not beside or self._split(store, last.var, int(last.extent)):
+            return None
+        most = min(VECTOR_BYTES // _widest(store), int(axis.extent), int(last.extent))
+        side = 1 << (most.bit_length() - 1)
+        return side if side > 2 else None
+
+    def _in_squares(
+        self, axes: Sequence[_Axis], depth: int, store: tirx.BufferStore, side: int
+    ) -> tirx.Stmt:
+        var, last = axes[depth].var, axes[-1]
+        size, length = int(axes[depth].extent), int(last.extent)
+        if length % side:
+            # The last axis comes to be cut inside of all loops: what is left has no squares.
+            parts = []
+            whole = length - length % side
+            for start, part in ((0, whole), (whole, length - whole)):
+                inner = [_Axis(self._new(a.var, a.extent), a.extent) for a in axes[depth:-1]]
+                end = _Axis(self._new(last.var, part), tirx.const(part, last.var.ty.dtype))
+                values = {a.var: b.var for a, b in zip(axes[depth:-1], inner, strict=True)}
+                values[last.var] = end.var + start
+                there = _simple(_with(store, values), self.analyzer)
+                parts.append(self.over([*axes[:depth], *inner, end], depth, there))
+            return tirx.SeqStmt(parts)
+        outer, lane = self._new(var, size // side), self._new(var, side)
+        across, row = self._new(last.var, length // side), self._new(last.var, side)
+        there = _with(store, {var: outer * side + lane, last.var: across * side + row})
+        changed = [
+            *axes[:depth],
+            _Axis(outer, tirx.const(size // side, var.ty.dtype)),
+            *axes[depth + 1 : -1],
+            _Axis(across, tirx.const(length // side, last.var.ty.dtype)),
+            _Axis(row, tirx.const(side, last.var.ty.dtype), lane),
+        ]
+        return self.over(changed, depth, _simple(there, self.analyzer))
 
     def _new(self, like: relax.Var, extent: ir.Expr | int | None) -> relax.Var:
         var = tirx.Var(like.name, like.ty.dtype)
@@ -224,8 +295,43 @@ def _divisions(store: tirx.BufferStore) -> list[ir.Expr]:
     return [node for node in nodes if isinstance(node.b, tirx.IntImm) and int(node.b) > 0]
 
 
-def _with(store: tirx.BufferStore, values: dict[relax.Var, ir.Expr]) -> tirx.BufferStore:
-    return tvm_ffi.structural_map(store, (relax.Var, lambda var: values.get(var, var)))
+def _with(part: Any, values: dict[relax.Var, ir.Expr]) -> Any:
+    return tvm_ffi.structural_map(part, (relax.Var, lambda var: values.get(var, var)))
+
+
+# -- squares ---------------------------------------------------------------------------------------
+
+
+def _moved(value: ir.Expr) -> ir.TensorLoad | None:
+    """The element that a value is, bit by bit."""
+    if isinstance(value, ir.Call) and value.op.same_as(_REINTERPRET):
+        value = value.args[0]
+    return value if isinstance(value, ir.TensorLoad) else None
+
+
+def _square(axis: _Axis, store: tirx.BufferStore) -> tirx.Stmt:
+    """The square of the last axis and another, read along the other."""
+    row, lane, side = axis.var, axis.lanes, int(axis.extent)
+    load = _moved(store.value)
+    assert load is not None and lane is not None
+    flat = flat_index(load.source.ty.shape[:], load.indices[:])
+    dtype = row.ty.dtype
+    zero = tirx.const(0, dtype)
+
+    def beside(index: ir.Expr, place: dict[relax.Var, ir.Expr]) -> ir.Expr:
+        return tirx.Ramp(_with(index, place), tirx.const(1, dtype), side)
+
+    def read(i: int) -> ir.Expr:
+        place = {row: tirx.const(i, dtype), lane: zero}
+        return tirx.BufferLoad(load.source, [beside(flat, place)])
+
+    def write(k: int, vector: ir.Expr) -> tirx.Stmt:
+        place = {row: zero, lane: tirx.const(k, dtype)}
+        if load is not store.value:
+            vector = tirx.reinterpret(f"{store.buffer.ty.dtype}x{side}", vector)
+        return tirx.BufferStore(store.buffer, vector, [beside(store.indices[0], place)])
+
+    return transpose_block(side, side, side.bit_length() - 1, read, write)
 
 
 # -- vectors ---------------------------------------------------------------------------------------

@@ -299,7 +299,8 @@ def _boxes(
         value = _with(_with_loads(block.value, element), values)
         place = whole * written + flat_index(inner, box)
         store = tirx.BufferStore(views.of(block.buffer), value, [place])
-        body = affine_loops(list(zip(box, inner, strict=True)), store, analyzer)
+        free = first or not (pair is not None and pair.same_position)
+        body = affine_loops(list(zip(box, inner, strict=True)), store, analyzer, in_order=not free)
         if scratch is not None and own is not None:
             x = tirx.Var("at", dtype)
             taken = tirx.BufferLoad(views.of(own), [whole * read + x])
