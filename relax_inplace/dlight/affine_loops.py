@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tvm_ffi
@@ -32,7 +33,15 @@ __all__ = ["affine_loops"]
 
 _VECTOR = 64  # bytes
 _REINTERPRET = ir.Op.get("tirx.reinterpret")
-_COMPARISONS = (tirx.LT, tirx.LE, tirx.GT, tirx.GE, tirx.EQ, tirx.NE)
+_MOST_CUTS = 64  # each makes another copy of the loops further in
+_COMPARISONS = {
+    tirx.LT: operator.lt,
+    tirx.LE: operator.le,
+    tirx.GT: operator.gt,
+    tirx.GE: operator.ge,
+    tirx.EQ: operator.eq,
+    tirx.NE: operator.ne,
+}
 
 
 @dataclasses.dataclass
@@ -84,6 +93,7 @@ def _simple(store: tirx.BufferStore, analyzer: sym.Analyzer) -> tirx.BufferStore
 class _Loops:
     analyzer: sym.Analyzer
     in_order: bool
+    cuts: int = 0
 
     def over(self, axes: Sequence[_Axis], depth: int, store: tirx.BufferStore) -> tirx.Stmt:
         """The loops over all axes from a depth on."""
@@ -160,6 +170,7 @@ class _Loops:
     def _in_turn(
         self, axes: Sequence[_Axis], depth: int, store: tirx.BufferStore, place: int
     ) -> tirx.Stmt:
+        self.cuts += 1
         var, size = axes[depth].var, int(axes[depth].extent)
         parts = []
         for start, length in ((0, place), (place, size - place)):
@@ -250,12 +261,15 @@ class _Loops:
 
     def _cut(self, store: tirx.BufferStore, var: relax.Var, size: int) -> int | None:
         """The first place where a choice changes, or a quotient of this variable alone."""
+        if self.cuts == _MOST_CUTS:
+            return None
         places = set()
-        for node in _nodes(store, _COMPARISONS):
-            found = None if loads_in(node) else _linear(node.a - node.b, var)
+        for node in _nodes(store, tuple(_COMPARISONS)):
+            if loads_in(node) or str(node.a.ty) != str(var.ty):
+                continue
+            found = _linear(node.a - node.b, var)
             if found is not None and isinstance(found[1], tirx.IntImm):
-                steps = _crossings(found[0], int(found[1]), size)
-                places.update(steps)
+                places.update(_changes(_COMPARISONS[type(node)], found[0], int(found[1])))
         for node in _divisions(store):
             found = _linear(node.a, var)
             if found is not None and isinstance(found[1], tirx.IntImm):
@@ -267,10 +281,14 @@ class _Loops:
         return min(inside) if inside else None
 
 
-def _crossings(step: int, start: int, size: int) -> list[int]:
-    """Where ``start + step * x`` becomes 0, and where it has passed it."""
-    at = -start / step
-    return [math.floor(at), math.floor(at) + 1] if 0 <= at <= size else []
+def _changes(holds: Callable[[int, int], bool], step: int, start: int) -> list[int]:
+    """Where ``start + step * x`` comes to compare with 0 otherwise than one place before."""
+    zero = -start // step
+    return [
+        at
+        for at in range(zero - 1, zero + 3)
+        if holds(start + step * at, 0) != holds(start + step * (at - 1), 0)
+    ]
 
 
 def _linear(expr: ir.Expr, var: relax.Var) -> tuple[int, ir.Expr] | None:

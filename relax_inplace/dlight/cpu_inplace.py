@@ -49,7 +49,7 @@ INPLACE = "relax_inplace.inplace"  # an attribute: pairs of an input and an outp
 
 _CHUNK = 64 * 1024  # bytes of the output for which a thread is woken up
 _LEAST_BLOCK = 8 * 1024  # bytes, where blocks can be joined
-_MOST_PHASES = 40  # of 2^40 blocks
+_MOST_PHASES = {"int32": 30, "int64": 40}  # for 2^30 or 2^40 blocks
 
 
 def schedule_cpu_inplace(function: tirx.PrimFunc, target: Any) -> tirx.PrimFunc | None:
@@ -67,9 +67,9 @@ def schedule_cpu_inplace(function: tirx.PrimFunc, target: Any) -> tirx.PrimFunc 
     tvm.tirx.PrimFunc or None
         With the attribute ``relax_inplace.inplace``: ``[[input, output], ...]``, indices into the
         parameters. An output has several where it may lie in the storage of any of them. None if
-        no output may lie in the storage of an input, or if this is no CPU's target.
+        no output may lie in the storage of an input, or if the target is not LLVM's.
     """
-    if str(target.kind.name) not in ("llvm", "c"):
+    if target.kind.name != "llvm":
         return None
     inlined = with_producers_inlined(function)
     pairs = "has intermediate buffers" if inlined is None else find_inplace_pairs(inlined)
@@ -135,7 +135,7 @@ def _nest(
     block: TEBlock, pair: InplacePair | None, source: relax.Var | None, views: _Views
 ) -> tirx.Stmt | None:
     """The loops that compute an output."""
-    if len({str(var.ty.dtype) for var in block.box}) != 1:
+    if len(dtypes := {str(var.ty.dtype) for var in block.box}) != 1 or dtypes - _MOST_PHASES.keys():
         return None
     plain = pair is None or pair.same_position
     make = _flat_blocks(block, views) if plain and _is_flat(block) else None
@@ -194,7 +194,7 @@ class _Blocks:
         zero, one = tirx.const(0, dtype), tirx.const(1, dtype)
         first = self.of(zero, self.reads_first)
         known = isinstance(self.number, tirx.IntImm)
-        phases = (int(self.number) - 1).bit_length() if known else _MOST_PHASES
+        phases = (int(self.number) - 1).bit_length() if known else _MOST_PHASES[str(dtype)]
         if not phases:
             return first
         phase, index = tirx.Var("phase", dtype), tirx.Var("block", dtype)
