@@ -3,9 +3,9 @@
     make bench
     python benchmarks/conversion_time.py --only "transpose float16" --rounds 5 --plot picture.svg
 
-Each way converts each workload in a fresh process, in interleaved rounds: all ways, then all of them
-again. Seconds and extra memory are medians, ratios are of this one run. Before the first round each
-way runs once more, untimed: the bits of what it makes are compared with what TVM makes out of
+Each way converts each workload in a fresh process, in interleaved rounds: all ways, then all of
+them again. Seconds and extra memory are medians, ratios are of this one run. Before the first round
+each way runs once more, untimed: the bits of what it makes are compared with what TVM makes out of
 place, and what it allocates is counted.
 
 A fresh process is a fork of one that has imported TVM and has run nothing. Every way has two
@@ -40,18 +40,18 @@ _HEAD = (
 
 def run(names: Iterable[str], wanted: list[str], nbytes: float, rounds: int, shrink: int) -> list:
     """One row for each workload and way."""
+    missing = {way: _in_fresh_process(ways.why_missing, way) for way in wanted}
     rows = []
     for name in names:
         workload = Workload.of(name, nbytes, shrink)
-        for row in _rows(workload, wanted, rounds):
+        for row in _rows(workload, missing, rounds):
             print(_line(row), flush=True)
             rows.append(row)
     return rows
 
 
-def _rows(workload: Workload, wanted: list[str], rounds: int) -> list[dict[str, Any]]:
-    missing = {way: _in_fresh_process(ways.why_missing, way) for way in wanted}
-    present = [way for way in wanted if missing[way] is None]
+def _rows(workload: Workload, missing: dict[str, str | None], rounds: int) -> list[dict[str, Any]]:
+    present = [way for way, why in missing.items() if why is None]
     with tempfile.TemporaryDirectory() as folder:
         libraries = {
             way: os.path.join(folder, f"{i}.so")
@@ -78,8 +78,8 @@ def _rows(workload: Workload, wanted: list[str], rounds: int) -> list[dict[str, 
     floor = _median(measured.get(ways.FLOOR), "seconds")
     expected = verified[_EXPECTED]["digest"] if _EXPECTED in verified else None
     rows = []
-    for way in wanted:
-        row = {"workload": workload.name, "way": way, "missing": missing[way]}
+    for way, why in missing.items():
+        row = {"workload": workload.name, "way": way, "missing": why}
         if way in present:
             seconds, extra = (_median(measured[way], key) for key in ("seconds", "extra"))
             digest = verified[way]["digest"]
@@ -114,10 +114,11 @@ def _line(row: dict[str, Any]) -> str:
         return f"{start}   {row['missing']}"
     extra = None if row["extra"] is None else row["extra"] / 1e6
     bits = {True: "equal", False: "DIFFER", None: "-"}[row["equal"]]
-    return (
-        f"{start}{row['seconds']:8.3f}{_number(row['ratio'], '.2f'):>8}{_number(extra, '.1f'):>10}"
-        f"{_number(row['extra_in_largest'], '.2f'):>12}{_number(row['allocations'], 'd'):>13}  {bits}"
+    numbers = (
+        f"{row['seconds']:8.3f}{_number(row['ratio'], '.2f'):>8}{_number(extra, '.1f'):>10}"
+        f"{_number(row['extra_in_largest'], '.2f'):>12}{_number(row['allocations'], 'd'):>13}"
     )
+    return f"{start}{numbers}  {bits}"
 
 
 def _number(value: Any, how: str) -> str:
@@ -128,7 +129,7 @@ def _progress(workload: Workload | None = None, way: str = "", what: str = "") -
     """One line on a terminal, which the table then overwrites."""
     if sys.stderr.isatty():
         text = f"{workload.name}: {what}, {way}" if workload else ""
-        print(f"\r{text[:99]:99}\r{text[:99]}" if text else f"\r{'':99}\r", end="", file=sys.stderr)
+        print(f"\r{text:79}\r", end="", file=sys.stderr, flush=True)
 
 
 def _settings(args: argparse.Namespace) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """What can be done to weights: each operation in Relax, and in numpy, torch and jax alike.
 
-Definition: an operation makes one tensor of one or several. ``relax`` takes and returns expressions;
-``arrays(xp, ...)`` takes and returns arrays of the library ``xp``, which is numpy, torch or
-jax.numpy, in the few lines that one would write. It may return a view: to make that contiguous is
-the caller's part.
+Definition: an operation makes one tensor of one or several. ``relax`` takes and returns
+expressions; ``arrays(xp, ...)`` takes and returns arrays of the library ``xp``, which is numpy,
+torch or jax.numpy, in the few lines that one would write. It may return a view: to make that
+contiguous is the caller's part.
 
 Nothing is imported but what is given: a process that measures numpy needs no TVM.
 """
@@ -78,7 +78,7 @@ def _to_float16_arrays(xp: Any, weight: Any) -> Any:
     return weight.to(xp.float16) if hasattr(weight, "to") else weight.astype(xp.float16)
 
 
-# -- GGML's Q4_0, 8 rows in chunks of 8 bytes: what llama.cpp's AVX2 kernels read ---------------------
+# -- GGML's Q4_0, 8 rows in chunks of 8 bytes: what llama.cpp's AVX2 kernels read ------------------
 
 _BLOCK = 18  # bytes: a float16 scale, 32 codes
 
@@ -98,7 +98,7 @@ def _interleave_arrays(xp: Any, weight: Any) -> Any:
     return xp.concatenate([scales, codes], axis=-1)
 
 
-# -- FasterTransformer's mixed GEMM of int4, on Ampere -----------------------------------------------
+# -- FasterTransformer's mixed GEMM of int4, on Ampere ---------------------------------------------
 
 _ROWS = [first + 2 * i for i in range(4) for first in (0, 1, 8, 9, 16, 17, 24, 25)]
 

@@ -52,7 +52,7 @@ THREADS = 2
 
 _Convert = Callable[[], list[Any]]
 
-# -- TVM, and ours -------------------------------------------------------------------------------------
+# -- TVM, and ours ---------------------------------------------------------------------------------
 
 
 def _model(workload: Workload) -> Any:
@@ -130,7 +130,7 @@ def _compiled(name: str, workload: Workload, library: str | None) -> _Convert:
     return lambda: convert(holder.pop())
 
 
-# -- libraries of arrays -------------------------------------------------------------------------------
+# -- libraries of arrays ---------------------------------------------------------------------------
 
 
 def _loop(
@@ -182,7 +182,7 @@ def _jax(workload: Workload, library: str | None = None) -> _Convert:
     return lambda: jax.block_until_ready(compiled(holder.pop()))
 
 
-# -- the floor ----------------------------------------------------------------------------------------
+# -- the floor -------------------------------------------------------------------------------------
 
 
 def _copy_seconds(workload: Workload) -> float:
@@ -206,7 +206,7 @@ def _copy_seconds(workload: Workload) -> float:
     return min(seconds)
 
 
-# -- weights ------------------------------------------------------------------------------------------
+# -- weights ---------------------------------------------------------------------------------------
 
 _PERIOD = 1_000_003  # elements, a prime: rows and tiles of a weight differ
 
@@ -230,17 +230,23 @@ def _fill(memory: np.ndarray, weight: Weight, seed: int) -> None:
 
 @functools.cache
 def _numbers(dtype: str) -> np.ndarray:
+    """Kept, and made without a large temporary: glibc's threshold would rise as that is freed."""
     generator = np.random.default_rng(0)
-    if dtype.startswith("float"):
-        return (generator.standard_normal(_PERIOD) / 64).astype(dtype)
-    return np.frombuffer(generator.bytes(_PERIOD * np.dtype(dtype).itemsize), dtype)
+    numbers = np.empty(_PERIOD, dtype)
+    for begin in range(0, _PERIOD, 8192):
+        part = numbers[begin : begin + 8192]
+        if dtype.startswith("float"):
+            part[:] = generator.standard_normal(len(part)) / 64
+        else:
+            part[:] = generator.integers(np.iinfo(dtype).min, np.iinfo(dtype).max, len(part))
+    return numbers
 
 
 def _bytes_at(address: int, size: int) -> np.ndarray:
     return np.frombuffer((ctypes.c_uint8 * size).from_address(address), "uint8")
 
 
-# -- what a way costs ---------------------------------------------------------------------------------
+# -- what a way costs ------------------------------------------------------------------------------
 
 FLOOR = "warm copy"
 WAYS: dict[str, Callable[[Workload, str | None], _Convert] | None] = {
@@ -274,8 +280,8 @@ def measure(way: str, workload: Workload, library: str | None) -> dict[str, floa
     if way == FLOOR:
         return {"seconds": _copy_seconds(workload), "extra": None}
     convert = WAYS[way](workload, library)
-    _numbers.cache_clear()
     gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what is free already shall not hide what is allocated
     can_reset = os.access("/proc/self/clear_refs", os.W_OK)
     if can_reset:
         with open("/proc/self/clear_refs", "w") as refs:

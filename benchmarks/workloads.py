@@ -28,6 +28,7 @@ class Weight:
 
     @property
     def nbytes(self) -> int:
+        """Bytes of its elements."""
         return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
@@ -48,10 +49,12 @@ class Workload:
 
     @property
     def weights(self) -> list[Weight]:
+        """What is converted, in the order of the steps."""
         return [weight for step in self.steps for weight in step.weights]
 
     @property
     def nbytes(self) -> int:
+        """Bytes of the weights."""
         return sum(weight.nbytes for weight in self.weights)
 
     @classmethod
@@ -72,7 +75,7 @@ class Workload:
         return cls(name, tuple(layer) * count)
 
 
-# -- matrices, N x K --------------------------------------------------------------------------------
+# -- matrices, N x K -------------------------------------------------------------------------------
 
 _QUERY, _KEY, _OUT = (4096, 4096), (1024, 4096), (4096, 4096)
 _LLAMA = (_QUERY, _KEY, _KEY, _OUT, (14336, 4096), (14336, 4096), (4096, 14336))
