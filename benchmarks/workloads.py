@@ -1,8 +1,8 @@
 """What is converted: weights of the shapes that models have, and what is done to each.
 
 Definition: a workload is a list of steps; a step spends one or several weights and makes one new
-one of them, by one of :mod:`operations`. As many equal layers as come nearest to the bytes asked
-for, at least one.
+one of them, by one of :mod:`operations`. It has as many equal layers as come nearest to the bytes
+asked for, at least one; where its name says how many, it has those.
 
 The shapes are those of Llama-3-8B's linear layers, and of the experts of Qwen3-30B-A3B, where one
 tensor holds a matrix of each of the 128 experts.
@@ -71,7 +71,8 @@ class Workload:
             What N and K are divided by: 8 at most, for a quick look.
         """
         layer = [Step(operation, tuple(weights)) for operation, weights in WORKLOADS[name](shrink)]
-        count = max(1, round(nbytes / cls(name, tuple(layer)).nbytes))
+        is_given = name[0].isdigit()
+        count = 1 if is_given else max(1, round(nbytes / cls(name, tuple(layer)).nbytes))
         return cls(name, tuple(layer) * count)
 
 
