@@ -74,4 +74,8 @@ void UpdateObserver::Updated(const ffi::ArrayObj& tuple, int64_t index, ffi::Any
   if (is_freed) callback_(nullptr, int64_t{0}, int64_t{0}, true);
 }
 
+void UpdateObserver::Allocated(int64_t bytes, const char* why_not_reused) const {
+  callback_(nullptr, bytes, int64_t{0}, ffi::String(why_not_reused));
+}
+
 }  // namespace relax_inplace

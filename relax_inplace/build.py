@@ -43,7 +43,7 @@ from .transform.kill_unused_registers import kill_unused_registers
 from .transform.lower_update_chain import lower_update_chain
 from .transform.param_map import keep_param_map
 
-__all__ = ["install"]
+__all__ = ["install", "prepare"]
 
 _NUM_INPUT = "num_input"
 _GLOBAL_SYMBOL = "global_symbol"
@@ -65,7 +65,7 @@ def _with_module_prepared(stock: Any) -> Any:
     def build(
         mod: ir.IRModule, target: Any = None, *args: Any, **kwargs: Any
     ) -> tvm.runtime.Executable:
-        return stock(_prepare(mod, target), target, *args, **kwargs)
+        return stock(prepare(mod, target), target, *args, **kwargs)
 
     build._relax_inplace = True  # type: ignore[attr-defined]
     return build
@@ -76,7 +76,7 @@ def _with_lowered_module_finished(stock: Any) -> Any:
     def _vmcodegen(builder: Any, mod: ir.IRModule, *args: Any, **kwargs: Any) -> ir.IRModule:
         updating = functions_that_update(mod)
         for gvar in updating:
-            if _skips_checks(mod[gvar]):  # a pipeline run by hand: _prepare had not removed it
+            if _skips_checks(mod[gvar]):  # a pipeline run by hand: prepare had not removed it
                 raise ValueError(
                     f"function `{gvar.name_hint}` updates a tuple in place, but has the attribute "
                     f"`{_NUM_INPUT}`, for which VMShapeLower left out the checks of its weights: "
@@ -120,7 +120,7 @@ def _finish(mod: ir.IRModule, updating: set[ir.GlobalVar]) -> ir.IRModule:
     return check_contiguous(mod, updating)
 
 
-def _prepare(mod: Any, target: Any) -> Any:
+def prepare(mod: Any, target: Any) -> Any:
     """What is to be done to a module before a pipeline, lowered by hand already or not."""
     if not isinstance(mod, ir.IRModule):
         return mod  # what it is not, TVM says

@@ -25,11 +25,12 @@ def register() -> None:
     load_library()
     if tvm.base._RUNTIME_ONLY:
         return
-    from . import build, op, script
+    from . import build, op, pipeline, script
 
     op.register()
     script.register()
     build.install()
+    pipeline.register()
 
 
 def register_when_tvm_is_imported() -> None:

@@ -42,6 +42,7 @@ PIPELINES = {
     "compiled mode": lambda mod: relax.build(mod, "llvm", exec_mode="compiled"),
     "passes first": lambda mod: tvm.compile(_passes_first(mod), "llvm"),
     "by hand": _by_hand,
+    "inplace": lambda mod: tvm.compile(mod, "llvm", relax_pipeline="inplace"),
 }
 
 # Where other passes run between the plan and the pipeline, the plan is of another function.
@@ -50,8 +51,13 @@ IS_FUSED = {
     "compiled mode": False,
     "cpu default": True,
     "by hand": True,
+    "inplace": True,
     "passes first": None,
 }
+
+# Where storages are donated: what is live is seen by lowered_machine.py, and not by live_bytes.py,
+# which holds what it watches.
+DONATES = {"inplace"}
 
 
 def load(mod, pipeline="compile"):

@@ -1,5 +1,6 @@
 """Transforms to test with: random ones, and how to run any of them both ways."""
 
+import contextlib
 import dataclasses
 import textwrap
 
@@ -8,7 +9,7 @@ import numpy as np
 import tvm
 import tvm_ffi
 from hypothesis import strategies as st
-from pipelines import IS_FUSED, load
+from pipelines import DONATES, IS_FUSED, load
 from tvm import relax
 
 RANDOM = np.random.default_rng(0)
@@ -46,11 +47,16 @@ def _dimensions(values, ndim, sizes):
     return [int(analyzer.simplify(dim)) for dim in values]
 
 
-def passed(value, watches=None):
-    """An argument as a compiled function takes it; with watches on its tensors, if asked for."""
+def passed(value, watches=None, owned=False):
+    """An argument as a compiled function takes it; with watches on its tensors, if asked for.
+
+    ``owned``: in memory that TVM has allocated, which it may donate.
+    """
     if isinstance(value, list):
-        return tvm_ffi.Array([passed(field, watches) for field in value])
+        return tvm_ffi.Array([passed(field, watches, owned) for field in value])
     if isinstance(value, np.ndarray):
+        if owned:
+            return tvm.runtime.tensor(value)
         tensor, watch = live_bytes.watched(value)
         if watches is not None:
             watches.append(watch)
@@ -104,24 +110,34 @@ class Run:
 class Stream:
     """Yields weights, made when they are asked for and held by nobody else."""
 
-    def __init__(self, weights, watches):
+    def __init__(self, weights, watches, owned):
         self.weights = list(leaves_of(weights))
         self.watches = watches
+        self.owned = owned
         self.asked = []
 
     def __call__(self, index):
         self.asked.append(index)
         own = []
-        weight = passed(self.weights[index], own)
+        weight = passed(self.weights[index], own, self.owned)
         for watch in own:
             live_bytes.loaded(watch)
         return weight
 
 
 def run_both(
-    before, after, pipeline="compile", name="transform_params", sizes=SIZES, streamed=False
+    before,
+    after,
+    pipeline="compile",
+    name="transform_params",
+    sizes=SIZES,
+    streamed=False,
+    referring=lambda weights: contextlib.nullcontext(),
 ):
-    """Run before out of place and after in place on equal arguments; compare bit by bit."""
+    """Run before out of place and after in place on equal arguments; compare bit by bit.
+
+    ``referring`` may keep references to the weights that it is given, and look at them afterwards.
+    """
     function = before[name]
     new_name = name.replace("transform_params", "inplace_transform_params")
     # "passes first" fuses what neither the function nor the pass has in a dataflow block, differently
@@ -135,14 +151,16 @@ def run_both(
         weights = [weights]
     watches = []
     taken = [*map(passed, args[:leading])]
-    stream = Stream(weights, watches)
+    owned = pipeline in DONATES
+    stream = Stream(weights, watches, owned)
     if streamed:
         taken += [stream, tvm_ffi.Array([None] * len(expected))]
     else:
-        taken += [passed(w, watches) for w in weights]
+        taken += [passed(w, watches, owned) for w in weights]
     with live_bytes.recorded_allocations():
         inplace = load(after, pipeline)[new_name]
-        peak, result = live_bytes.peak_of(lambda: inplace(*taken), watches)
+        with referring(taken[leading:]):
+            peak, result = live_bytes.peak_of(lambda: inplace(*taken), watches)
     assert_bitwise(result, expected)
     if streamed:
         assert result.same_as(taken[-1])

@@ -16,6 +16,7 @@ __all__ = [
     "LargestOf",
     "Size",
     "at_bounds",
+    "covers",
     "largest",
     "size_of",
     "tensors_in",
@@ -170,15 +171,18 @@ def largest(sizes: Iterable[Size | LargestOf]) -> Size | LargestOf:
     kept: list[Size] = []
     each = (size.sizes if isinstance(size, LargestOf) else [size] for size in sizes)
     for size in dict.fromkeys(size for several in each for size in several):
-        if any(_covers(other, size) for other in kept):
+        if any(covers(other, size) for other in kept):
             continue
-        kept = [other for other in kept if not _covers(size, other)] + [size]
+        kept = [other for other in kept if not covers(size, other)] + [size]
     return kept[0] if len(kept) == 1 else LargestOf(kept)
 
 
-def _covers(size: Size, other: Size) -> bool:
+def covers(size: Size | LargestOf, other: Size) -> bool:
+    """Whether a size is at least another one, whatever the dimensions."""
     if isinstance(size, int) and isinstance(other, int):
         return size >= other
+    if isinstance(size, LargestOf):
+        return any(covers(one, other) for one in size.sizes)
     size = size if isinstance(size, ByteSize) else ByteSize({"": size}, {})
     return size.covers(other)
 

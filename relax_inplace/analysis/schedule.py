@@ -8,8 +8,10 @@ after its last read, a temporary after its last use; one that nothing reads is f
 first step. Constants and the ``num_input`` leading parameters are not counted: they are not the
 transform's. Bytes on all devices are counted together.
 
-The order is one of least peak (:mod:`.step_order`). Among those, the first of: output by output;
-as the function was written; what the search found.
+The order is one of least peak (:mod:`.step_order`). Among those, one in which fewest storages would
+be allocated if spent ones were donated (:mod:`.spare_storage`): steps of one size follow each
+other. Among those, the first of: output by output; as the function was written; what the search
+found. Weights that are loaded are asked for output by output, as they lie in their files.
 
 Of a streamed transform nothing is live at the start: a load allocates its weight. It runs right
 before the first step that waits for it. No order is worse for that: a load frees nothing.
@@ -26,6 +28,7 @@ from collections.abc import Mapping, Sequence
 from tvm import relax
 
 from .byte_size import LargestOf, Size, at_bounds, largest
+from .spare_storage import Moment, take_spare
 from .step_order import Problem, StepCost, least_peak_order
 from .transform_graph import Buffer, Load, Step, TransformGraph, buffers_of
 
@@ -197,8 +200,31 @@ def _best_order(
     done = set(first)
     as_written = first + [i for i in range(len(graph.steps)) if i not in done]
     others = (_loaded_late(graph, problem, order) for order in (as_written, found))
-    best = min((by_output, *others), key=problem.peak)
+
+    def cost(order: list[int]) -> tuple[int, int]:
+        peak = problem.peak(order)
+        return peak, 0 if graph.loads else _allocations(problem, order, peak)
+
+    best = min((by_output, *others), key=cost)
     return best, is_exact or problem.peak(best) == bound
+
+
+def _allocations(problem: Problem, order: Sequence[int], peak: int) -> int:
+    """How many storages an order allocates if spent ones are donated within its peak."""
+    left = [len(readers) for readers in problem.readers]
+    moments: list[Moment[int]] = []
+    for i in order:
+        moment: Moment[int] = Moment()
+        moment.allocated = [b for b in problem.allocates[i] if b in problem.kept or left[b]]
+        for buffer in problem.uses[i]:
+            left[buffer] -= 1
+            if not left[buffer] and buffer not in problem.kept:
+                moment.spent.append(buffer)
+        moment.takes, moment.leaves = set(moment.allocated), set(moment.spent)
+        moments.append(moment)
+    sizes = dict(enumerate(problem.sizes))
+    taken = take_spare(moments, sizes, problem.live_at_start, peak, {})
+    return sum(len(moment.allocated) for moment in moments) - len(taken)
 
 
 def _closure(problem: Problem, roots: Sequence[int], done: set[int]) -> list[int]:

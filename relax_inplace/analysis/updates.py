@@ -9,6 +9,7 @@ from tvm import ir, relax
 from ..op import is_update
 
 __all__ = [
+    "REFERENCE",
     "STREAMED",
     "UPDATES_NOTHING",
     "bindings_of",
@@ -18,6 +19,7 @@ __all__ = [
 
 # Attributes of rewritten transforms.
 UPDATES_NOTHING = "relax_inplace.updates_nothing"
+REFERENCE = "relax_inplace.reference"  # what a conversion is compared with: compiled as TVM does
 STREAMED = "relax_inplace.streamed"  # its last parameter is a tuple that it fills, and never reads
 
 _WITH_BINDINGS = (relax.Function, relax.If, relax.SeqExpr)

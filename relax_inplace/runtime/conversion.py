@@ -67,7 +67,8 @@ def convert(
 
         params.broken_by = transform.name  # first: nothing may come between it and the conversion
         start = time.perf_counter()
-        result = ObservedRun(transform, params, is_filled, device, updated, freed)(*inputs)
+        run = ObservedRun(transform, params, is_filled, device, updated, freed)
+        result = run(*inputs)
         seconds = time.perf_counter() - start
         if done < total:  # weights that stay as they are
             bar.update(total - done, "")
@@ -85,6 +86,8 @@ def convert(
         memory.samples,
         memory.peak,
         list(held),
+        reused=run.reused,
+        allocated=dict(run.allocated),
     )
 
 

@@ -6,6 +6,7 @@ import contextlib
 import re
 import signal
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -80,6 +81,13 @@ class ObservedRun:
         slot. The memory of the old field has not been freed yet.
     freed : callable
         Is called when it has been.
+
+    Attributes
+    ----------
+    reused : int
+        New tensors, temporaries among them, that took a spent one's storage.
+    allocated : collections.Counter of str
+        Those that did not, by the reason (``cpp/donate_storage.cc``).
     """
 
     def __init__(
@@ -96,6 +104,8 @@ class ObservedRun:
         self._device = device
         self._updated = updated
         self._freed = freed
+        self.reused = 0
+        self.allocated: Counter[str] = Counter()
         self._converted: set[str] = set()
         self._emptied: set[str] = set()
         self._stopped_by: BaseException | None = None
@@ -121,7 +131,9 @@ class ObservedRun:
                 result = run(self._told, self.transform.function, *inputs, self.params._fields())
                 if self._device is not None and not is_host(self._device):
                     self._device.sync()  # an error of its kernels may come as late as this
-            if self._interrupted.is_set():  # after the last update
+            if self._stopped_by is not None:  # after the last update
+                raise self._stopped_by
+            if self._interrupted.is_set():
                 raise KeyboardInterrupt
             return result
         except BaseException as error:
@@ -130,8 +142,13 @@ class ObservedRun:
             cause = self._stopped_by or error
             raise self._failure(cause) from cause
 
-    def _told(self, slot: str | None, bytes_in: int, bytes_out: int, _freed: bool) -> None:
-        # tvm-ffi would make a RuntimeError of a KeyboardInterrupt: what stopped it is kept here.
+    def _told(self, slot: str | None, bytes_in: int, bytes_out: int, freed: bool | str) -> None:
+        if isinstance(freed, str):  # of a new tensor: why it took no spent one's storage
+            if freed:
+                self.allocated[freed] += 1
+            else:
+                self.reused += 1
+            return
         try:
             if slot is None:
                 self._freed()
@@ -141,8 +158,11 @@ class ObservedRun:
             if self._interrupted.is_set():
                 raise KeyboardInterrupt
         except BaseException as error:
-            self._stopped_by = error
-            raise
+            # tvm-ffi would make a RuntimeError of a KeyboardInterrupt: what stops it is kept here.
+            self._stopped_by = self._stopped_by or error
+        # A weight whose slot has been emptied would be lost: it stops when a new one is in place.
+        if self._stopped_by is not None and slot is not None and bytes_in >= 0:
+            raise self._stopped_by
 
     def _failure(self, cause: BaseException) -> BaseException:
         is_interrupt = isinstance(cause, KeyboardInterrupt)
@@ -191,14 +211,15 @@ class ObservedRun:
     def _failed_step(self) -> int | None:
         """The one after the last that has been seen to be done.
 
-        A step is seen by the slots that are emptied or replaced after it: a step without any is
-        taken for done if a later one is.
+        A step is seen by the slots that are replaced after it, or emptied if there are none: a step
+        without any is taken for done if a later one is. What writes over its weight has emptied
+        the slot before.
         """
         steps, last = self.transform.steps, 0
         for number, step in enumerate(steps, 1):
-            if (step.writes and self._converted.issuperset(step.writes)) or (
-                step.frees and (self._converted | self._emptied).issuperset(step.frees)
-            ):
+            seen = self._converted if step.writes else self._converted | self._emptied
+            slots = step.writes or step.frees
+            if slots and seen.issuperset(slots):
                 last = number
         return None if not steps else min(last + 1, len(steps))
 

@@ -40,6 +40,11 @@ class Report:
         Whether every field was compared with an out-of-place conversion.
     cached : str or None
         The folder that the weights were read from, converted before; then nothing was converted.
+    reused : int
+        New tensors, temporaries among them, that took a spent one's storage. 0 if the module was
+        not compiled with donation.
+    allocated : dict of str to int
+        Those that were allocated there, by the reason.
     """
 
     transform: str
@@ -54,6 +59,8 @@ class Report:
     held: list[HeldWeight] = dataclasses.field(default_factory=list)
     verified: bool = False
     cached: str | None = None
+    reused: int = 0
+    allocated: dict[str, int] = dataclasses.field(default_factory=dict)
 
     @property
     def before(self) -> int:
@@ -139,6 +146,10 @@ class Report:
                 + ("" if planned is None else f", {_mb(planned)} planned")
                 + f"; out of place: {_mb(self.out_of_place - self._first - self.grown)}"
             )
+        if self.reused or self.allocated:
+            made = self.reused + sum(self.allocated.values())
+            why = "".join(f"; {count} {reason}" for reason, count in self.allocated.items())
+            lines.append(f"in a spent tensor's storage: {self.reused} of {made} new ones{why}")
         if self.verified:
             lines.append("every field is bitwise that of an out-of-place conversion")
         lines += [f"not freed: {one}" for one in self.held[:8]]

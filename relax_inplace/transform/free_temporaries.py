@@ -32,19 +32,17 @@ from typing import Any
 import tvm
 from tvm import ir, relax, tirx
 
+from ..analysis.donation import ALLOC_STORAGE, ALLOC_TENSOR, KILL, VIEWS
 from ..analysis.updates import bindings_of, functions_that_update
 from ..op import BUILTIN, VOID, is_statement
 from .binding_rewriter import rewrite_bindings, with_blocks, with_body
 
-__all__ = ["FreeTemporaries"]
+__all__ = ["FreeTemporaries", "free_temporaries", "with_own_storages"]
 
-_ALLOC_STORAGE = "relax.vm.alloc_storage"
-_ALLOC_TENSOR = "relax.vm.alloc_tensor"
-_KILL = "relax.vm.kill_object"
 _CLEAR = "vm.builtin.memory_manager.clear"
 _PAGE = 4096  # PooledAllocator::kDefaultPageSize
-# Their result is their first argument's memory: R.reshape and R.memory.view, lowered.
-_VIEWS = {"vm.builtin.reshape", "runtime.TVMTensorCreateView"}
+# Of DonateStorage: they allocate outside the pool.
+_DONATION = ("vm.builtin.donate_storage", "vm.builtin.shrink_storage", "vm.builtin.release_storage")
 
 
 def FreeTemporaries() -> tvm.transform.Pass:  # noqa: N802  named as TVM names passes
@@ -72,17 +70,25 @@ def free_temporaries(mod: ir.IRModule, updating: set[ir.GlobalVar]) -> ir.IRModu
     kernels = {
         gvar for gvar, function in mod.functions_items() if isinstance(function, tirx.PrimFunc)
     }
-    after = mod.clone()
+    after = with_own_storages(mod, updating)
     for gvar in updating:
-        after[gvar] = _with_pool_emptied(_with_own_storages(mod[gvar]), kernels)
+        after[gvar] = _with_pool_emptied(after[gvar], kernels)
     return after
 
 
 # -- a storage for each tensor --------------------------------------------------------------
 
 
+def with_own_storages(mod: ir.IRModule, updating: set[ir.GlobalVar]) -> ir.IRModule:
+    """The module, with a storage for each tensor of the functions that update."""
+    after = mod.clone()
+    for gvar in updating:
+        after[gvar] = _with_own_storages(mod[gvar])
+    return after
+
+
 def _with_own_storages(function: relax.Function) -> relax.Function:
-    alloc_storage, alloc_tensor = ir.Op.get(_ALLOC_STORAGE), ir.Op.get(_ALLOC_TENSOR)
+    alloc_storage, alloc_tensor = ir.Op.get(ALLOC_STORAGE), ir.Op.get(ALLOC_TENSOR)
     storages: set[relax.Var] = set()
     tensors: Counter[relax.Var] = Counter()  # by their storage
     for binding in bindings_of(function):
@@ -96,7 +102,7 @@ def _with_own_storages(function: relax.Function) -> relax.Function:
     if not shared:
         return function
     values = {binding.var: binding.value for binding in bindings_of(function)}
-    kill = ir.Op.get(_KILL)
+    kill = ir.Op.get(KILL)
 
     def rewrite(binding: relax.Binding) -> list[relax.Binding]:
         value = binding.value
@@ -135,7 +141,7 @@ def _allocated_alone(
     bindings += [
         relax.VarBinding(own, allocated),
         relax.VarBinding(binding.var, relax.Call(tensor.op, operands, ret_ty=tensor.ty)),
-        relax.VarBinding(relax.Var("_", VOID), relax.Call(ir.Op.get(_KILL), [own], ret_ty=VOID)),
+        relax.VarBinding(relax.Var("_", VOID), relax.Call(ir.Op.get(KILL), [own], ret_ty=VOID)),
     ]
     return bindings
 
@@ -199,9 +205,9 @@ class _Pool:
         self._places: dict[relax.Var, _Place] = {}
         self._slots: dict[_Place, list[_Memory]] = {}
         self._on_op = {
-            ir.Op.get(_ALLOC_STORAGE): self._alloc_storage,
-            ir.Op.get(_ALLOC_TENSOR): self._view,
-            ir.Op.get(_KILL): self._kill,
+            ir.Op.get(ALLOC_STORAGE): self._alloc_storage,
+            ir.Op.get(ALLOC_TENSOR): self._view,
+            ir.Op.get(KILL): self._kill,
         }
 
     def holds_any(self) -> bool:
@@ -255,8 +261,10 @@ class _Pool:
         elif op.global_symbol == BUILTIN:
             self._update(var, call)
             return
-        elif op.global_symbol in _VIEWS:
+        elif op.global_symbol in VIEWS:
             self._view(var, call)
+            return
+        elif op.global_symbol in _DONATION:
             return
         if self._held:
             for used in relax.analysis.free_vars(call)[:]:

@@ -35,7 +35,7 @@ from ..analysis.kernels import Kernels
 from ..analysis.memory_limit import bytes_of_limit, plan_within
 from ..analysis.schedule import plan_graph
 from ..analysis.transform_graph import TRANSFORM, TransformGraph, UnsupportedTransformError
-from ..analysis.updates import bindings_of
+from ..analysis.updates import REFERENCE, bindings_of
 from ..op import is_update
 from .inplace_function import InplaceFunction, choose, write_inplace_function
 from .param_map import Entry, restoring_entry, with_param_map
@@ -337,6 +337,7 @@ def write_family(
                 function=name, reason=f"reference=True: the module has a `{other_name}` already"
             )
         other = relax.utils.copy_with_new_vars(function)  # no two functions define one variable
+        other = other.with_attr(REFERENCE, True)
         streamed = _rewritten(mod, name, other, other_name, None, None, lazy=True)
         family.functions.update(streamed.functions(other_name))
         entry["reference"] = other_name

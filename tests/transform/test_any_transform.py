@@ -3,7 +3,8 @@
 import tvm
 from hypothesis import assume, given, note
 from hypothesis import strategies as st
-from pipelines import IS_FUSED, PIPELINES
+from lowered_machine import LoweredMachine, lowered
+from pipelines import DONATES, IS_FUSED, PIPELINES
 from transforms import NOTES, SIZES, check_slots, run_both, transforms
 from tvm import relax
 from tvm.script import from_source
@@ -11,8 +12,10 @@ from tvm.script import from_source
 from relax_inplace.analysis import TransformGraph, plan_memory
 from relax_inplace.analysis.schedule import plan_graph
 from relax_inplace.analysis.transform_graph import Load
+from relax_inplace.pipeline import plan_storage
 from relax_inplace.transform import InplaceTransformParams
 
+INPLACE = "inplace_transform_params"
 # In "passes first", out of place too: on a read of a read where num_input is not set, and on a
 # kernel whose buffers are declared with other dtypes of their extents than the operators'.
 FUSE_TIR_FAILS = ("func_info_.global_name", "Inconsistent buffers")
@@ -27,6 +30,19 @@ def check_loads(mod):
             following = [step for step in steps[position:] if not isinstance(step, Load)]
             between = steps[position : steps.index(following[0]) if following else None]
             assert not following or any(load in step.after for step in (*between, following[0]))
+
+
+def check_donation(mod):
+    """Never a higher peak for it, nor more allocations; and the plan is what happens."""
+    planned = plan_storage(mod, "llvm").peak
+    mods = [lowered(mod, donates=donates) for donates in (False, True)]
+    for branch in (0, 1):
+        without, donated = (LoweredMachine(m, INPLACE, SIZES, branch) for m in mods)
+        note(f"without donation {without.peak} {without.allocated}, with {donated.peak}")
+        assert donated.peak <= without.peak
+        assert len(donated.allocated) <= len(without.allocated)
+        if isinstance(planned, int):
+            assert donated.peak <= planned
 
 
 @given(transforms(), st.sampled_from(sorted(PIPELINES)), st.booleans())
@@ -46,7 +62,9 @@ def test_any_transform(transform, pipeline, streamed):
     assert NOTES[:half] == NOTES[half:]
     if not streamed:
         check_slots(run, params)
-    if IS_FUSED[pipeline] is not None:
+    if pipeline in DONATES:
+        check_donation(after)
+    elif IS_FUSED[pipeline] is not None:
         plan = plan_memory(
             before["transform_params"],
             before,

@@ -1,0 +1,109 @@
+"""Which spent storage an allocation takes, so that fewest are made and the peak is not raised.
+
+Definition
+----------
+Storages are allocated and spent, in a known order. A spent one may be *spare*: it stays allocated
+until an allocation of the same size takes it. It stays as long as what is live, all spare storages
+and the allocation at hand are within a given peak, and as allocations of its size are to come;
+where room is wanted, the one whose size is asked for least goes. The one that was spent last is
+taken first: it is most likely still in a cache.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Generic, TypeVar
+
+from .byte_size import LargestOf, Size, covers
+
+__all__ = ["Moment", "take_spare"]
+
+_Storage = TypeVar("_Storage")
+
+
+@dataclasses.dataclass
+class Moment(Generic[_Storage]):
+    """What is allocated at once, and what is spent after it.
+
+    Attributes
+    ----------
+    allocated : list
+    spent : list
+    takes, leaves : set
+        Of these, what may take a spare storage, and what may be one.
+    """
+
+    allocated: list[_Storage] = dataclasses.field(default_factory=list)
+    spent: list[_Storage] = dataclasses.field(default_factory=list)
+    takes: set[_Storage] = dataclasses.field(default_factory=set)
+    leaves: set[_Storage] = dataclasses.field(default_factory=set)
+
+
+def take_spare(
+    moments: Sequence[Moment[_Storage]],
+    sizes: Mapping[_Storage, Size],
+    start: Size,
+    peak: Size | LargestOf,
+    grown: Mapping[_Storage, Size],
+) -> dict[_Storage, _Storage]:
+    """Decide which allocation takes the storage of what.
+
+    Parameters
+    ----------
+    moments : sequence of Moment
+        In order.
+    sizes : mapping
+        Bytes of each.
+    start : int or ByteSize
+        Bytes that are live before the first moment.
+    peak : int, ByteSize or LargestOf
+        Bytes that spare storages may fill up to.
+    grown : mapping
+        Of what is allocated or spent: by how many bytes that changes what is live, where it is not
+        its size.
+
+    Returns
+    -------
+    dict
+        From what is allocated to what was spent. What is not in it is allocated anew.
+    """
+    waiting: Counter[Size] = Counter(
+        sizes[one] for moment in moments for one in moment.allocated if one in moment.takes
+    )
+    taken: dict[_Storage, _Storage] = {}
+    spare: dict[Size, list[_Storage]] = defaultdict(list)
+    kept = 0  # how many
+    held: Size = 0  # bytes of these
+    live = start
+    for moment in moments:
+        for one in moment.allocated:
+            size = sizes[one]
+            live = live + grown.get(one, size)
+            if one not in moment.takes:
+                continue
+            waiting[size] -= 1
+            if spare[size]:
+                taken[one] = spare[size].pop()
+                kept, held = kept - 1, held - size
+        while kept and not covers(peak, live + held):
+            size = _least_wanted(spare, waiting)
+            spare[size].pop(0)
+            kept, held = kept - 1, held - size
+        for one in moment.spent:
+            size = sizes[one]
+            live = live - grown.get(one, size)
+            if (
+                one in moment.leaves
+                and waiting[size] > len(spare[size])
+                and covers(peak, live + held + size)
+            ):
+                spare[size].append(one)
+                kept, held = kept + 1, held + size
+    return taken
+
+
+def _least_wanted(spare: Mapping[Size, Sequence[_Storage]], waiting: Mapping[Size, int]) -> Size:
+    sizes: Iterable[Size] = (size for size, storages in spare.items() if storages)
+    return min(sizes, key=lambda size: waiting[size])

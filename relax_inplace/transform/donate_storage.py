@@ -1,0 +1,205 @@
+"""DonateStorage: spent weights hold the new ones.
+
+Definition: in a lowered function that updates a tuple, an allocation that
+:mod:`relax_inplace.analysis.donation` gives a spent tensor's storage becomes
+
+    new = vm.builtin.donate_storage(spent, beside, shape, dtype)
+    kill(spent)
+
+right before the kernel that uses it first, and the register of the spent tensor is kept until then.
+A result in place is that of the tensor the kernel reads; slots that hold it are emptied before, so
+that the register alone does, and what fails in between is lost and not half overwritten:
+
+    update(params, 3, None)
+    new = vm.builtin.donate_storage(w, w, shape, dtype)
+    kernel(w, new)
+    kill(w)
+    vm.builtin.shrink_storage(new)      # if it is smaller
+    update(params, 3, new)
+
+Every other allocation is one of the same builtin, of no donor, so that it can be donated in turn;
+what is spent and taken by nothing gives its pages back (``vm.builtin.release_storage``) before its
+register is killed.
+
+The builtin decides: a storage that something else refers to, that TVM does not own, or that is on
+another device is never taken, and a fresh one is allocated (cpp/donate_storage.cc).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import tvm
+from tvm import ir, relax
+
+from ..analysis.donation import ALLOC_TENSOR, KILL, Donation, Place, Taken, find_donation
+from ..analysis.updates import REFERENCE, functions_that_update
+from ..op import BUILTIN, VOID
+from .binding_rewriter import Rewrite, rewrite_bindings
+from .free_temporaries import with_own_storages
+from .kill_unused_registers import kill_unused_registers
+
+__all__ = ["DonateStorage", "donating", "find_donations"]
+
+_DONATE = "vm.builtin.donate_storage"
+_SHRINK = "vm.builtin.shrink_storage"
+_RELEASE = "vm.builtin.release_storage"
+_GET_ITEM = "vm.builtin.tuple_getitem"
+_WORTH_RELEASING = 1 << 16  # bytes: below, what is given back is hardly a page
+
+
+def DonateStorage() -> tvm.transform.Pass:  # noqa: N802  named as TVM names passes
+    """Create the pass by which new weights are put into the storage of spent ones.
+
+    For a lowered module: the last pass of a pipeline. Touches only functions that update a tuple,
+    and their callers; not what a conversion is compared with (``reference=True`` of
+    ``InplaceTransformParams``). The pipeline ``"inplace"`` ends with it.
+
+    Returns
+    -------
+    tvm.transform.Pass
+    """
+
+    @tvm.transform.module_pass(opt_level=0, name="DonateStorage")
+    def run(mod: ir.IRModule, _context: tvm.transform.PassContext) -> ir.IRModule:
+        functions = donating(mod)
+        mod = _with_known_lives(mod, functions)
+        after = mod.clone()
+        for gvar in functions:
+            after[gvar] = _with_donation(mod[gvar], mod)
+        return after
+
+    return run
+
+
+def donating(mod: ir.IRModule) -> set[ir.GlobalVar]:
+    """The functions that the pass changes."""
+    return {
+        gvar
+        for gvar in functions_that_update(mod)
+        if not (mod[gvar].attrs and REFERENCE in mod[gvar].attrs)
+    }
+
+
+def find_donations(mod: ir.IRModule, name: str) -> list[Donation]:
+    """What the pass decides for a function of a lowered module, and for each of its branches."""
+    mod = _with_known_lives(mod, donating(mod))
+    function = mod[name]
+    found = []
+
+    def look(sequence: relax.SeqExpr) -> Rewrite:
+        found.append(find_donation(sequence, function.params[:], mod))
+        return lambda binding: [binding]
+
+    rewrite_bindings(function, look)
+    return found
+
+
+def _with_known_lives(mod: ir.IRModule, functions: set[ir.GlobalVar]) -> ir.IRModule:
+    """The module, in which a tensor has a storage of its own, and lives until it is killed."""
+    return with_own_storages(kill_unused_registers(mod, functions), functions)
+
+
+def _with_donation(function: relax.Function, mod: ir.IRModule) -> relax.Function:
+    params = function.params[:]
+    return rewrite_bindings(function, lambda sequence: _Writer(sequence, params, mod).rewrite)
+
+
+class _Writer:
+    def __init__(self, sequence: relax.SeqExpr, params: list[relax.Var], mod: ir.IRModule):
+        donation = find_donation(sequence, params, mod)
+        self.dropped: set[relax.Var] = set()  # variables whose bindings, and kills, go
+        self.kept: set[relax.Var] = set()  # whose kills go: they live longer
+        self.before: dict[relax.Var, list[relax.Binding]] = defaultdict(list)
+        self.after: dict[relax.Var, list[relax.Binding]] = defaultdict(list)
+        self.untyped: dict[relax.Var, relax.Var] = {}
+        self.kill = ir.Op.get(KILL)
+        self.allocations = _allocations(sequence)
+        for taken in donation.taken:
+            self._take(taken)
+        for spent in donation.dropped:
+            if not isinstance(spent.size, int) or spent.size >= _WORTH_RELEASING:
+                self.kept.add(spent.register)
+                release = _statement(_RELEASE, [spent.register])
+                self.after[spent.at] += [release, self._killing(spent.register)]
+        self.first = [
+            relax.MatchCast(alias, root, relax.AnyType()) for root, alias in self.untyped.items()
+        ]
+
+    def rewrite(self, binding: relax.Binding) -> list[relax.Binding]:
+        var, value = binding.var, binding.value
+        first, self.first = self.first, []
+        killed = value.args[0] if isinstance(value, ir.Call) and value.op == self.kill else None
+        stays = not (var in self.dropped or killed in self.dropped or killed in self.kept)
+        return [
+            *first,
+            *self.before.get(var, ()),
+            *([binding] if stays else []),
+            *self.after.get(var, ()),
+        ]
+
+    def _take(self, taken: Taken) -> None:
+        storage, shape, dtype = self.allocations[taken.tensor]
+        self.dropped |= {taken.tensor, storage}
+        if isinstance(shape, relax.Var):
+            self.kept.add(shape)
+        before, after = self.before[taken.by], self.after[taken.by]
+        for place in taken.emptied:
+            before += self._emptied(place)
+        if taken.donor is None:
+            donor = relax.Var("nothing", relax.AnyType())
+            before.append(relax.VarBinding(donor, relax.op.null_value()))
+        else:
+            donor = taken.donor.register
+            self.kept.add(donor)
+        ty = taken.tensor.ty
+        call = relax.Call(
+            relax.ExternFunc(_DONATE), [donor, taken.beside, shape, dtype], None, [ty], ret_ty=ty
+        )
+        before.append(relax.VarBinding(taken.tensor, call))
+        if taken.in_place:
+            after.append(self._killing(donor))
+            if taken.shrinks:
+                after.append(_statement(_SHRINK, [taken.tensor]))
+        elif taken.donor is not None:
+            before.append(self._killing(donor))
+
+    def _emptied(self, place: Place) -> list[relax.Binding]:
+        """Empty a slot, by a name of its tuple that does not have its types."""
+        root, (*outer, last) = place
+        source = self.untyped.setdefault(root, relax.Var("untyped", relax.AnyType()))
+        bindings, inner = [], []
+        for index in outer:
+            field = relax.Var("inner", relax.AnyType())
+            args = [source, relax.prim_value(index)]
+            call = relax.Call(relax.ExternFunc(_GET_ITEM), args, None, [field.ty], ret_ty=field.ty)
+            bindings.append(relax.VarBinding(field, call))
+            inner.append(field)
+            source = field
+        nothing = relax.Var("nothing", relax.AnyType())
+        bindings.append(relax.VarBinding(nothing, relax.op.null_value()))
+        bindings.append(_statement(BUILTIN, [source, relax.prim_value(last), nothing]))
+        return bindings + [self._killing(field) for field in inner]
+
+    def _killing(self, var: relax.Var) -> relax.Binding:
+        return relax.VarBinding(relax.Var("_", VOID), relax.Call(self.kill, [var], ret_ty=VOID))
+
+
+def _statement(name: str, args: list[relax.Expr]) -> relax.Binding:
+    call = relax.Call(relax.ExternFunc(name), args, None, [VOID], ret_ty=VOID)
+    return relax.VarBinding(relax.Var("_", VOID), call)
+
+
+def _allocations(
+    sequence: relax.SeqExpr,
+) -> dict[relax.Var, tuple[relax.Var, relax.Expr, relax.Expr]]:
+    """Of each tensor that is allocated: its storage, shape and dtype."""
+    alloc_tensor = ir.Op.get(ALLOC_TENSOR)
+    found = {}
+    for block in sequence.blocks[:]:
+        for binding in block.bindings[:]:
+            value = binding.value
+            if isinstance(value, ir.Call) and value.op == alloc_tensor:
+                storage, _offset, shape, dtype = value.args[:4]
+                found[binding.var] = storage, shape, dtype
+    return found
