@@ -260,18 +260,13 @@ WAYS: dict[str, Callable[[Workload, str | None], _Convert] | None] = {
     "ours, inplace": functools.partial(_compiled, "inplace_transform_params"),
 }
 
+_OPTIONAL = ("torch", "jax")
+
 
 def why_missing(way: str) -> str | None:
     """Why a way cannot be measured here; None if it can."""
-    if way in ("torch", "jax"):
-        return None if importlib.util.find_spec(way) else "not installed"
-    if way in COMPILED:
-        from tvm.relax.pipeline import PIPELINE_MAP
-
-        import relax_inplace  # noqa: F401  registers its own
-
-        pipeline = COMPILED[way][1]
-        return None if pipeline in PIPELINE_MAP else f"no pipeline `{pipeline}`"
+    if way in _OPTIONAL and importlib.util.find_spec(way) is None:
+        return "not installed"
     return None
 
 
