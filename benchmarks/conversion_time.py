@@ -145,7 +145,7 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
         "rounds": args.rounds,
         "shrink": args.shrink,
         "threads": ways.THREADS,
-        "machine": platform.machine(),
+        "cpu": _in_fresh_process(ways.host_cpu),
         "python": platform.python_version(),
         "versions": versions,
         "malloc": {key: value for key, value in os.environ.items() if key.startswith("MALLOC_")},
@@ -173,10 +173,14 @@ def main(arguments: list[str] | None = None) -> None:
     start = time.perf_counter()
     print(_HEAD)
     rows = run(args.only, args.ways, args.mb * 1e6, args.rounds, args.shrink)
-    print(f"\n{args.rounds} rounds of about {args.mb:g} MB, in {time.perf_counter() - start:.0f} s")
+    settings = _settings(args)
+    print(
+        f"\n{args.rounds} rounds of about {args.mb:g} MB, {threads} threads of {settings['cpu']}, "
+        f"in {time.perf_counter() - start:.0f} s"
+    )
     if args.json:
         with open(args.json, "w") as file:
-            json.dump({"settings": _settings(args), "rows": rows}, file, indent=1)
+            json.dump({"settings": settings, "rows": rows}, file, indent=1)
     if args.plot:
         from conversion_plot import plot_rows
 
