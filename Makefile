@@ -4,7 +4,8 @@
 # make format  let ruff and clang-format rewrite
 # make sanitize  the library's and the runtime's tests under gcc's sanitizers
 # make fuzz    the random properties, 5,000 examples each; 200 graphs against brute force
-# make bench   time to compile and to lift; memory and time of TVM's ways; cold starts with 2 GB
+# make bench   conversions against a warm copy, TVM, numpy (and torch and jax, if they are in .venv);
+#              TVM's ways; time to compile and to lift; cold starts with 2 GB
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -61,7 +62,10 @@ fuzz: .venv/pyvenv.cfg
 	    -k "any_transform or any_model or any_file or program_is or no_order_has"
 
 bench: .venv/pyvenv.cfg
-	$(BIN)/pip install --quiet .
+	$(BIN)/pip install --quiet '.[plot]'
+	mkdir -p build/bench
+	$(BIN)/python benchmarks/conversion_time.py --json build/bench/conversions.json \
+	    --plot build/bench/conversions.svg
 	$(BIN)/python benchmarks/tvm_ways.py
 	$(BIN)/python benchmarks/compile_time.py
 	$(BIN)/python benchmarks/lift_time.py

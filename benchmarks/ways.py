@@ -1,0 +1,358 @@
+"""The ways to convert a workload's weights, and what one of them costs in this process.
+
+Definition: a way is a function ``way(workload, library)`` that makes the weights, touched, and all
+that can be ready before they are converted. It returns a function that converts them once. Only
+the weights are handed over: nothing else keeps them.
+
+===================  ===============================================================================
+warm copy            the same bytes, from touched memory into touched memory: the floor. With one
+                     thread and with two, twice each; the fastest counts
+TVM out of place     ``LiftTransformParams``, in TVM's default pipeline
+TVM consume_params   the same, where each slot is emptied as it is read
+numpy, torch         a loop that drops each weight once its new one is made
+jax                  ``jax.jit`` of all of it, its argument donated
+ours, default        ``InplaceTransformParams``, in TVM's default pipeline
+ours, inplace        the same, in the pipeline ``inplace``
+===================  ===============================================================================
+
+Time is that of the conversion alone. Extra memory is the highest resident memory (VmHWM, reset
+before by /proc/self/clear_refs) above what was resident before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import gc
+import hashlib
+import importlib.util
+import os
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from operations import OPERATIONS
+from workloads import Weight, Workload
+
+__all__ = [
+    "COMPILED",
+    "FLOOR",
+    "THREADS",
+    "WAYS",
+    "compile_way",
+    "measure",
+    "verify",
+    "why_missing",
+]
+
+THREADS = 2
+
+_Convert = Callable[[], list[Any]]
+
+# -- TVM, and ours ---------------------------------------------------------------------------------
+
+
+def _model(workload: Workload) -> Any:
+    """A model that returns its weights converted: every way of TVM's starts from it."""
+    from tvm import relax
+
+    builder = relax.BlockBuilder()
+    x = relax.Var("x", relax.TensorType((1,), "float32"))
+    weights = [
+        relax.Var(f"w{i}", relax.TensorType(weight.shape, weight.dtype))
+        for i, weight in enumerate(workload.weights)
+    ]
+    with builder.function("main", [x, *weights], attrs={"num_input": 1}):
+        with builder.dataflow():
+            left = iter(weights)
+            new = [
+                builder.emit(OPERATIONS[step.operation].relax(*(next(left) for _ in step.weights)))
+                for step in workload.steps
+            ]
+            out = builder.emit_output(relax.Tuple([x, *new]))
+        builder.emit_func_output(out)
+    return builder.get()
+
+
+def _lifted(workload: Workload, consumes: bool = False) -> Any:
+    """``transform_params(weights)``, without the model."""
+    import tvm
+    from tvm import relax
+
+    with tvm.transform.PassContext(config={"relax.lift_transform_params.consume_params": consumes}):
+        mod = relax.transform.LiftTransformParams(shared_transform=True)(_model(workload))
+    del mod["main"]
+    return mod
+
+
+def _in_place(workload: Workload) -> Any:
+    from relax_inplace.transform import InplaceTransformParams
+
+    return InplaceTransformParams()(_lifted(workload))
+
+
+COMPILED: dict[str, tuple[Callable[[Workload], Any], str]] = {
+    "TVM out of place": (_lifted, "default"),
+    "TVM consume_params": (functools.partial(_lifted, consumes=True), "default"),
+    "ours, default": (_in_place, "default"),
+    "ours, inplace": (_in_place, "inplace"),
+}
+
+
+def host_cpu() -> str:
+    """The name that LLVM has for this machine's processor."""
+    from tvm.target.codegen import llvm_get_system_cpu
+
+    return llvm_get_system_cpu()
+
+
+def compile_way(way: str, workload: Workload, library: str) -> None:
+    """Compile a way for this machine, into a shared library."""
+    import tvm
+
+    make, pipeline = COMPILED[way]
+    target = tvm.target.Target({"kind": "llvm", "mcpu": host_cpu()})
+    mod = make(workload)
+    tvm.compile(mod, target, relax_pipeline=pipeline).export_library(library)
+
+
+def _compiled(name: str, workload: Workload, library: str | None) -> _Convert:
+    import tvm
+    import tvm_ffi
+    from tvm import relax
+
+    import relax_inplace
+
+    relax_inplace.libinfo.load_library()
+    convert = relax.VirtualMachine(tvm.runtime.load_module(library), tvm.cpu())[name]
+    tvm.get_global_func("runtime.config_threadpool")(1, THREADS)  # starts the threads
+    weights = []
+    for i, weight in enumerate(workload.weights):
+        weights.append(tvm.runtime.empty(weight.shape, weight.dtype))
+        _fill(_bytes_at(weights[-1].data_ptr(), weight.nbytes), weight, i)
+    holder = [tvm_ffi.Array(weights)]
+    return lambda: convert(holder.pop())
+
+
+# -- libraries of arrays ---------------------------------------------------------------------------
+
+
+def _loop(
+    workload: Workload, xp: Any, arrays: list[Any], contiguous: Callable[[Any], Any]
+) -> _Convert:
+    def convert() -> list[Any]:
+        arrays.reverse()  # the next weight is the last
+        new = []
+        for step in workload.steps:
+            spent = [arrays.pop() for _ in step.weights]
+            new.append(contiguous(OPERATIONS[step.operation].arrays(xp, *spent)))
+            del spent
+        return new
+
+    return convert
+
+
+def _numpy(workload: Workload, library: str | None = None) -> _Convert:
+    return _loop(workload, np, _arrays(workload), np.ascontiguousarray)
+
+
+def _torch(workload: Workload, library: str | None = None) -> _Convert:
+    import torch
+
+    torch.set_num_threads(THREADS)
+    weights = []
+    for i, weight in enumerate(workload.weights):
+        weights.append(torch.empty(weight.shape, dtype=getattr(torch, weight.dtype)))
+        _fill(_bytes_at(weights[-1].data_ptr(), weight.nbytes), weight, i)
+    torch.ones(1024, 1024).t().contiguous().mul_(2)  # starts the threads
+    return _loop(workload, torch, weights, torch.Tensor.contiguous)
+
+
+def _jax(workload: Workload, library: str | None = None) -> _Convert:
+    import warnings
+
+    import jax
+    import jax.numpy as jnp
+
+    def convert(weights: list[Any]) -> list[Any]:
+        return _loop(workload, jnp, list(weights), lambda new: new)()
+
+    types = [jax.ShapeDtypeStruct(weight.shape, weight.dtype) for weight in workload.weights]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Some donated buffers were not usable")
+        compiled = jax.jit(convert, donate_argnums=0).lower(types).compile()
+    holder = [[jnp.array(array, copy=True) for array in _arrays(workload)]]
+    jax.block_until_ready(holder)
+    return lambda: jax.block_until_ready(compiled(holder.pop()))
+
+
+# -- the floor -------------------------------------------------------------------------------------
+
+
+def _copy_seconds(workload: Workload) -> float:
+    sources = [array.reshape(-1).view("uint8") for array in _arrays(workload)]
+    targets = [np.zeros_like(source) for source in sources]
+    for target in targets:
+        target.fill(1)  # zeros alone would leave it untouched
+
+    def copy(part: int, parts: int) -> None:
+        for source, target in zip(sources, targets, strict=True):
+            begin, end = (len(source) * at // parts for at in (part, part + 1))
+            np.copyto(target[begin:end], source[begin:end])
+
+    seconds = []
+    with ThreadPoolExecutor(THREADS) as pool:
+        list(pool.map(time.sleep, [0.001] * THREADS))
+        for threads in (1, THREADS) * 2:
+            start = time.perf_counter()
+            list(pool.map(copy, range(threads), [threads] * threads))
+            seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
+# -- weights ---------------------------------------------------------------------------------------
+
+_PERIOD = 1_000_003  # elements, a prime: rows and tiles of a weight differ
+
+
+def _arrays(workload: Workload) -> list[np.ndarray]:
+    arrays = []
+    for i, weight in enumerate(workload.weights):
+        arrays.append(np.empty(weight.shape, weight.dtype))
+        _fill(arrays[-1].reshape(-1).view("uint8"), weight, i)
+    return arrays
+
+
+def _fill(memory: np.ndarray, weight: Weight, seed: int) -> None:
+    """Write numbers as a model has them; the same ones, whatever they lie in."""
+    numbers = _numbers(weight.dtype).view("uint8")
+    first = seed * 4099 * np.dtype(weight.dtype).itemsize % len(numbers)
+    memory[: len(numbers) - first] = numbers[first:][: len(memory)]
+    for begin in range(len(numbers) - first, len(memory), len(numbers)):
+        memory[begin : begin + len(numbers)] = numbers[: len(memory) - begin]
+
+
+@functools.cache
+def _numbers(dtype: str) -> np.ndarray:
+    """Kept, and made without a large temporary: glibc's threshold would rise as that is freed."""
+    generator = np.random.default_rng(0)
+    numbers = np.empty(_PERIOD, dtype)
+    for begin in range(0, _PERIOD, 8192):
+        part = numbers[begin : begin + 8192]
+        if dtype.startswith("float"):
+            part[:] = generator.standard_normal(len(part)) / 64
+        else:
+            part[:] = generator.integers(np.iinfo(dtype).min, np.iinfo(dtype).max, len(part))
+    return numbers
+
+
+def _bytes_at(address: int, size: int) -> np.ndarray:
+    return np.frombuffer((ctypes.c_uint8 * size).from_address(address), "uint8")
+
+
+# -- what a way costs ------------------------------------------------------------------------------
+
+FLOOR = "warm copy"
+WAYS: dict[str, Callable[[Workload, str | None], _Convert] | None] = {
+    FLOOR: None,
+    "TVM out of place": functools.partial(_compiled, "transform_params"),
+    "TVM consume_params": functools.partial(_compiled, "transform_params"),
+    "numpy": _numpy,
+    "torch": _torch,
+    "jax": _jax,
+    "ours, default": functools.partial(_compiled, "inplace_transform_params"),
+    "ours, inplace": functools.partial(_compiled, "inplace_transform_params"),
+}
+
+_OPTIONAL = ("torch", "jax")
+
+
+def why_missing(way: str) -> str | None:
+    """Why a way cannot be measured here; None if it can."""
+    if way in _OPTIONAL and importlib.util.find_spec(way) is None:
+        return "not installed"
+    return None
+
+
+def measure(way: str, workload: Workload, library: str | None) -> dict[str, float | None]:
+    """Seconds of a conversion in this process, and its extra memory in bytes."""
+    if way == FLOOR:
+        return {"seconds": _copy_seconds(workload), "extra": None}
+    convert = WAYS[way](workload, library)
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what is free already shall not hide what is allocated
+    can_reset = os.access("/proc/self/clear_refs", os.W_OK)
+    if can_reset:
+        with open("/proc/self/clear_refs", "w") as refs:
+            refs.write("5")  # resets VmHWM
+    before = _resident("VmRSS") if can_reset else 0
+    start = time.perf_counter()
+    converted = convert()
+    seconds = time.perf_counter() - start
+    extra = _resident("VmHWM") - before if can_reset else None
+    del converted
+    return {"seconds": seconds, "extra": extra}
+
+
+def _resident(key: str) -> int:
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith(key)) * 1024
+
+
+def verify(way: str, workload: Workload, library: str | None) -> dict[str, Any]:
+    """A digest of the new weights, the bytes of the largest, and how many were allocated.
+
+    Allocations are those by TVM, of at least half of the smallest weight; None of other libraries.
+    """
+    if way == FLOOR:
+        return {"digest": None, "largest": 0, "allocations": None}
+    least = min(weight.nbytes for weight in workload.weights) / 2
+    sizes: list[int] = []
+    with _recorded_allocations(sizes) if way in COMPILED else contextlib.nullcontext():
+        convert = WAYS[way](workload, library)
+        sizes.clear()
+        converted = convert()
+    digest, largest = hashlib.sha256(), 0
+    for new in converted:
+        array = np.from_dlpack(new) if way in COMPILED else np.asarray(new)
+        digest.update(f"{array.shape} {array.dtype}".encode())
+        digest.update(memoryview(array).cast("B"))
+        largest = max(largest, array.nbytes)
+    allocations = sum(size >= least for size in sizes) if way in COMPILED else None
+    return {"digest": digest.hexdigest(), "largest": largest, "allocations": allocations}
+
+
+@contextlib.contextmanager
+def _recorded_allocations(sizes: list[int]) -> Iterator[None]:
+    """The bytes of what TVM's virtual machine, and our builtins, allocate."""
+    import tvm_ffi
+
+    def bytes_of_storage(context: Any, shape: Any, *others: Any) -> int:
+        return shape[0]
+
+    def bytes_of_tensor(shape: Any, dtype: Any, *others: Any) -> int:
+        return Weight(tuple(shape), str(dtype)).nbytes
+
+    names = {
+        "vm.builtin.alloc_storage": bytes_of_storage,
+        "runtime.TVMTensorAllocWithScope": bytes_of_tensor,
+    }
+    stock = {name: tvm_ffi.get_global_func(name) for name in names}
+
+    def recording(name: str) -> Callable[..., Any]:
+        def allocate(*args: Any) -> Any:
+            sizes.append(names[name](*args))
+            return stock[name](*args)  # no name for it: nothing may refer to it but TVM
+
+        return allocate
+
+    for name in names:
+        tvm_ffi.register_global_func(name, recording(name), override=True)
+    try:
+        yield
+    finally:
+        for name in names:
+            tvm_ffi.register_global_func(name, stock[name], override=True)
