@@ -33,12 +33,11 @@ from tvm import ir, relax, tirx
 
 from ..op import BUILTIN, is_statement
 from .byte_size import LargestOf, Size, covers, largest, size_of
+from .inplace_kernel import INPLACE
 from .shape_heap import MAKE_SHAPE, MATCH_SHAPE, ShapeHeap
 from .spare_storage import Moment, take_spare
 
-__all__ = ["INPLACE", "Donation", "Place", "Spent", "Taken", "find_donation"]
-
-INPLACE = "relax_inplace.inplace"  # of a kernel: [input, output], parameters that may be one memory
+__all__ = ["Donation", "Place", "Spent", "Taken", "find_donation"]
 
 ALLOC_STORAGE = "relax.vm.alloc_storage"
 ALLOC_TENSOR = "relax.vm.alloc_tensor"

@@ -40,6 +40,7 @@ from tvm import ir, relax, sym, tirx
 from .te_block import TEBlock, buffer_params, loads_in, te_blocks
 
 __all__ = [
+    "INPLACE",
     "MOST_SCRATCH",
     "Block",
     "InplacePair",
@@ -49,6 +50,7 @@ __all__ = [
     "is_same_position",
 ]
 
+INPLACE = "relax_inplace.inplace"  # of a kernel: pairs of parameters that may be one memory
 MOST_SCRATCH = 256 * 1024  # bytes for each thread
 
 _SAMPLES = 12

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import tvm
 from tvm import tirx
 
+from .cpu_inplace import schedule_cpu_inplace
 from .cpu_relayout import schedule_cpu_relayout
 from .gpu_relayout import schedule_gpu_relayout
 
@@ -27,5 +28,5 @@ def rules_for(target: tvm.target.Target) -> Sequence[Rule]:
     if target.kind.name == "cuda":
         return (schedule_gpu_relayout,)
     if target.kind.name == "llvm":
-        return (schedule_cpu_relayout,)
+        return schedule_cpu_inplace, schedule_cpu_relayout
     return ()

@@ -32,6 +32,7 @@ from tvm import ir, relax, sym, tirx
 from tvm.s_tir import SBlock, SBlockRealize
 
 from ..analysis.inplace_kernel import (
+    INPLACE,
     MOST_SCRATCH,
     InplacePair,
     blocks_along,
@@ -43,9 +44,7 @@ from ..analysis.te_block import TEBlock, loads_in, te_blocks
 from .affine_loops import affine_loops
 from .inlining import with_producers_inlined
 
-__all__ = ["INPLACE", "schedule_cpu_inplace"]
-
-INPLACE = "relax_inplace.inplace"  # an attribute: pairs of an input and an output
+__all__ = ["schedule_cpu_inplace"]
 
 _CHUNK = 64 * 1024  # bytes of the output for which a thread is woken up
 _LEAST_BLOCK = 8 * 1024  # bytes, where blocks can be joined
