@@ -44,7 +44,7 @@ def compile_cost(way: str, count: int) -> tuple[float, float, float]:
         mod = InplaceTransformParams(lazy=way == "streamed")(mod)
     rewritten = time.process_time()
     if way == "naive chain":
-        relax_inplace.build._prepare = lambda mod: mod
+        relax_inplace.build.prepare = lambda mod: mod
     tvm.compile(mod, "llvm", relax_pipeline="inplace" if way == "pipeline" else "default")
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return rewritten - start, time.process_time() - rewritten, resident
