@@ -143,14 +143,17 @@ def find_inplace_pairs(function: tirx.PrimFunc) -> list[InplacePair] | str:
 def is_same_position(block: TEBlock, load: ir.TensorLoad) -> bool:
     """Whether an element is read that has the same number, in its buffer, as the one computed."""
     at, shape = _indices(block), block.buffer.ty.shape[:]
-    if any(loads_in(index) for index in load.indices[:]):
+    there, other = load.indices[:], load.source.ty.shape[:]
+    if _are_same(at, there) and _are_same(shape, other):
+        return True
+    if any(loads_in(index) for index in there):
         return False
-    return _always_equal(
-        flat_index(shape, at),
-        flat_index(load.source.ty.shape[:], load.indices[:]),
-        block.box,
-        (),
-    )
+    return _always_equal(flat_index(shape, at), flat_index(other, there), block.box, ())
+
+
+def _are_same(some: Sequence[ir.Expr], others: Sequence[ir.Expr]) -> bool:
+    pairs = list(zip(some, others, strict=False))
+    return len(some) == len(others) and all(tvm_ffi.structural_equal(*pair) for pair in pairs)
 
 
 def _pair(block: TEBlock, source: relax.Var, given: int, made: int) -> InplacePair | str:
@@ -160,6 +163,9 @@ def _pair(block: TEBlock, source: relax.Var, given: int, made: int) -> InplacePa
     reads = [read for read in _reads(block.value) if read.load.source.same_as(source)]
     if any(loads_in(index) for read in reads for index in read.load.indices[:]):
         return "reads its input at places that data give"
+    if before >= after and all(is_same_position(block, read.load) for read in reads):
+        one = blocks_along(source, 1)[0], blocks_along(block.buffer, 1)[0]
+        return InplacePair(given, made, *one, before, after)
     samples = list(_samples(block, reads))
     for written in blocks_along(block.buffer, 1 if before < after else MOST_SCRATCH // after):
         for read in blocks_along(source, MOST_SCRATCH // before):

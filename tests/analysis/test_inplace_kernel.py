@@ -220,4 +220,4 @@ def test_what_is_found_is_so(drawn):
     )
     assert pair.bytes_read >= pair.bytes_written
     assert is_local(pair.written.elements, pair.read.elements)
-    assert pair.same_position or pair.written.elements < len(places)
+    assert pair.same_position or pair.written.elements < len(places) or len(places) == 1
