@@ -111,6 +111,7 @@ KERNELS = {
     "bfloat16": (lambda w: op.astype(w, "bfloat16"), [LARGE], {}),
     "a quarter": (lambda w: op.astype(w, "int8"), [((200, 1001), "int32")], {}),
     "a quarter, scaled": (slope, [LARGE, ((200, 1), "float32")], {}),
+    "float8": (lambda w: op.astype(w, "float8_e4m3fn"), [((61, 131), "float16")], {}),
     "same width": (lambda w: op.astype(w, "bfloat16"), [((61, 131), "float16")], {}),
     "narrower small matrices": (
         lambda w: op.astype(op.permute_dims(w, [0, 2, 1]), "float16"),
