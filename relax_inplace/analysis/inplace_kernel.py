@@ -11,7 +11,8 @@ if there are two numbers of elements, ``s`` and ``r``, such that
    ``A``;
 2. s elements of ``B`` have no more bytes than r of ``A``: the block lies in front of the end of
    the one that it is computed from;
-3. a block of ``A`` fits into scratch memory, or ``s = r = 1``.
+3. a block of ``A`` fits into scratch memory, or ``s = r = 1``;
+4. all of ``B`` has no more bytes than ``A``: not each element needs to be computed from ``A``.
 
 Then a block that is read before it is written reads what ``A`` held, if no block further on has
 been written. Where the blocks have as many bytes, they are written in any order. Where those of
@@ -30,7 +31,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
+import operator
 import random
 from collections.abc import Iterator, Sequence
 
@@ -145,23 +148,35 @@ def find_inplace_pairs(function: tirx.PrimFunc) -> list[InplacePair] | str:
 def is_same_position(block: TEBlock, load: ir.TensorLoad) -> bool:
     """Whether an element is read that has the same number, in its buffer, as the one computed."""
     at, shape = _indices(block), block.buffer.ty.shape[:]
-    if any(loads_in(index) for index in load.indices[:]):
+    there, other = load.indices[:], load.source.ty.shape[:]
+    if _are_same(at, there) and _are_same(shape, other):
+        return True
+    if any(loads_in(index) for index in there):
         return False
-    return _always_equal(
-        flat_index(shape, at),
-        flat_index(load.source.ty.shape[:], load.indices[:]),
-        block.box,
-        (),
-    )
+    flat = flat_index(shape, at), flat_index(other, there)
+    return _always(tirx.EQ(*flat), block.box, ())
+
+
+def _are_same(some: Sequence[ir.Expr], others: Sequence[ir.Expr]) -> bool:
+    pairs = list(zip(some, others, strict=False))
+    return len(some) == len(others) and all(tvm_ffi.structural_equal(*pair) for pair in pairs)
 
 
 def _pair(block: TEBlock, source: relax.Var, given: int, made: int) -> InplacePair | str:
     before, after = _bytes_of_element(source), _bytes_of_element(block.buffer)
     if before is None or after is None:
         return "has a buffer that is not row-major elements of whole bytes"
+    if any(_is_number(size, 0) for size in block.buffer.ty.shape[:]):
+        return "makes no elements"
     reads = [read for read in _reads(block.value) if read.load.source.same_as(source)]
     if any(loads_in(index) for read in reads for index in read.load.indices[:]):
         return "reads its input at places that data give"
+    whole = [_elements(buffer) * size for buffer, size in ((block.buffer, after), (source, before))]
+    if not _always(tirx.LE(*whole), {}, ()):
+        return "makes larger elements, or more of them"
+    if before >= after and all(is_same_position(block, read.load) for read in reads):
+        one = blocks_along(source, 1)[0], blocks_along(block.buffer, 1)[0]
+        return InplacePair(given, made, *one, before, after)
     samples = list(_samples(block, reads))
     for written in blocks_along(block.buffer, 1 if before < after else MOST_SCRATCH // after):
         for read in blocks_along(source, MOST_SCRATCH // before):
@@ -172,8 +187,6 @@ def _pair(block: TEBlock, source: relax.Var, given: int, made: int) -> InplacePa
             if _is_local(block, written, reads, read):
                 taken = read.elements * before, written.elements * after
                 return InplacePair(given, made, read, written, *taken)
-    if before < after:
-        return "makes larger elements"
     return f"has no blocks of up to {MOST_SCRATCH // 1024} KB that are computed from those there"
 
 
@@ -185,6 +198,10 @@ def _bytes_of_element(buffer: relax.Var) -> int | None:
         return None
     dtype = tvm_ffi.dtype(str(ty.dtype))
     return dtype.itemsize if dtype.bits % 8 == 0 and dtype.lanes == 1 else None
+
+
+def _elements(buffer: relax.Var) -> ir.Expr:
+    return functools.reduce(operator.mul, buffer.ty.shape[:], tirx.const(1, "int64"))
 
 
 def _is_number(expr: ir.Expr, number: int) -> bool:
@@ -335,19 +352,17 @@ def _is_local(block: TEBlock, written: Block, reads: Sequence[_Read], read: Bloc
         where = [_substitute(expr, split) for expr in each.load.indices[:]]
         there = _number_of_block(each.load.source.ty.shape[:], where, read)
         conditions = [_substitute(condition, split) for condition in each.conditions]
-        if not _always_equal(here, there, box, conditions):
+        if not _always(tirx.EQ(here, there), box, conditions):
             return False
     return True
 
 
-def _always_equal(
-    one: ir.Expr, other: ir.Expr, box: dict[relax.Var, ir.Expr], conditions: Sequence[ir.Expr]
-) -> bool:
-    """Whether two numbers are equal at all points of a box where conditions hold."""
+def _always(goal: ir.Expr, box: dict[relax.Var, ir.Expr], conditions: Sequence[ir.Expr]) -> bool:
+    """Whether something holds at all points of a box where conditions hold."""
     analyzer = sym.Analyzer()
     unknown = {
         var
-        for expr in (one, other, *box.values())
+        for expr in (goal, *box.values())
         for var in tirx.analysis.undefined_vars(expr)
         if var not in box
     }
@@ -366,4 +381,4 @@ def _always_equal(
                 scopes.enter_context(analyzer.constraint_scope(var < extent))
         for condition in conditions:
             scopes.enter_context(analyzer.constraint_scope(analyzer.simplify(condition)))
-        return analyzer.can_prove(tirx.EQ(one, other), sym.ProofStrength.SYMBOLIC_BOUND)
+        return analyzer.can_prove(goal, sym.ProofStrength.SYMBOLIC_BOUND)

@@ -16,7 +16,7 @@ from inplace_kernels import (
     run,
     te_kernel,
 )
-from tvm import relax, te
+from tvm import relax, te, tirx
 from tvm.relax import op
 from tvm.script import from_source
 
@@ -111,6 +111,7 @@ KERNELS = {
     "bfloat16": (lambda w: op.astype(w, "bfloat16"), [LARGE], {}),
     "a quarter": (lambda w: op.astype(w, "int8"), [((200, 1001), "int32")], {}),
     "a quarter, scaled": (slope, [LARGE, ((200, 1), "float32")], {}),
+    "float8": (lambda w: op.astype(w, "float8_e4m3fn"), [((61, 131), "float16")], {}),
     "same width": (lambda w: op.astype(w, "bfloat16"), [((61, 131), "float16")], {}),
     "narrower small matrices": (
         lambda w: op.astype(op.permute_dims(w, [0, 2, 1]), "float16"),
@@ -160,6 +161,43 @@ def test_numbers(name):
     assert_right(schedule_cpu_inplace(kernel, TARGET), arrays, expected, sizes)
 
 
+def backwards(function):
+    """The kernel with the last block of each parallel loop first: any order has to be right."""
+
+    def turned(loop):
+        if loop.kind != tirx.ForKind.PARALLEL:
+            return loop
+        last = loop.extent - 1 - loop.loop_var
+        body = tvm_ffi.structural_map(
+            loop.body, (relax.Var, lambda var: last if var.same_as(loop.loop_var) else var)
+        )
+        return tirx.For(loop.loop_var, loop.min, loop.extent, tirx.ForKind.SERIAL, body)
+
+    body = tvm_ffi.structural_map(function.body, (tirx.For, turned))
+    return tirx.PrimFunc(function.params, body, function.ret_type, function.attrs)
+
+
+ANY_ORDER = {
+    "narrower": (lambda w: op.astype(w, "float16"), ("float32", (400, 1001))),
+    "much narrower": (lambda w: op.astype(w, "int8"), ("int32", (400, 1001))),
+    "narrower matrices": (
+        lambda w: op.astype(op.permute_dims(w, [0, 2, 1]), "float16"),
+        ("float32", (9000, 8, 6)),
+    ),
+    "some columns": (lambda w: op.strided_slice(w, [1], [0], [30]), ("float32", (2000, 40))),
+    "matrices": (lambda w: op.permute_dims(w, [0, 2, 1]), ("float16", (900, 8, 6))),
+}
+
+
+@pytest.mark.parametrize("name", ANY_ORDER)
+def test_parallel_blocks_in_any_order(name):
+    function, (dtype, shape) = ANY_ORDER[name]
+    kernel = kernel_of(function, (shape, dtype))
+    array = random_array(np.random.default_rng(0), shape, dtype)
+    expected = run(built(kernel), kernel, [array])
+    assert_right(backwards(schedule_cpu_inplace(kernel, TARGET)), [array], expected)
+
+
 def test_several_outputs():
     def make(a, b, c):
         return (
@@ -193,7 +231,7 @@ def test_other_targets_are_left_alone():
     assert schedule_cpu_inplace(kernel, tvm.target.Target("cuda")) is None
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(moves(dtypes=("uint8", "float16", "bfloat16", "int64"), may_cast=False))
 def test_any_moves(drawn):
     """Whatever is found to be in place has numpy's bytes, in place and not."""
