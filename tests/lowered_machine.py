@@ -11,6 +11,7 @@ import tvm
 from tvm import ir, relax
 
 from relax_inplace.analysis.byte_size import at_bounds, size_of
+from relax_inplace.analysis.shape_heap import MAKE_SHAPE, MATCH_SHAPE, ShapeHeap
 
 
 @dataclasses.dataclass(eq=False)
@@ -22,6 +23,7 @@ class Storage:
 class Tensor:
     storage: Storage
     base: "Tensor | None" = None  # of a view
+    size: int = 0  # where it may be less than the storage's
 
 
 @dataclasses.dataclass(eq=False)
@@ -45,6 +47,8 @@ class LoweredMachine:
         self.sizes = sizes
         self.takes_branch = takes_branch
         self.registers = {}
+        self.shapes = {}
+        self.heap = ShapeHeap()
         self.allocated = []
         self.peak = 0
         function = mod[name]
@@ -54,7 +58,10 @@ class LoweredMachine:
         self.seen()
         self.run(function.body)
 
-    def bytes_of(self, ty):
+    def bytes_of(self, ty, shape=None):
+        dims = self.shapes.get(shape) if isinstance(shape, relax.Var) else None
+        if dims is not None:
+            ty = relax.TensorType(dims, ty.dtype)
         return int(at_bounds(size_of(ty), self.sizes, 3))
 
     def argument(self, ty):
@@ -88,12 +95,18 @@ class LoweredMachine:
         args = list(call.args)
         held = [self.registers.get(arg) if isinstance(arg, relax.Var) else None for arg in args]
         name = getattr(call.op, "name", None) or getattr(call.op, "global_symbol", None)
-        if name == "relax.vm.kill_object":
+        if name == MATCH_SHAPE:
+            self.heap.match(call)
+        elif name == MAKE_SHAPE:
+            self.shapes[var] = self.heap.shape(call)
+        elif isinstance(call.op, ir.GlobalVar) and len(args) == 1:
+            self.heap.compute(self.mod[call.op])
+        elif name == "relax.vm.kill_object":
             self.registers.pop(args[0], None)
         elif name == "relax.vm.alloc_storage":
             return Storage(0)
         elif name == "relax.vm.alloc_tensor":
-            self.allocate(held[0], self.bytes_of(var.ty))
+            self.allocate(held[0], self.bytes_of(var.ty, args[2]))
             return Tensor(held[0])
         elif name == "vm.builtin.tuple_getitem":
             return held[0].fields[args[1].value]
@@ -103,10 +116,10 @@ class LoweredMachine:
         elif name in ("vm.builtin.reshape", "runtime.TVMTensorCreateView"):
             return Tensor(held[0].storage, held[0])
         elif name == "vm.builtin.donate_storage":
-            return self.donated(held[0], self.bytes_of(var.ty))
+            return self.donated(held[0], self.bytes_of(var.ty, args[2]))
         elif name == "vm.builtin.shrink_storage":
             if self.tensors_in(held[0].storage) == 1:
-                held[0].storage.size = self.bytes_of(args[0].ty)
+                held[0].storage.size = held[0].size
         elif isinstance(var.ty, relax.TensorType) or isinstance(call.op, relax.Var):
             made = Storage(0)
             self.allocate(made, 0)  # of a function of TVM's, or the caller's
@@ -126,7 +139,7 @@ class LoweredMachine:
             and self.tensors_in(donor.storage) == 1
             and size <= donor.storage.size
         ):
-            return Tensor(donor.storage)
+            return Tensor(donor.storage, size=size)
         made = Storage(0)
         self.allocate(made, size)
         return Tensor(made)

@@ -33,11 +33,11 @@ from tvm import ir, relax, tirx
 
 from ..op import BUILTIN, is_statement
 from .byte_size import LargestOf, Size, covers, largest, size_of
+from .inplace_kernel import INPLACE
+from .shape_heap import MAKE_SHAPE, MATCH_SHAPE, ShapeHeap
 from .spare_storage import Moment, take_spare
 
-__all__ = ["INPLACE", "Donation", "Place", "Spent", "Taken", "find_donation"]
-
-INPLACE = "relax_inplace.inplace"  # of a kernel: [input, output], parameters that may be one memory
+__all__ = ["Donation", "Place", "Spent", "Taken", "find_donation"]
 
 ALLOC_STORAGE = "relax.vm.alloc_storage"
 ALLOC_TENSOR = "relax.vm.alloc_tensor"
@@ -189,6 +189,8 @@ class _Trace:
         self._slots: dict[Place, list[_Tensor]] = {}
         self._inside: dict[Place, set[Place]] = defaultdict(set)  # slots in a nested tuple's slot
         self._places: dict[relax.Var, Place] = {param: (param, ()) for param in params}
+        self._shapes: dict[relax.Var, list[ir.PrimExpr] | None] = {}
+        self._heap = ShapeHeap()
         self._at = -1
         self._on_op = {
             ir.Op.get(ALLOC_STORAGE): self._ignore,
@@ -245,6 +247,8 @@ class _Trace:
             name = op.global_symbol
             if name == BUILTIN:
                 self._update(var, call)
+            elif name == MAKE_SHAPE:
+                self._shapes[var] = self._heap.shape(call)
             elif name == _GET_ITEM:
                 self._read(var, call.args[0], call.args[1].value)
             elif name in VIEWS:
@@ -252,6 +256,8 @@ class _Trace:
                 self._hold(var, self._held.get(call.args[0], ()))
             elif name.startswith(_LOOKS_ONLY):
                 self._use(call.args[:])
+                if name == MATCH_SHAPE:
+                    self._heap.match(call)
             else:
                 self._unknown(var, call)
         elif kind is relax.Var:  # a function that is a parameter: it yields a weight
@@ -269,10 +275,12 @@ class _Trace:
             for tensor in self._held.get(used, ()):
                 self._used(tensor)
                 tensor.is_hidden = True
-            root, _ = self._places.get(used, (None, ()))
-            for place in [place for place in self._slots if place[0] is root]:
-                for tensor in self._slots[place]:
-                    tensor.is_hidden = True
+            if used in self._places:
+                root, _ = self._places[used]
+                for place, tensors in self._slots.items():
+                    if place[0].same_as(root):
+                        for tensor in tensors:
+                            tensor.is_hidden = True
         if not is_statement(var):
             self._new(var, None, var.name).is_hidden = True
 
@@ -283,11 +291,19 @@ class _Trace:
         return tensor
 
     def _alloc_tensor(self, var: relax.Var, call: relax.Call) -> None:
-        tensor = self._new(var, _known(var), var.name)
+        tensor = self._new(var, self._size_of(call), var.name)
         tensor.is_allocated = True
+
+    def _size_of(self, alloc_tensor: relax.Call) -> Size | None:
+        """Its bytes: a symbolic shape comes from the shape heap."""
+        shape, dtype = alloc_tensor.args[2:4]
+        dims = self._shapes.get(shape) if isinstance(shape, relax.Var) else shape.values[:]
+        return None if dims is None else size_of(relax.TensorType(dims, str(dtype.value)))
 
     def _kernel(self, call: relax.Call) -> None:
         args = call.args[:]
+        if len(args) == 1 and args[0] not in self._held:
+            self._heap.compute(self.mod[call.op])  # the one argument is the shape heap
         self._use(args)
         attrs = self.mod[call.op].attrs
         for given, result in attrs[INPLACE] if attrs and INPLACE in attrs else ():
@@ -301,7 +317,7 @@ class _Trace:
         (donor,), (new,) = donors, results
         if register not in donor.registers or not new.is_allocated or new.used_first != self._at:
             return  # a view, or a result that is there already
-        if any(isinstance(h, relax.Var) and h is not register for h in donor.holders):
+        if any(isinstance(h, relax.Var) and not h.same_as(register) for h in donor.holders):
             return
         places = [holder for holder in donor.holders if isinstance(holder, tuple)]
         self.chances.append(_Chance(self._at, donor, register, new, places))
@@ -416,23 +432,25 @@ class _Decision:
                 events[tensor.spent].spent.append(tensor)
         self.moments = [events[at] for at in sorted(events)]
         self.in_place: dict[_Tensor, _Chance] = {}  # by the result
-        self.grown: dict[_Tensor, Size] = {}  # what lies in place, and where: see take_spare
+        # What lies in place, and what it lies in: see take_spare.
+        self.rises: dict[_Tensor, Size] = {}
+        self.falls: dict[_Tensor, Size] = {}
 
     def made(self) -> Donation:
         before = self._peak()
         self._decide_in_place()
         peak = self._peak()
         for moment in self.moments:
-            moment.takes = {t for t in moment.allocated if _moves(t) and t not in self.grown}
-            moment.leaves = {t for t in moment.spent if _stays(t) and t not in self.grown}
-        donors = take_spare(self.moments, self.sizes, self.start, peak, self.grown)
+            moment.takes = {t for t in moment.allocated if _moves(t) and t not in self.rises}
+            moment.leaves = {t for t in moment.spent if _stays(t) and t not in self.falls}
+        donors = take_spare(self.moments, self.sizes, self.start, peak, self.rises, self.falls)
         taken = [
             self._taken(tensor, donors)
             for moment in self.moments
             for tensor in moment.allocated
             if _moves(tensor)
         ]
-        gone = {*donors.values(), *self.grown}
+        gone = {*donors.values(), *self.falls}
         dropped = [
             self._spent(tensor)
             for moment in self.moments
@@ -445,8 +463,8 @@ class _Decision:
         for chance in self.trace.chances:
             donor, result = chance.donor, chance.result
             if (
-                donor not in self.grown
-                and result not in self.grown
+                donor not in self.falls
+                and result not in self.rises
                 and donor.used_last == chance.at
                 and donor.spent is not None
                 and not donor.is_hidden
@@ -455,8 +473,8 @@ class _Decision:
                 and covers(self.sizes[donor], self.sizes[result])
             ):
                 self.in_place[result] = chance
-                self.grown[result] = 0
-                self.grown[donor] = self.sizes[donor] - self.sizes[result]
+                self.rises[result] = 0
+                self.falls[donor] = self.sizes[donor] - self.sizes[result]
 
     def _peak(self) -> Size | LargestOf:
         """The most that is live at any time, with what lies in place so far."""
@@ -464,10 +482,10 @@ class _Decision:
         lives: list[Size] = [live]
         for moment in self.moments:
             for tensor in moment.allocated:
-                live = live + self.grown.get(tensor, self.sizes[tensor])
+                live = live + self.rises.get(tensor, self.sizes[tensor])
             lives.append(live)
             for tensor in moment.spent:
-                live = live - self.grown.get(tensor, self.sizes[tensor])
+                live = live - self.falls.get(tensor, self.sizes[tensor])
         return largest(lives)
 
     def _taken(self, tensor: _Tensor, donors: Mapping[_Tensor, _Tensor]) -> Taken:

@@ -223,7 +223,7 @@ def _allocations(problem: Problem, order: Sequence[int], peak: int) -> int:
         moment.takes, moment.leaves = set(moment.allocated), set(moment.spent)
         moments.append(moment)
     sizes = dict(enumerate(problem.sizes))
-    taken = take_spare(moments, sizes, problem.live_at_start, peak, {})
+    taken = take_spare(moments, sizes, problem.live_at_start, peak, {}, {})
     return sum(len(moment.allocated) for moment in moments) - len(taken)
 
 

@@ -46,7 +46,8 @@ def take_spare(
     sizes: Mapping[_Storage, Size],
     start: Size,
     peak: Size | LargestOf,
-    grown: Mapping[_Storage, Size],
+    rises: Mapping[_Storage, Size],
+    falls: Mapping[_Storage, Size],
 ) -> dict[_Storage, _Storage]:
     """Decide which allocation takes the storage of what.
 
@@ -60,9 +61,9 @@ def take_spare(
         Bytes that are live before the first moment.
     peak : int, ByteSize or LargestOf
         Bytes that spare storages may fill up to.
-    grown : mapping
-        Of what is allocated or spent: by how many bytes that changes what is live, where it is not
-        its size.
+    rises, falls : mapping
+        By how many bytes an allocation raises what is live, and what is spent lowers it, where
+        that is not its size.
 
     Returns
     -------
@@ -80,7 +81,7 @@ def take_spare(
     for moment in moments:
         for one in moment.allocated:
             size = sizes[one]
-            live = live + grown.get(one, size)
+            live = live + rises.get(one, size)
             if one not in moment.takes:
                 continue
             waiting[size] -= 1
@@ -93,7 +94,7 @@ def take_spare(
             kept, held = kept - 1, held - size
         for one in moment.spent:
             size = sizes[one]
-            live = live - grown.get(one, size)
+            live = live - falls.get(one, size)
             if (
                 one in moment.leaves
                 and waiting[size] > len(spare[size])

@@ -17,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 
 import tvm_ffi
-from tvm import ir, relax, tirx
+from tvm import ir, relax, sym, tirx
 from tvm.s_tir import SBlockRealize
 from tvm.tirx.buffer import BufferType
 
@@ -106,12 +106,13 @@ def _te_block(nest: tirx.Stmt) -> TEBlock | None:
 
 def _covering(block: TEBlock, store: tirx.BufferStore) -> TEBlock | None:
     """The block, its box in the order of the axes, if it writes each element once."""
+    analyzer = sym.Analyzer()
     indices = store.indices[:]
     ordered: dict[relax.Var, ir.Expr] = {}
     for index, size in zip(indices, store.buffer.ty.shape[:], strict=True):
         if isinstance(index, relax.Var) and index in block.box:
             extent = block.box[index]
-            if index in ordered or not tvm_ffi.structural_equal(extent, size):
+            if index in ordered or not analyzer.can_prove_equal(extent, size):
                 return None
             ordered[index] = extent
         elif not (_is_number(index, 0) and _is_number(size, 1)):

@@ -11,6 +11,10 @@ from collections.abc import Callable, Sequence
 import tvm
 from tvm import tirx
 
+from .cpu_inplace import schedule_cpu_inplace
+from .cpu_relayout import schedule_cpu_relayout
+from .gpu_relayout import schedule_gpu_relayout
+
 __all__ = ["Rule", "rules_for"]
 
 Rule = Callable[[tirx.PrimFunc, tvm.target.Target], tirx.PrimFunc | None]
@@ -21,4 +25,8 @@ def rules_for(target: tvm.target.Target) -> Sequence[Rule]:
 
     What may lie in its input's memory comes first: it takes no other.
     """
+    if target.kind.name == "cuda":
+        return (schedule_gpu_relayout,)
+    if target.kind.name == "llvm":
+        return schedule_cpu_inplace, schedule_cpu_relayout
     return ()

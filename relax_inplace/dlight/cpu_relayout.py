@@ -27,12 +27,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
 import tvm_ffi
-from tvm import ir, relax, sym, tirx
+from tvm import ir, relax, tirx
 from tvm.target import Target
 
 from ..analysis.te_block import buffer_params, te_blocks
 from .inlining import with_producers_inlined
-from .register_transpose import VECTOR_BYTES, transpose_square
+from .register_transpose import VECTOR_BYTES, transpose_block
 from .relayout import (
     Access,
     Digit,
@@ -41,14 +41,17 @@ from .relayout import (
     constant,
     element_bytes,
     integer,
+    is_multiple,
     relayout_pieces,
+    simplify,
 )
 
 __all__ = ["schedule_cpu_relayout"]
 
 _LINE = 64  # bytes of a line of the cache
 _RUN = 512  # elements of a row of the input, before the next rows
-_PART = 1024  # elements of a row of the output, in one task
+_PART = 256  # elements of a row of the output, in one task
+_BLOCK = 16  # short rows of a block, in either direction
 _CHUNK = 32768  # bytes of a long row, in one task
 _TASKS = 64  # as many are enough for any number of threads
 _SMALL = 32768  # bytes that are not worth a second thread
@@ -136,7 +139,7 @@ def _of_words(piece: Piece, flat: FlatBuffers) -> Piece:
                 for access in (piece.output, source)
                 for place in (access.base, *(access.stride(digit) for digit in others))
             ]
-            if all(_is_multiple(place, extent) for place in places):
+            if all(is_multiple(place, extent) for place in places):
                 width, digits = extent, others
     dtype = f"uint{8 * size * width}"
 
@@ -152,12 +155,8 @@ def _of_words(piece: Piece, flat: FlatBuffers) -> Piece:
     return Piece(digits, words(piece.output), {word: words(source)}, word)
 
 
-def _is_multiple(place: ir.Expr, factor: int) -> bool:
-    return integer(sym.Analyzer().simplify(tirx.floormod(place, constant(factor)))) == 0
-
-
 def _divided(place: ir.Expr, factor: int) -> ir.Expr:
-    return sym.Analyzer().simplify(tirx.floordiv(place, constant(factor)))
+    return simplify(tirx.floordiv(place, constant(factor)))
 
 
 def _is_one(expr: ir.Expr) -> bool:
@@ -193,14 +192,16 @@ def _nest(
         if not left:
             return body(at)
         digit = left[0]
+        if _is_one(digit.extent):
+            return serial({**at, digit.var: constant(0)}, left[1:])
         return _loop(digit.var.name, digit.extent, lambda v: serial({**at, digit.var: v}, left[1:]))
 
-    if not parallel or not outer:
+    if not parallel or all(_is_one(digit.extent) for digit in outer):
         return serial({}, loops)
     total: ir.Expr = constant(1)
     for digit in outer:
         total = total * digit.extent
-    total = sym.Analyzer().simplify(total)
+    total = simplify(total)
 
     def task(number: relax.Var) -> tirx.Stmt:
         at: dict[relax.Var, ir.Expr] = {}
@@ -265,7 +266,7 @@ def _rows(piece: Piece) -> tirx.Stmt:
     known = math.prod(integer(digit.extent) or 1 for digit in digits)
     extent = integer(row.extent)
     if (extent is None or extent >= 2 * chunk) and known < _TASKS:
-        count = sym.Analyzer().simplify(tirx.ceildiv(row.extent, constant(chunk)))
+        count = simplify(tirx.ceildiv(row.extent, constant(chunk)))
         part = Digit(tirx.Var("chunk", "int64"), count)
 
         def body(at: _At) -> tirx.Stmt:
@@ -281,12 +282,56 @@ def _rows(piece: Piece) -> tirx.Stmt:
         return _row(piece, at, row, constant(0), row.extent, lanes)
 
     short = extent is not None and extent * widest < _SHORT
+    if extent is not None and extent * widest <= 2 * _LINE:
+        turned = _turned(piece, digits)
+        if turned is not None:
+            return _in_turned_order(piece, *turned, whole)
     return _nest(digits, whole, _TASKS if short else math.inf, not _is_small(piece))
 
 
 def _is_used(piece: Piece, digit: Digit) -> bool:
     """Whether the value depends on a digit otherwise than by what it reads at strided places."""
     return any(var.same_as(digit.var) for var in tirx.analysis.undefined_vars(piece.value))
+
+
+def _turned(piece: Piece, digits: Sequence[Digit]) -> tuple[Digit, Digit] | None:
+    """The digits that are next to each other in the output and in the input, if they differ."""
+    if len(piece.inputs) != 1 or len(digits) < 2:
+        return None
+    (access,) = piece.inputs.values()
+    steps = [(integer(access.stride(digit)), digit) for digit in digits]
+    known = [(step, digit) for step, digit in steps if step]
+    if not known:
+        return None
+    _, read = min(known, key=lambda pair: abs(pair[0]))
+    return None if read is digits[-1] else (digits[-1], read)
+
+
+def _in_turned_order(
+    piece: Piece, written: Digit, read: Digit, row: Callable[[_At], tirx.Stmt]
+) -> tirx.Stmt:
+    """Short rows in small blocks, so that lines of the input and of the output are used whole."""
+    blocks = {
+        digit.var: Digit(
+            tirx.Var(f"{digit.var.name}_block", "int64"), _Cut(digit.extent, _BLOCK).count
+        )
+        for digit in (read, written)
+    }
+
+    def block(at: _At) -> tirx.Stmt:
+        def along(digit: Digit, body: Callable[[_At], tirx.Stmt], at: _At) -> tirx.Stmt:
+            begin = at[blocks[digit.var].var] * _BLOCK
+            extent = integer(digit.extent)
+            length: ir.Expr = constant(_BLOCK)
+            if extent is None or extent % _BLOCK:
+                length = tirx.min(length, digit.extent - begin)
+            return _loop(digit.var.name, length, lambda v: body({**at, digit.var: begin + v}))
+
+        return along(read, lambda at: along(written, row, at), at)
+
+    others = [d for d in piece.digits[:-1] if d not in (written, read)]
+    loops = [*others, blocks[read.var], blocks[written.var]]
+    return _nest(loops, block, _TASKS, not _is_small(piece))
 
 
 def _row(
@@ -342,6 +387,9 @@ class _Tiles:
         Those inputs.
     rows, columns : int
         Of a tile of an input: values of ``written``, and of ``read``.
+    interleaves, deinterleaves : bool
+        Whether nothing is computed, there are few rows, and a tile is contiguous in the output; or
+        few columns, and contiguous in the input.
     """
 
     written: Digit
@@ -349,6 +397,8 @@ class _Tiles:
     transposed: list[relax.Var]
     rows: int
     columns: int
+    interleaves: bool
+    deinterleaves: bool
 
 
 def _tiles_of(piece: Piece) -> _Tiles | None:
@@ -372,7 +422,18 @@ def _tiles_of(piece: Piece) -> _Tiles | None:
             min(tile, _power_of_two(integer(digit.extent) or tile))
             for tile, digit in ((rows, written), (columns, read))
         )
-        return _Tiles(written, read, transposed, rows, columns)
+        few_rows = piece.moves_only and integer(written.extent) == rows < columns
+        few_columns = piece.moves_only and integer(read.extent) == columns < rows
+        step = integer(piece.inputs[transposed[0]].stride(written))
+        return _Tiles(
+            written,
+            read,
+            transposed,
+            rows,
+            columns,
+            interleaves=few_rows and integer(piece.output.stride(read)) == rows,
+            deinterleaves=few_columns and step == columns,
+        )
     return None
 
 
@@ -437,11 +498,11 @@ class _Cut:
 
     @property
     def count(self) -> ir.Expr:
-        return sym.Analyzer().simplify(tirx.ceildiv(self.extent, constant(self.size)))
+        return simplify(tirx.ceildiv(self.extent, constant(self.size)))
 
     def groups(self, number: int) -> ir.Expr:
         """How many groups there are of that many tiles."""
-        return sym.Analyzer().simplify(tirx.ceildiv(self.count, constant(number)))
+        return simplify(tirx.ceildiv(self.count, constant(number)))
 
     def in_group(self, first: ir.Expr, number: int) -> ir.Expr:
         """How many tiles are in a group, by its first one."""
@@ -464,6 +525,11 @@ def _tile(piece: Piece, tiles: _Tiles, at: _At, flat: FlatBuffers) -> tirx.Stmt:
     rows, columns = tiles.rows, tiles.columns
     statements: list[tirx.Stmt] = []
     read_back: dict[relax.Var, relax.Var] = {}
+    if tiles.interleaves or tiles.deinterleaves:
+        (var,) = tiles.transposed
+        interleaved = _interleaved if tiles.interleaves else _deinterleaved
+        return interleaved(piece, tiles, at, piece.inputs[var])
+    # Lines of the output in one go, if a square has less than a quarter of one.
     direct = piece.moves_only and _size_of(piece.output) >= 4
     for var in tiles.transposed:
         access = piece.inputs[var]
@@ -522,8 +588,10 @@ def _squares(
     """Each square of a tile, transposed: those of one row of the output after each other."""
 
     def square(column: ir.Expr, row: ir.Expr) -> tirx.Stmt:
-        return transpose_square(
+        return transpose_block(
             lanes,
+            lanes,
+            _log2(lanes),
             lambda i: tirx.BufferLoad(lines, [_places((row + i) * tiles.columns + column, lanes)]),
             lambda j, vector: store(row, column + j, vector),
         )
@@ -548,6 +616,53 @@ def _to_output(
         return tirx.BufferStore(piece.output.buffer, vector, [place])
 
     return store
+
+
+def _interleaved(piece: Piece, tiles: _Tiles, at: _At, access: Access) -> tirx.Stmt:
+    """A few rows of the input as one of the output: element by element in turn."""
+    rows = tiles.rows
+    lanes = min(VECTOR_BYTES // _size_of(access), tiles.columns)
+    blocks = tiles.columns // lanes
+
+    def block(number: ir.Expr) -> tirx.Stmt:
+        first = at[tiles.read.var] + number * lanes
+
+        def load(i: int) -> ir.Expr:
+            row = at[tiles.written.var] + i
+            place = access.at({**at, tiles.written.var: row, tiles.read.var: first})
+            return tirx.BufferLoad(access.buffer, [_places(place, lanes)])
+
+        def store(k: int, vector: ir.Expr) -> tirx.Stmt:
+            place = piece.output.at({**at, tiles.read.var: first}) + k * lanes
+            return tirx.BufferStore(piece.output.buffer, vector, [_places(place, lanes)])
+
+        return transpose_block(rows, lanes, _log2(rows), load, store)
+
+    return _loop("block", blocks, block)
+
+
+def _deinterleaved(piece: Piece, tiles: _Tiles, at: _At, access: Access) -> tirx.Stmt:
+    """One row of the input as a few of the output: every second element, or every fourth."""
+    columns = tiles.columns
+    lanes = min(VECTOR_BYTES // _size_of(access), tiles.rows)
+
+    def block(number: ir.Expr) -> tirx.Stmt:
+        here = {**at, tiles.written.var: at[tiles.written.var] + number * lanes}
+
+        def load(i: int) -> ir.Expr:
+            return tirx.BufferLoad(access.buffer, [_places(access.at(here) + i * lanes, lanes)])
+
+        def store(i: int, vector: ir.Expr) -> tirx.Stmt:
+            place = piece.output.at({**here, tiles.read.var: at[tiles.read.var] + i})
+            return tirx.BufferStore(piece.output.buffer, vector, [_places(place, lanes)])
+
+        return transpose_block(columns, lanes, _log2(lanes), load, store)
+
+    return _loop("block", tiles.rows // lanes, block)
+
+
+def _log2(power: int) -> int:
+    return power.bit_length() - 1
 
 
 def _written_out(

@@ -28,11 +28,11 @@ from tvm.s_tir import SBlock, SBlockRealize
 from tvm.s_tir.analysis import get_sblock_access_region
 
 from ..analysis.te_block import TEBlock, buffer_params, loads_in, te_blocks
+from .simple_indices import with_simple_indices
 
 __all__ = ["with_producers_inlined"]
 
 _MOST_NODES = 4096  # of an expression; what is read in several places is computed in each
-_IF = ir.Op.get("prim.if_then_else")
 _CHOICES = {"Select", "prim.if_then_else"}
 _PRODUCTS = {"Mul", "Div", "FloorDiv", "FloorMod", "Mod"}  # a quotient by 4 is a product to LLVM
 _SUMS = {"Add", "Sub"}
@@ -98,7 +98,7 @@ def _inlined(block: TEBlock, written: Mapping[relax.Var, TEBlock]) -> TEBlock | 
     analyzer = sym.Analyzer()
     for index, extent in block.box.items():
         analyzer.bind(index, ir.Range.from_min_extent(tirx.const(0, index.ty.dtype), extent))
-    value = _with_simple_indices(value, analyzer)
+    value = with_simple_indices(value, analyzer)
     if _operations(value) != _operations(analyzer.simplify(value)):
         return None
     return TEBlock(block.nest, block.realize, block.box, block.buffer, value)
@@ -142,32 +142,6 @@ def _is_small(value: ir.Expr) -> bool:
     nodes: list[ir.Expr] = []
     tvm_ffi.structural_walk(value, (ir.Expr, lambda expr: nodes.append(expr)))
     return len(nodes) <= _MOST_NODES and not any(isinstance(node, tirx.Let) for node in nodes)
-
-
-def _with_simple_indices(value: ir.Expr, analyzer: sym.Analyzer) -> ir.Expr:
-    """The same operations on elements at simpler indices."""
-
-    def load(expr: ir.TensorLoad) -> ir.Expr:
-        return tirx.BufferLoad(expr.source, [analyzer.simplify(i) for i in expr.indices[:]])
-
-    def choice(expr: ir.Expr) -> ir.Expr:
-        if isinstance(expr, tirx.Select):
-            condition, *sides = expr.condition, expr.true_value, expr.false_value
-        elif expr.op.same_as(_IF):
-            condition, *sides = expr.args[:]
-        else:
-            return expr
-        if loads_in(condition):
-            return expr
-        condition = analyzer.simplify(condition)
-        if isinstance(condition, tirx.IntImm):
-            return sides[0] if int(condition) else sides[1]
-        if isinstance(expr, tirx.Select):
-            return tirx.Select(condition, *sides)
-        return tirx.if_then_else(condition, *sides)
-
-    callbacks = [(ir.TensorLoad, load), ((tirx.Select, ir.Call), choice)]
-    return tvm_ffi.structural_map(value, callbacks)
 
 
 # -- the kernel of what is left --------------------------------------------------------------------

@@ -34,10 +34,13 @@ __all__ = [
     "constant",
     "element_bytes",
     "integer",
+    "is_multiple",
     "relayout_pieces",
+    "simplify",
 ]
 
 _MOST_PIECES = 32
+_LARGEST = 1 << 48  # no size is so large
 _IF = ir.Op.get("prim.if_then_else")
 
 
@@ -110,6 +113,16 @@ def constant(number: int) -> ir.Expr:
     return tirx.const(number, "int64")
 
 
+def simplify(expr: ir.Expr) -> ir.Expr:
+    """A simpler expression of sizes and digits: none of them is negative."""
+    return _analyzer([expr]).simplify(expr)
+
+
+def is_multiple(expr: ir.Expr, factor: int) -> bool:
+    """Whether an expression of sizes is sure to be a multiple of a number."""
+    return integer(simplify(tirx.floormod(expr, constant(factor)))) == 0
+
+
 def integer(expr: ir.Expr) -> int | None:
     """The number that an expression is."""
     return int(expr) if isinstance(expr, tirx.IntImm) else None
@@ -131,7 +144,7 @@ class FlatBuffers:
             for extent in param.ty.shape[:]:
                 size = size * _int64(extent)
             scale = element_bytes(dtype) // element_bytes(str(param.ty.dtype))
-            size = sym.Analyzer().simplify(tirx.floordiv(size, constant(max(scale, 1))))
+            size = simplify(tirx.floordiv(size, constant(max(scale, 1))))
             view = tirx.decl_buffer((size,), dtype, f"{param.name}_{dtype}")
             self._views[param, dtype] = view
             self._params[view] = param
@@ -139,7 +152,12 @@ class FlatBuffers:
 
     def declared(self, body: tirx.Stmt) -> tirx.Stmt:
         """The statement after what declares the views."""
-        views = [tirx.DeclBuffer(view, data=param.data) for (param, _), view in self._views.items()]
+        used = set(tirx.analysis.undefined_vars(body))
+        views = [
+            tirx.DeclBuffer(view, data=param.data)
+            for (param, _), view in self._views.items()
+            if view in used
+        ]
         return tirx.SeqStmt([*views, body])
 
 
@@ -187,6 +205,15 @@ def _int64(expr: ir.Expr) -> ir.Expr:
     if isinstance(expr, tirx.IntImm):
         return constant(int(expr))
     return expr if str(expr.ty.dtype) == "int64" else expr.astype("int64")
+
+
+def _analyzer(exprs: Sequence[ir.Expr]) -> sym.Analyzer:
+    analyzer = sym.Analyzer()
+    variables = {var for expr in exprs for var in tirx.analysis.undefined_vars(expr)}
+    for var in variables:
+        if str(var.ty.dtype) == "int64":
+            analyzer.bind(var, ir.Range.from_min_extent(constant(0), constant(_LARGEST)))
+    return analyzer
 
 
 # -- cutting the box -------------------------------------------------------------------------------
@@ -250,11 +277,10 @@ def _settled(part: _Part, atom: ir.Expr) -> list[_Part] | None:
         border = least - form[1] if rising else form[1] + constant(1) - least
         zero = constant(0)
         border = tirx.max(zero, tirx.min(border, digit.extent))
-        analyzer = sym.Analyzer()
-        border = analyzer.simplify(border)
+        border = simplify(border)
         sides = []
         for begin, end, holds in ((zero, border, rising), (border, digit.extent, not rising)):
-            extent = analyzer.simplify(end - begin)
+            extent = simplify(end - begin)
             if integer(extent) == 0:
                 continue
             value = tvm_ffi.structural_map(
@@ -298,13 +324,13 @@ def _divided(part: _Part, division: ir.Expr) -> list[_Part] | None:
             if extent <= factor:
                 crosses = first and first < extent
                 return _cut_at(part, digit, constant(first)) if crosses else None
-        whole = sym.Analyzer().simplify(tirx.floordiv(digit.extent, constant(factor)))
-        rest = sym.Analyzer().simplify(digit.extent - whole * factor)
+        whole = simplify(tirx.floordiv(digit.extent, constant(factor)))
+        rest = simplify(digit.extent - whole * factor)
         if integer(whole) == 0:
             continue
-        if integer(rest) != 0 and not _is_multiple(digit.extent, factor):
-            return _cut_at(part, digit, sym.Analyzer().simplify(whole * factor))
-        if _is_multiple(digit.extent, factor):
+        if integer(rest) != 0 and not is_multiple(digit.extent, factor):
+            return _cut_at(part, digit, simplify(whole * factor))
+        if is_multiple(digit.extent, factor):
             outer = Digit(_fresh(digit.var, "o"), whole)
             inner = Digit(_fresh(digit.var, "i"), constant(factor))
             value = outer.var * constant(factor) + inner.var
@@ -313,16 +339,12 @@ def _divided(part: _Part, division: ir.Expr) -> list[_Part] | None:
 
 
 def _cut_at(part: _Part, digit: Digit, border: ir.Expr) -> list[_Part]:
-    rest = sym.Analyzer().simplify(digit.extent - border)
+    rest = simplify(digit.extent - border)
     low, high = Digit(_fresh(digit.var), border), Digit(_fresh(digit.var), rest)
     return [
         part.where(digit.var, low.var, [low]),
         part.where(digit.var, high.var + border, [high]),
     ]
-
-
-def _is_multiple(expr: ir.Expr, factor: int) -> bool:
-    return integer(sym.Analyzer().simplify(tirx.floormod(expr, constant(factor)))) == 0
 
 
 def _fresh(var: relax.Var, suffix: str = "") -> relax.Var:
@@ -372,7 +394,7 @@ def _simplified(part: _Part) -> _Part:
     for digit in part.box:
         if integer(digit.extent) == 1:
             part = part.where(digit.var, constant(0), [])
-    analyzer = sym.Analyzer()
+    analyzer = _analyzer([digit.extent for digit in part.box])
     with contextlib.ExitStack() as scopes:
         for digit in part.box:
             analyzer.bind(digit.var, ir.Range.from_min_extent(constant(0), digit.extent))
@@ -419,7 +441,7 @@ def _within(expr: ir.Expr, box: Sequence[Digit]) -> ir.Expr:
 
     if not extents:
         return expr
-    expr = sym.Analyzer().simplify(expr)
+    expr = simplify(expr)
     return tvm_ffi.structural_map(expr, (tirx.FloorMod, remainder))
 
 
@@ -471,7 +493,7 @@ def _merged(piece: Piece) -> Piece:
     """Digits that are next to each other everywhere are one."""
     accesses = [piece.output, *piece.inputs.values()]
     fixed = _digits_in(piece.value, piece.digits)
-    analyzer = sym.Analyzer()
+    analyzer = _analyzer([digit.extent for digit in piece.digits])
     digits: list[Digit] = []
     for digit in piece.digits:
         if digits and not {digit.var, digits[-1].var} & fixed:

@@ -108,8 +108,8 @@ def _with_donation(function: relax.Function, mod: ir.IRModule) -> relax.Function
 class _Writer:
     def __init__(self, sequence: relax.SeqExpr, params: list[relax.Var], mod: ir.IRModule):
         donation = find_donation(sequence, params, mod)
-        self.dropped: set[relax.Var] = set()  # variables whose bindings, and kills, go
-        self.kept: set[relax.Var] = set()  # whose kills go: they live longer
+        self.dropped: set[relax.Var] = set()  # variables that are bound elsewhere, or not at all
+        self.kept: set[relax.Var] = set()  # that are killed elsewhere, or not at all
         self.before: dict[relax.Var, list[relax.Binding]] = defaultdict(list)
         self.after: dict[relax.Var, list[relax.Binding]] = defaultdict(list)
         self.untyped: dict[relax.Var, relax.Var] = {}
@@ -130,7 +130,7 @@ class _Writer:
         var, value = binding.var, binding.value
         first, self.first = self.first, []
         killed = value.args[0] if isinstance(value, ir.Call) and value.op == self.kill else None
-        stays = not (var in self.dropped or killed in self.dropped or killed in self.kept)
+        stays = var not in self.dropped and killed not in self.kept
         return [
             *first,
             *self.before.get(var, ()),
@@ -141,6 +141,7 @@ class _Writer:
     def _take(self, taken: Taken) -> None:
         storage, shape, dtype = self.allocations[taken.tensor]
         self.dropped |= {taken.tensor, storage}
+        self.kept.add(storage)
         if isinstance(shape, relax.Var):
             self.kept.add(shape)
         before, after = self.before[taken.by], self.after[taken.by]
@@ -148,7 +149,7 @@ class _Writer:
             before += self._emptied(place)
         if taken.donor is None:
             donor = relax.Var("nothing", relax.AnyType())
-            before.append(relax.VarBinding(donor, relax.op.null_value()))
+            before.append(relax.VarBinding(donor, _null()))
         else:
             donor = taken.donor.register
             self.kept.add(donor)
@@ -177,12 +178,16 @@ class _Writer:
             inner.append(field)
             source = field
         nothing = relax.Var("nothing", relax.AnyType())
-        bindings.append(relax.VarBinding(nothing, relax.op.null_value()))
+        bindings.append(relax.VarBinding(nothing, _null()))
         bindings.append(_statement(BUILTIN, [source, relax.prim_value(last), nothing]))
         return bindings + [self._killing(field) for field in inner]
 
     def _killing(self, var: relax.Var) -> relax.Binding:
         return relax.VarBinding(relax.Var("_", VOID), relax.Call(self.kill, [var], ret_ty=VOID))
+
+
+def _null() -> relax.Expr:
+    return relax.Call(ir.Op.get("relax.null_value"), [], ret_ty=relax.AnyType())
 
 
 def _statement(name: str, args: list[relax.Expr]) -> relax.Binding:

@@ -356,68 +356,77 @@ class _Holder:
         return bytes_of(self.value[0] if isinstance(self.value, tvm_ffi.Array) else self.value)
 
 
-@given(st.lists(st.tuples(ACTIONS, st.integers(0, 9)), max_size=30))
-def test_whoever_sees_a_storage_keeps_its_bytes(steps):
-    holders, capacity = [], {}
-    storages, fills = itertools.count(), itertools.count(1)
+class _Model:
+    """Who sees which storage, and what its bytes are to be."""
 
-    def written(value, storage, size, is_tvms=True):
-        content = np.full(size, next(fills) % 251, "uint8")
+    def __init__(self):
+        self.holders, self.capacity = [], {}
+        self._storages, self._fills = itertools.count(), itertools.count(1)
+
+    def written(self, value, storage, size, is_tvms=True):
+        content = np.full(size, next(self._fills) % 251, "uint8")
         holder = _Holder(value, storage, content, is_tvms)
         holder.bytes[...] = content
-        holders.append(holder)
+        self.holders.append(holder)
 
-    for (action, size), which in steps:
-        tensors = [one for one in holders if isinstance(one.value, tvm_ffi.Tensor)]
+    def storage_of(self, size):
+        storage = next(self._storages)
+        self.capacity[storage] = size
+        return storage
+
+    def act(self, action, size, which):
+        tensors = [one for one in self.holders if isinstance(one.value, tvm_ffi.Tensor)]
         if action == "allocate":
-            storage = next(storages)
-            capacity[storage] = size
-            written(tensor((size,)), storage, size)
+            self.written(tensor((size,)), self.storage_of(size), size)
         elif action == "import":
-            array = np.empty(size + 64, "uint8")[:size]
-            storage = next(storages)
-            written(tvm_ffi.from_dlpack(array), storage, size, is_tvms=False)
-            holders.append(_Holder(array, storage, holders[-1].content, False))
-        elif not tensors:
-            continue
+            array, storage = np.empty(size, "uint8"), self.storage_of(size)
+            self.written(tvm_ffi.from_dlpack(array), storage, size, is_tvms=False)
+            self.holders.append(_Holder(array, storage, self.holders[-1].content, False))
+        elif tensors:
+            self.act_on(tensors[which % len(tensors)], action, size)
+
+    def act_on(self, one, action, size):
+        if action == "drop":
+            self.holders.remove(one)
+        elif action == "tie":
+            value = tvm_ffi.Array([one.value])
+            self.holders.append(_Holder(value, one.storage, one.content, False))
+        elif action == "export":
+            self.holders.append(_Holder(one.bytes, one.storage, one.content, False))
+        elif action == "view":
+            count = min(size, one.bytes.size)
+            view = one.value._create_view((count,), "uint8")
+            content = None if one.content is None else one.content[:count]
+            self.holders.append(_Holder(view, one.storage, content, False))
+        elif action == "shrink":
+            shrink(one.value)
+        elif action == "release":
+            release(one.value)
+            self.holders.remove(one)
         else:
-            one = tensors[which % len(tensors)]
-            seers = sum(other.storage == one.storage for other in holders)
-            if action == "drop":
-                holders.remove(one)
-            elif action == "tie":
-                holders.append(_Holder(tvm_ffi.Array([one.value]), one.storage, one.content, False))
-            elif action == "export":
-                holders.append(_Holder(one.bytes, one.storage, one.content, False))
-            elif action == "view":
-                count = min(size, one.bytes.size)
-                content = None if one.content is None else one.content[:count]
-                view = one.value._create_view((count,), "uint8")
-                holders.append(_Holder(view, one.storage, content, False))
-            elif action == "shrink":
-                shrink(one.value)
-            elif action == "release":
-                release(one.value)
-                holders.remove(one)
-            else:
-                made, (*_, why) = told(one.value, (size,))
-                if not one.is_tvms:
-                    assert why == NOT_TVMS
-                elif seers > 1:
-                    assert why == HELD
-                else:
-                    assert why == (TAKEN if size <= capacity[one.storage] else TOO_SMALL)
-                one.content = None
-                if action == "donate":
-                    holders.remove(one)
-                if why == TAKEN:
-                    written(made, one.storage, size)
-                else:
-                    storage = next(storages)
-                    capacity[storage] = size
-                    written(made, storage, size)
-            del one
-        for holder in holders:
+            self.donate(one, size, is_kept=action == "donate and keep")
+
+    def donate(self, one, size, is_kept):
+        seers = sum(other.storage == one.storage for other in self.holders)
+        made, (*_, why) = told(one.value, (size,))
+        if not one.is_tvms:
+            assert why == NOT_TVMS
+        elif seers > 1:
+            assert why == HELD
+        else:
+            assert why == (TAKEN if size <= self.capacity[one.storage] else TOO_SMALL)
+        one.content = None
+        if not is_kept:
+            self.holders.remove(one)
+        self.written(made, one.storage if why == TAKEN else self.storage_of(size), size)
+
+
+@given(st.lists(st.tuples(ACTIONS, st.integers(0, 9)), max_size=30))
+def test_whoever_sees_a_storage_keeps_its_bytes(steps):
+    model = _Model()
+    for (action, size), which in steps:
+        model.act(action, size, which)
+        for holder in model.holders:
             if holder.content is not None:
                 np.testing.assert_array_equal(holder.bytes, holder.content)
 
