@@ -26,6 +26,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import ways
@@ -104,8 +105,9 @@ def _median(measured: list[dict[str, Any]] | None, key: str) -> Any:
 
 
 def _in_fresh_process(function: Callable[..., Any], *args: Any) -> Any:
-    with multiprocessing.get_context("forkserver").Pool(1) as pool:
-        return pool.apply(function, args)
+    # Not a multiprocessing.Pool: that waits for ever for a process that was killed.
+    with ProcessPoolExecutor(1, multiprocessing.get_context("forkserver")) as pool:
+        return pool.submit(function, *args).result()
 
 
 def _line(row: dict[str, Any]) -> str:
