@@ -52,7 +52,9 @@ class LoweredMachine:
         self.allocated = []
         self.peak = 0
         function = mod[name]
-        for param in function.params:  # tensors that are no field of a tuple are not the transform's
+        for (
+            param
+        ) in function.params:  # tensors that are no field of a tuple are not the transform's
             is_weight = isinstance(param.ty, relax.TupleType)
             self.registers[param] = self.argument(param.ty) if is_weight else Tensor(Storage(0))
         self.seen()

@@ -1,9 +1,9 @@
 """What the symbolic shapes of a lowered function are: its types do not say it any more.
 
-``VMShapeLower`` (src/relax/backend/vm/vm_shape_lower.cc) keeps the values of dimensions in a tensor,
-the shape heap. A slot is filled where a type is matched (``vm.builtin.match_shape``), or by a host
-function that computes it from others; ``vm.builtin.make_shape`` reads slots. Here each slot has the
-expression that it will hold.
+``VMShapeLower`` (src/relax/backend/vm/vm_shape_lower.cc) keeps the values of dimensions in a
+tensor, the shape heap. A slot is filled where a type is matched (``vm.builtin.match_shape``), or by
+a host function that computes it from others; ``vm.builtin.make_shape`` reads slots. Here each slot
+has the expression that it will hold.
 """
 
 from __future__ import annotations

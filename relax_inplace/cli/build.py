@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from . import options
+from .compilation import compiled, rewritten, target_of
 from .messages import Messages, RefusedError
 from .module_file import read_module
 from .plan import planned, transforms_of
 
 if TYPE_CHECKING:
-    import tvm
     from tvm import ir
 
     from ..analysis import MemoryPlan
@@ -25,11 +25,13 @@ __all__ = ["command"]
 
 @click.command("build", short_help="From a model to a library that converts its own weights.")
 @options.module
+@options.target("llvm", "What to compile for")
 @click.option(
-    "--target",
-    default="llvm",
+    "--pipeline",
+    type=click.Choice(["inplace", "default"]),
+    default="inplace",
     show_default=True,
-    help='What to compile for: llvm, cuda, a tag, or JSON {"kind": ...}.',
+    help="TVM's, with new weights in the storage of spent ones and fast kernels, or without.",
 )
 @click.option("-o", "--output", required=True, metavar="LIB", help="The library to write, .so.")
 @click.option(
@@ -48,6 +50,7 @@ def command(
     said: Messages,
     module: str,
     target: str,
+    pipeline: str,
     output: str,
     lift: bool | None,
     as_json: bool,
@@ -72,16 +75,16 @@ def command(
     from ..analysis import functions_that_update
 
     with said.tvm_speaks():
-        chosen_target = _target(target)
+        chosen_target = target_of(target)
         lifts = _has_weights(mod, choices) if lift is None else lift
         choices.require_lift(lifts)
         made = planned(mod, choices, lifts) if lifts or transforms_of(mod) else []
     said.progress(f"rewriting {len(mod.functions)} functions")
     with said.tvm_speaks():
-        mod = _rewritten(mod, choices, lifts)
+        mod = rewritten(mod, choices, lifts)
     said.progress(f"compiling for {chosen_target.kind.name}")
     with said.tvm_speaks():
-        library = _compiled(mod, chosen_target)
+        library = compiled(mod, chosen_target, pipeline)
         library.export_library(output)
     if not made and not functions_that_update(mod):
         said.note("no weights are converted: the module has no transform, and none to lift")
@@ -150,38 +153,6 @@ def _has_weights(mod: ir.IRModule, choices: options.Choices) -> bool:
         if error.fields.get("functions") == "the module":  # none of its functions has weights
             return False
         raise
-
-
-def _rewritten(mod: ir.IRModule, choices: options.Choices, lifts: bool) -> ir.IRModule:
-    from ..transform import InplaceTransformParams, LiftInplaceTransformParams
-
-    if lifts:
-        return LiftInplaceTransformParams(**choices.for_lifting(), **choices.with_others)(mod)
-    return InplaceTransformParams(**choices, **choices.with_others)(mod)
-
-
-def _target(text: str) -> tvm.target.Target:
-    import tvm
-
-    given: Any = text
-    if text.lstrip().startswith("{"):
-        try:
-            given = json.loads(text)
-        except ValueError as error:
-            raise RefusedError(f"--target {text}: no JSON: {error}") from None
-    target = tvm.target.Target(given)
-    if target.host is None and "gpu" in target.keys:
-        return tvm.target.Target(target, host="llvm")
-    return target
-
-
-def _compiled(mod: ir.IRModule, target: tvm.target.Target) -> Any:
-    import tvm
-
-    # For a GPU, tvm.compile takes the pipeline that schedules kernels (relax/vm_build.py), where
-    # FoldConstant runs kernels of the module (src/relax/transform/fold_constant.cc).
-    with tvm.transform.PassContext(disabled_pass=["FoldConstant"]):
-        return tvm.compile(mod, target)
 
 
 def _functions(mod: ir.IRModule) -> list[str]:

@@ -20,6 +20,7 @@ __all__ = [
     "limits",
     "module",
     "others",
+    "target",
     "with_messages",
 ]
 
@@ -158,6 +159,16 @@ bounds = click.option(
     multiple=True,
     help="The largest value of a symbolic dimension; repeatable.",
 )
+
+
+def target(default: str | None, says: str) -> Callable[..., Any]:
+    """``--target``."""
+    return click.option(
+        "--target",
+        default=default,
+        show_default=default is not None,
+        help=f'{says}: llvm, cuda, a tag, or JSON {{"kind": ...}}.',
+    )
 
 
 def limits(function: Callable[..., Any]) -> Callable[..., Any]:

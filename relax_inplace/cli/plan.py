@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from . import options
+from .compilation import rewritten, running_nothing, target_of
 from .messages import Messages, RefusedError
 from .module_file import read_module
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from tvm import ir, relax
 
     from ..analysis import MemoryPlan
+    from ..analysis.storage_plan import StoragePlan
 
 __all__ = ["command", "planned", "transforms_of"]
 
@@ -23,6 +25,7 @@ __all__ = ["command", "planned", "transforms_of"]
 @click.command("plan", short_help="The order of a transform's steps, and the memory they take.")
 @options.module
 @click.option("--lift", is_flag=True, help="Plan what lifting makes, also if there is a transform.")
+@options.target(None, "Also plan the storages, as the pipeline `inplace` compiles them for this")
 @click.option("--plot", metavar="FILE", help="Also draw it: .svg, .png or .pdf.")
 @options.json_output
 @options.functions
@@ -35,6 +38,7 @@ def command(
     said: Messages,
     module: str,
     lift: bool,
+    target: str | None,
     plot: str | None,
     as_json: bool,
     bounds: tuple[tuple[str, int], ...],
@@ -49,6 +53,7 @@ def command(
       relax-inplace plan model.py
       relax-inplace plan transform.py --memory-limit 1.2 --plot plan.svg
       relax-inplace plan model.py --bound n=4096 --json
+      relax-inplace plan transform.py --target llvm
     """  # noqa: D301  click wants the character
     choices = options.Choices(**chosen)
     mod = read_module(module, said)
@@ -56,6 +61,7 @@ def command(
     choices.require_lift(lifts)
     with said.tvm_speaks():
         plans = planned(mod, choices, lifts, dict(bounds))
+        storages = None if target is None else _storages(mod, choices, lifts, plans, target)
     if plot is not None and len(plans) > 1:
         names = ", ".join(f"`{one.function}`" for one in plans)
         raise click.UsageError(
@@ -68,9 +74,12 @@ def command(
         with said.tvm_speaks():
             plot_plan(plans[0], plot)
     if as_json:
-        click.echo(json.dumps([_as_json(one) for one in plans], indent=1))
+        said_of = [_as_json(one) for one in plans]
+        for one, storage in zip(said_of, storages or (), strict=storages is not None):
+            one["storage"] = json.loads(storage.to_json())
+        click.echo(json.dumps(said_of, indent=1))
     else:
-        click.echo("\n".join(map(_as_text, plans)), nl=False)
+        click.echo("\n".join(map(str, [*map(_as_text, plans), *(storages or ())])), nl=False)
 
 
 def transforms_of(mod: ir.IRModule) -> list[str]:
@@ -118,6 +127,23 @@ def planned(
         plan.function = name
         plans.append(plan)
     return plans
+
+
+def _storages(
+    mod: ir.IRModule,
+    choices: options.Choices,
+    lifts: bool,
+    plans: list[MemoryPlan],
+    target: str,
+) -> list[StoragePlan]:
+    """Which storage each new weight takes, for each plan."""
+    from ..pipeline import plan_storage
+    from ..transform.inplace_transform_params import inplace_name
+
+    compiled_for = target_of(target)
+    inplace = rewritten(mod, choices, lifts)
+    with running_nothing():
+        return [plan_storage(inplace, compiled_for, inplace_name(one.function)) for one in plans]
 
 
 def _function(mod: ir.IRModule, name: str) -> relax.Function:

@@ -13,6 +13,7 @@ from tvm import tirx
 
 from .cpu_inplace import schedule_cpu_inplace
 from .cpu_relayout import schedule_cpu_relayout
+from .gpu_inplace import schedule_gpu_inplace
 from .gpu_relayout import schedule_gpu_relayout
 
 __all__ = ["Rule", "rules_for"]
@@ -26,7 +27,7 @@ def rules_for(target: tvm.target.Target) -> Sequence[Rule]:
     What may lie in its input's memory comes first: it takes no other.
     """
     if target.kind.name == "cuda":
-        return (schedule_gpu_relayout,)
+        return schedule_gpu_inplace, schedule_gpu_relayout
     if target.kind.name == "llvm":
         return schedule_cpu_inplace, schedule_cpu_relayout
     return ()

@@ -148,9 +148,7 @@ def inplace(source):
 def transposes(*shapes, dtype="float32", op="R.permute_dims({})"):
     """A transform that transposes each of its weights."""
     fields = ", ".join(f'R.Tensor({shape}, "{dtype}")' for shape in shapes)
-    steps = "\n".join(
-        f"            o{i} = {op.format(f'params[{i}]')}" for i in range(len(shapes))
-    )
+    steps = "\n".join(f"            o{i} = {op.format(f'params[{i}]')}" for i in range(len(shapes)))
     return f"""
 @I.ir_module
 class Module:

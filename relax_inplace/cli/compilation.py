@@ -1,0 +1,58 @@
+"""What the commands have TVM do: rewrite, and compile, without running what is in the module."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from .messages import RefusedError
+from .options import Choices
+
+if TYPE_CHECKING:
+    import tvm
+    from tvm import ir
+
+__all__ = ["compiled", "rewritten", "running_nothing", "target_of"]
+
+
+def target_of(text: str) -> tvm.target.Target:
+    """A target, with a host where it needs one."""
+    import tvm
+
+    given: Any = text
+    if text.lstrip().startswith("{"):
+        try:
+            given = json.loads(text)
+        except ValueError as error:
+            raise RefusedError(f"--target {text}: no JSON: {error}") from None
+    target = tvm.target.Target(given)
+    if target.host is None and "gpu" in target.keys:
+        return tvm.target.Target(target, host="llvm")
+    return target
+
+
+def rewritten(mod: ir.IRModule, choices: Choices, lifts: bool) -> ir.IRModule:
+    """The module in place, lifted before or not."""
+    from ..transform import InplaceTransformParams, LiftInplaceTransformParams
+
+    if lifts:
+        return LiftInplaceTransformParams(**choices.for_lifting(), **choices.with_others)(mod)
+    return InplaceTransformParams(**choices, **choices.with_others)(mod)
+
+
+def running_nothing() -> tvm.transform.PassContext:
+    """A context in which TVM runs no kernel of a module while it compiles it.
+
+    FoldConstant does (src/relax/transform/fold_constant.cc); the pipelines that fuse have it.
+    """
+    import tvm
+
+    return tvm.transform.PassContext(disabled_pass=["FoldConstant"])
+
+
+def compiled(mod: ir.IRModule, target: tvm.target.Target, pipeline: str) -> Any:
+    """The module, compiled."""
+    import tvm
+
+    with running_nothing():
+        return tvm.compile(mod, target, relax_pipeline=pipeline)
