@@ -292,7 +292,7 @@ def measure(way: str, workload: Workload, library: str | None) -> dict[str, floa
     start = time.perf_counter()
     converted = convert()
     seconds = time.perf_counter() - start
-    extra = _resident("VmHWM") - before if can_reset else None
+    extra = max(0, _resident("VmHWM") - before) if can_reset else None
     del converted
     return {"seconds": seconds, "extra": extra}
 
