@@ -205,14 +205,21 @@ def _nest(
 
     def task(number: relax.Var) -> tirx.Stmt:
         at: dict[relax.Var, ir.Expr] = {}
+        statements: list[tirx.Stmt] = []
+
+        def named(name: str, value: ir.Expr) -> ir.Expr:
+            var = tirx.Var(name, "int64")
+            statements.append(tirx.Bind(var, value))
+            return var
+
         rest: ir.Expr = number
         for digit in reversed(outer[1:]):
-            at[digit.var] = tirx.floormod(rest, digit.extent)
-            rest = tirx.floordiv(rest, digit.extent)
+            # Not floordiv: by a symbolic size it becomes a choice by signs (lower_intrin.cc), and
+            # three of them, one in the other, took TVM 20 s to simplify.
+            at[digit.var] = named(digit.var.name, tirx.truncmod(rest, digit.extent))
+            rest = named("rest", tirx.truncdiv(rest, digit.extent))
         at[outer[0].var] = rest
-        names = {var: tirx.Var(var.name, "int64") for var in at}
-        bound = [tirx.Bind(names[var], value) for var, value in at.items()]
-        return tirx.SeqStmt([*bound, serial(names, inner)])
+        return _sequence([*statements, serial(at, inner)])
 
     return _loop("task", total, task, tirx.ForKind.PARALLEL)
 
@@ -449,10 +456,13 @@ def _power_of_two(number: int) -> int:
 def _in_tiles(piece: Piece, tiles: _Tiles, flat: FlatBuffers) -> tirx.Stmt:
     written, read = tiles.written, tiles.read
     down, across = _Cut(written.extent, tiles.rows), _Cut(read.extent, tiles.columns)
-    run, part = max(_RUN // tiles.columns, 1), max(_PART // tiles.rows, 1)
+    run = max(_RUN // tiles.columns, 1)
     runs = Digit(tirx.Var("run", "int64"), across.groups(run))
-    parts = Digit(tirx.Var("part", "int64"), down.groups(part))
     outer = [digit for digit in piece.digits if digit not in (written, read)]
+    known = math.prod(integer(digit.extent) or 1 for digit in (*outer, runs))
+    rows = min(_PART // tiles.rows, (integer(down.count) or _PART) * known // _TASKS)
+    part = max(rows, 1)
+    parts = Digit(tirx.Var("part", "int64"), down.groups(part))
 
     def task(at: _At) -> tirx.Stmt:
         first_row, first_column = at[parts.var] * part, at[runs.var] * run
@@ -536,12 +546,16 @@ def _tile(piece: Piece, tiles: _Tiles, at: _At, flat: FlatBuffers) -> tirx.Stmt:
         size = _size_of(access)
         dtype = f"uint{8 * size}"
         source = flat.of(access.buffer, dtype)
-        lines = tirx.decl_buffer((rows * columns,), dtype, f"{var.name}_rows", scope="local")
+        lines = tirx.decl_buffer(
+            (rows * columns,), dtype, f"{var.name}_rows", scope="local", layout=None
+        )
         statements += [tirx.AllocBuffer(lines), _copied_in(tiles, access, at, source, lines)]
         if direct:
             store = _to_output(piece, tiles, at)
         else:
-            turned = tirx.decl_buffer((rows * columns,), dtype, f"{var.name}_turned", scope="local")
+            turned = tirx.decl_buffer(
+                (rows * columns,), dtype, f"{var.name}_turned", scope="local", layout=None
+            )
             statements.append(tirx.AllocBuffer(turned))
             read_back[var] = turned
 

@@ -145,7 +145,7 @@ class FlatBuffers:
                 size = size * _int64(extent)
             scale = element_bytes(dtype) // element_bytes(str(param.ty.dtype))
             size = simplify(tirx.floordiv(size, constant(max(scale, 1))))
-            view = tirx.decl_buffer((size,), dtype, f"{param.name}_{dtype}")
+            view = tirx.decl_buffer((size,), dtype, f"{param.name}_{dtype}", layout=None)
             self._views[param, dtype] = view
             self._params[view] = param
         return self._views[param, dtype]
