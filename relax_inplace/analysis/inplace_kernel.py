@@ -192,7 +192,7 @@ def _pair(block: TEBlock, source: relax.Var, given: int, made: int) -> InplacePa
 
 def _bytes_of_element(buffer: relax.Var) -> int | None:
     ty = buffer.ty
-    plain = not len(ty.strides) and str(ty.storage_scope) in ("", "global")
+    plain = not len(ty.strides) and ty.layout is None and ty.storage_scope in ("", "global")
     offset = ty.elem_offset
     if not plain or not (offset is None or _is_number(offset, 0)):
         return None

@@ -78,7 +78,8 @@ def _te_block(nest: tirx.Stmt) -> TEBlock | None:
     loops: dict[relax.Var, ir.Expr] = {}
     body = nest
     while isinstance(body, tirx.For):
-        if body.kind != tirx.ForKind.SERIAL or not _is_number(body.min, 0) or body.annotations:
+        plain = body.kind == tirx.ForKind.SERIAL and body.step is None and not body.annotations
+        if not plain or not _is_number(body.min, 0):
             return None
         loops[body.loop_var] = body.extent
         body = body.body

@@ -148,10 +148,11 @@ class _Loops:
         body = self._at(store, var, outer * lanes + inner)
         body = tirx.For(inner, zero, tirx.const(lanes, var.ty.dtype), tirx.ForKind.VECTORIZED, body)
         rest = self._at(store, var, vectors * lanes + left)
+        count = self.analyzer.simplify(extent - vectors * lanes)
         return tirx.SeqStmt(
             [
                 tirx.For(outer, zero, vectors, tirx.ForKind.SERIAL, body),
-                tirx.For(left, zero, extent - vectors * lanes, tirx.ForKind.SERIAL, rest),
+                tirx.For(left, zero, count, tirx.ForKind.SERIAL, rest),
             ]
         )
 
