@@ -12,6 +12,7 @@ else is computed element by element in registers, between vectors that are read 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import tvm_ffi
@@ -48,12 +49,24 @@ def schedule_flat(schedule: Schedule, nest: Nest) -> Schedule:
     """Consecutive threads take consecutive groups of outputs. The schedule given is used up."""
     group = flat_group(nest)
     # A thread takes several groups, a block's threads apart: all are in flight at once.
-    repeats = max(1, _ACCESS // (nest.widest * group))
-    grid, thread, lanes = spread(schedule, nest.loops(schedule), [None, repeats, THREADS], group)
+    threads, repeats = THREADS, max(1, _ACCESS // (nest.widest * group))
+    if group > 1 and not only_loads(nest.block.value):
+        count = math.prod(nest.output.ty.shape[:], start=tirx.const(1, _index_type(nest)))
+        even = divisor(tirx.floordiv(count, group), threads * repeats)
+        if even < WARP:
+            group, repeats = 1, repeats * group
+        else:
+            threads, repeats = min(threads, even), max(1, even // threads)
+    lengths = [None, repeats, threads]
+    grid, thread, lanes = spread(schedule, nest.loops(schedule), lengths, group)
     schedule.bind(grid, "blockIdx.x")
     _read_groups(schedule, nest, thread, group)
-    write_groups(schedule, nest.place, thread, lanes, whole=True)
+    write_groups(schedule, nest.place, thread, lanes)
     return schedule
+
+
+def _index_type(nest: Nest) -> ir.PrimType:
+    return nest.output.ty.shape[0].ty.dtype
 
 
 def flat_group(nest: Nest) -> int:
@@ -93,14 +106,7 @@ def spread(
     return outermost, thread, lanes
 
 
-def write_groups(
-    schedule: Schedule,
-    place: SBlockRV,
-    thread: LoopRV,
-    lanes: LoopRV,
-    *,
-    whole: bool = False,
-) -> None:
+def write_groups(schedule: Schedule, place: SBlockRV, thread: LoopRV, lanes: LoopRV) -> None:
     """Let a thread write its group of outputs with one instruction, where that can be done.
 
     Parameters
@@ -109,9 +115,7 @@ def write_groups(
     place : SBlockRV
         The block that computes the outputs.
     thread, lanes : LoopRV
-        Its two innermost loops.
-    whole : bool
-        Whether the loops are all of the output's, in its order: at most the last threads idle.
+        Its two innermost loops. What is computed in registers should have no predicate in them.
     """
     if int(schedule.get(lanes).extent) == 1:
         return
@@ -120,9 +124,9 @@ def write_groups(
         schedule.vectorize(lanes)
         return
     schedule.unroll(lanes)
-    # Where reverse_compute_at moves a block, it is guarded by the bounds of the buffer alone: it
-    # would write what this one, guarded by more, has not computed.
-    if whole or (isinstance(predicate, tirx.IntImm) and int(predicate)):
+    # The block that cache_write makes has not the predicate of this one: it would write what has
+    # not been computed, and behind the end of the buffer.
+    if isinstance(predicate, tirx.IntImm) and int(predicate):
         # What is no vector instruction is computed one by one, in registers.
         written = schedule.cache_write(place, 0, "local")
         schedule.reverse_compute_at(written, thread, preserve_unit_loops=True)

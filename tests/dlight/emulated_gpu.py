@@ -2,7 +2,7 @@
 
 Emulated are the scheduled functions, not yet lowered: what all threads of a thread block do in one
 nest they do before the next nest, as behind a barrier. Within one the order of threads must not
-matter, so they run in two orders. Behind each tensor lie bytes that must not change.
+matter, nor that of thread blocks, so they run in two orders. Behind each tensor lie bytes that must not change.
 """
 
 from __future__ import annotations
@@ -70,10 +70,10 @@ def _serial(function: tirx.PrimFunc, backwards: bool) -> tirx.PrimFunc:
             return loop
         var = tirx.Var(loop.loop_var.name, loop.loop_var.ty.dtype)
         index = var
-        if backwards and loop.thread_binding.thread_tag.startswith("threadIdx"):
+        if backwards and isinstance(loop.extent, tirx.IntImm):
             # All of it, if it is a power of two. Not extent - 1 - var: of this TVM makes wrong code.
             mask = (int(loop.extent) & -int(loop.extent)) - 1
-            index = tirx.bitwise_xor(var, tirx.const(mask, var.ty.dtype))
+            index = tirx.bitwise_xor(var, tirx.const(mask, var.ty.dtype)) if mask else var
         replace = (relax.Var, lambda v: index if v.same_as(loop.loop_var) else v)
         body = tvm_ffi.structural_map(loop.body, replace)
         return tirx.For(var, loop.min, loop.extent, tirx.ForKind.SERIAL, body)

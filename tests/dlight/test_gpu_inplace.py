@@ -31,6 +31,8 @@ SAME_POSITION = {
 BLOCKS = {
     "interleave": (lambda w: ggml.interleave(w), [T((64, 288), "uint8")]),
     "interleave_odd": (lambda w: ggml.interleave(w), [T((28, 54), "uint8")]),
+    # 23 blocks for a thread block, 1,242 groups for its threads
+    "interleave_rest": (lambda w: ggml.interleave(w), [T((184, 54), "uint8")]),
     "deinterleave": (lambda w: ggml.deinterleave(w), [T((13, 5, 72), "uint8")]),
     "pack": (lambda w: tiles.pack(w, 16, 32), [T((96, 128), "float16")]),
     "unpack": (lambda w: tiles.unpack(w), [T((16, 4, 16, 64), "float16")]),

@@ -38,6 +38,7 @@ def permuted(shape, axes, dtype, to=None):
     (kernel,) = legalized(lambda w: op.permute_dims(w, axes), T(shape, dtype))
     if to is None:
         return kernel
+    shape = [tirx.const(size, "int64") for size in shape]
     place = te.placeholder(shape, dtype, name="given")
 
     def element(*at):
@@ -175,25 +176,35 @@ def test_as_unscheduled(name):
             assert (result == expected).all()
 
 
-def shifted_columns(shape):
-    """What is computed of a transposed weight: element by element, as no vector instruction."""
+def flipped_bits(shape, axes):
+    """A permutation of what is computed element by element, as by no vector instruction."""
     place = te.placeholder(shape, "uint8", name="given")
 
-    def element(i, j):
-        return te.if_then_else(j % 3 < 1, place[j, i], place[j, i] ^ tirx.const(136, "uint8"))
+    def element(*at):
+        found = place[tuple(at[axes.index(axis)] for axis in range(len(axes)))]
+        return te.if_then_else(at[-1] % 3 < 1, found, found ^ tirx.const(136, "uint8"))
 
-    return te.create_prim_func([place, te.compute(shape[::-1], element, "made")])
+    return te.create_prim_func([place, te.compute([shape[a] for a in axes], element, "made")])
 
 
-@pytest.mark.parametrize("shape", [(256, 256), (256, 252), (252, 256), (200, 36)])
-def test_edges_of_what_is_computed_in_registers(shape):
-    # reverse_compute_at guards by the bounds of the buffer alone: a tile's rest is not that.
-    kernel = shifted_columns(shape)
+@pytest.mark.parametrize(
+    ("shape", "axes"),
+    [
+        ((256, 256), (1, 0)),
+        ((256, 252), (1, 0)),
+        ((200, 36), (1, 0)),
+        ((44, 12, 256), (2, 0, 1)),  # 16.5 times as many groups in a tile as threads
+    ],
+)
+def test_edges_of_what_is_computed_in_registers(shape, axes):
+    # A block that cache_write makes is not guarded as the one that computes is.
+    kernel = flipped_bits(shape, axes)
     given, made = random_arrays(kernel)
-    keep = np.arange(shape[0])[:, None] % 3 < 1
+    keep = np.arange(made.shape[-1]) % 3 < 1
+    expected = np.where(keep, given.transpose(axes), given.transpose(axes) ^ 136)
     for backwards in (False, True):
         result = emulated(scheduled(kernel), [given, made], backwards=backwards)[1]
-        assert (result == np.where(keep, given, given ^ 136).T).all()
+        assert (result == expected).all()
 
 
 @pytest.mark.parametrize("rows, columns", [(1, 1), (65, 33), (128, 96)])
