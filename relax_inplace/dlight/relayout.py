@@ -177,7 +177,7 @@ def relayout_pieces(block: TEBlock, flat: FlatBuffers) -> list[Piece] | None:
         Where the views are, and come to be, that the pieces read and write.
     """
     sources = [load.source for load in loads_in(block.value)]
-    if any(len(buffer.ty.strides) for buffer in (block.buffer, *sources)):
+    if not all(_is_plain(buffer) for buffer in (block.buffer, *sources)):
         return None
     if any(loads_in(index) for load in loads_in(block.value) for index in load.indices[:]):
         return None
@@ -191,7 +191,18 @@ def relayout_pieces(block: TEBlock, flat: FlatBuffers) -> list[Piece] | None:
     place = _flat_place(block.buffer, block.realize.block.body.indices[:])
     box = [Digit(var, _int64(extent)) for var, extent in block.box.items()]
     value = tvm_ffi.structural_map(block.value, (ir.TensorLoad, flat_load))
-    return [_piece(flat.of(block.buffer), part) for part in _parts(_Part(box, place, value))]
+    pieces = [_piece(flat.of(block.buffer), part) for part in _parts(_Part(box, place, value))]
+    found = [piece for piece in pieces if piece is not None]
+    return found if len(found) == len(pieces) else None
+
+
+def _is_plain(buffer: relax.Var) -> bool:
+    """Whether a buffer is contiguous from its first byte on, and has elements."""
+    return (
+        not len(buffer.ty.strides)
+        and integer(buffer.ty.elem_offset) == 0
+        and all(integer(size) != 0 for size in buffer.ty.shape[:])
+    )
 
 
 def _flat_place(buffer: relax.Var, indices: Sequence[ir.Expr]) -> ir.Expr:
@@ -448,9 +459,10 @@ def _within(expr: ir.Expr, box: Sequence[Digit]) -> ir.Expr:
 # -- pieces ----------------------------------------------------------------------------------------
 
 
-def _piece(buffer: relax.Var, part: _Part) -> Piece:
+def _piece(buffer: relax.Var, part: _Part) -> Piece | None:
     output = _access(buffer, part.place, part.box)
-    assert output is not None  # digits replace indices by sums
+    if output is None:
+        return None
     inputs: dict[relax.Var, Access] = {}
 
     def load(expr: ir.TensorLoad) -> ir.Expr:

@@ -148,6 +148,16 @@ def test_what_it_leaves_to_others():
     assert schedule_cpu_relayout(moved, LLVM) is not None
     assert schedule_cpu_relayout(schedule_cpu_relayout(moved, LLVM), LLVM) is None
     assert schedule_cpu_relayout(moved, Target("c")) is None
+    (empty,) = kernels_of(op.permute_dims, ((0, 64), "float32"))
+    assert schedule_cpu_relayout(empty, LLVM) is None
+
+
+def test_one_element():
+    for shape in ((1,), (1, 1)):
+        made = scheduled(lambda x: op.astype(x, "float16"), (shape, "float32"))
+        x = np.full(shape, 1.5, "float32")
+        (result,) = run_kernel(made, [x], [(shape, "float16")])
+        assert_same_bits(result, x.astype("float16"))
 
 
 # -- numbers ---------------------------------------------------------------------------------------
@@ -265,6 +275,66 @@ def test_any_permutation(data):
     made = scheduled(lambda x: op.permute_dims(x, axes), (types, dtype))
     (result,) = run_kernel(made, [x], [([shape[axis] for axis in axes], dtype)])
     assert_same_bits(result, x.transpose(axes))
+
+
+def _divisors(number):
+    return [d for d in range(1, number + 1) if number % d == 0]
+
+
+def _draw_step(data, value, shape, dtype):
+    """One more operator on an expression; and what its result is."""
+    kind = data.draw(st.sampled_from(["permute", "split", "merge", "slice", "concat", "cast"]))
+    axis = data.draw(st.integers(0, len(shape) - 1))
+    size = shape[axis]
+    if kind == "permute":
+        axes = data.draw(st.permutations(range(len(shape))))
+        return op.permute_dims(value, axes), [shape[a] for a in axes], dtype
+    if kind == "split" and len(shape) < 5:
+        inner = data.draw(st.sampled_from(_divisors(size)))
+        shape = [*shape[:axis], size // inner, inner, *shape[axis + 1 :]]
+        return op.reshape(value, shape), shape, dtype
+    if kind == "merge" and axis + 1 < len(shape):
+        shape = [*shape[:axis], size * shape[axis + 1], *shape[axis + 2 :]]
+        return op.reshape(value, shape), shape, dtype
+    if kind == "slice":
+        begin, step = data.draw(st.integers(0, size - 1)), data.draw(st.integers(1, 3))
+        end = data.draw(st.integers(begin + 1, size))
+        value = op.strided_slice(value, axes=[axis], begin=[begin], end=[end], strides=[step])
+        return value, [*shape[:axis], -(-(end - begin) // step), *shape[axis + 1 :]], dtype
+    if kind == "concat":
+        shape = [*shape[:axis], 2 * size, *shape[axis + 1 :]]
+        return op.concat([value, value], axis), shape, dtype
+    if kind == "cast" and dtype == "int8":
+        return op.astype(value, "float16"), shape, "float16"
+    return value, shape, dtype
+
+
+@given(st.data())
+@settings(max_examples=40)
+def test_any_chain(data):
+    """Operators that FuseTIR makes one kernel of, or several."""
+    shape = data.draw(st.lists(st.integers(1, 24), min_size=1, max_size=3))
+    dtype = data.draw(st.sampled_from(["int8", "float16", "float32"]))
+    x = random_elements(np.random.default_rng(0), shape, dtype)
+
+    def chain(value):
+        known = (value, list(shape), dtype)
+        for _ in range(data.draw(st.integers(1, 4))):
+            known = _draw_step(data, *known)
+            builder = relax.BlockBuilder.current()
+            known = (builder.emit(known[0]), *known[1:])
+        return known[0]
+
+    for kernel in kernels_of(chain, (shape, dtype)):
+        made = schedule_cpu_relayout(kernel, LLVM)
+        if made is None:  # not one of operators that move whole tensors
+            assert "reshape" in str(kernel) or len(nodes(kernel, tvm.s_tir.SBlock)) > 2
+            continue
+        (given_, *outputs) = tensors_of(kernel, {})
+        x = random_elements(np.random.default_rng(0), *given_)
+        results = run_kernel(made, [x], outputs)
+        for result, plain in zip(results, run_kernel(kernel, [x], outputs), strict=True):
+            assert_same_bits(result, plain)
 
 
 @given(st.data())
