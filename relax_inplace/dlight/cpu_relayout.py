@@ -4,14 +4,16 @@ Definition
 ----------
 Each piece of a relayout (:mod:`.relayout`) becomes one of two loop nests:
 
-- *rows*, where what is written one after the other is read one after the other: vectors;
+- *rows*, where what is written one after the other is read one after the other: vectors. Short
+  rows are moved in blocks of 16 x 16, so that lines of the cache are used whole;
 - *tiles*, where it is not, but another digit is read one after the other. A tile is a line of the
   cache, 64 bytes, of each of as many rows as make a line of the output. It is copied to the stack,
-  transposed in registers (:mod:`.register_transpose`), and written as whole lines.
+  transposed in registers (:mod:`.register_transpose`), and written as whole lines. Two, four or
+  eight rows that become one, or one that becomes as many, need no stack.
 
 The stack is what keeps powers of two from being slow: lines of rows that are a power of two apart
 share a few places of the cache, and are there for one visit only. Tiles run along the rows of the
-input for 512 elements, then the next rows, so that few pages are in use at a time.
+input for as many elements as the processor can know pages of the output, then come the next rows.
 
 Where a size is not a multiple of a tile, the last tile begins earlier, and writes some elements a
 second time. Outer loops are one parallel loop.
@@ -49,7 +51,8 @@ from .relayout import (
 __all__ = ["schedule_cpu_relayout"]
 
 _LINE = 64  # bytes of a line of the cache
-_RUN = 512  # elements of a row of the input, before the next rows
+_RUN = 512  # elements of a row of the input, before the next rows: at most
+_TLB_BYTES = 2048 * 4096  # of the pages whose places a core knows
 _PART = 256  # elements of a row of the output, in one task
 _BLOCK = 16  # short rows of a block, in either direction
 _CHUNK = 32768  # bytes of a long row, in one task
@@ -456,7 +459,7 @@ def _power_of_two(number: int) -> int:
 def _in_tiles(piece: Piece, tiles: _Tiles, flat: FlatBuffers) -> tirx.Stmt:
     written, read = tiles.written, tiles.read
     down, across = _Cut(written.extent, tiles.rows), _Cut(read.extent, tiles.columns)
-    run = max(_RUN // tiles.columns, 1)
+    run = max(_run_of(piece.output, read) // tiles.columns, 1)
     runs = Digit(tirx.Var("run", "int64"), across.groups(run))
     outer = [digit for digit in piece.digits if digit not in (written, read)]
     known = math.prod(integer(digit.extent) or 1 for digit in (*outer, runs))
@@ -489,6 +492,16 @@ def _in_tiles(piece: Piece, tiles: _Tiles, flat: FlatBuffers) -> tirx.Stmt:
         if integer(digit.extent) is None
     ]
     return tirx.IfThenElse(tirx.all(*fits), nest, _rows(piece)) if fits else nest
+
+
+def _run_of(output: Access, read: Digit) -> int:
+    """How many rows of the output to write to in turn, so that their pages stay known.
+
+    Pages that are a power of two apart share a few places of the TLB; half of these are for others.
+    """
+    step = (integer(output.stride(read)) or 1) * _size_of(output)
+    apart = step & -step  # the largest power of two that divides it
+    return max(min(_RUN, _TLB_BYTES // apart // 2), _LINE)
 
 
 def _tasks_of_tiles(piece: Piece, tiles: _Tiles) -> float:
