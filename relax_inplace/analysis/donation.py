@@ -10,8 +10,8 @@ the kernel), by that kernel's own result (*in place*).
 What is decided, in this order:
 
 1. A result lies in place where it may: that takes no memory at all.
-2. Any other allocation takes the storage of a tensor of the same size, or, if there is none and what
-   is not needed of it can be given back, of a larger one.
+2. Any other allocation takes the storage of a tensor of the same size; or, if there is none and
+   what is not needed of it can be given back, of a larger one.
 
 Let the peak be the most that is live at any time with 1 alone: spare storages fill it up, and never
 go beyond (:mod:`.spare_storage`). So it is never above what it was without donation, and layers of

@@ -10,8 +10,9 @@ transform's. Bytes on all devices are counted together.
 
 The order is one of least peak (:mod:`.step_order`). Among those, one in which least would be
 allocated if spent storages were donated (:mod:`.spare_storage`): steps of one size follow each
-other, the largest first. Among those, the first of: output by output; as the function was written; what the search
-found. Weights that are loaded are asked for output by output, as they lie in their files.
+other, the largest first. Among those, the first of: output by output; as the function was written;
+what the search found. Weights that are loaded are asked for output by output, as they lie in their
+files.
 
 Of a streamed transform nothing is live at the start: a load allocates its weight. It runs right
 before the first step that waits for it. No order is worse for that: a load frees nothing.

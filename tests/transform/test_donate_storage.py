@@ -17,7 +17,6 @@ from tvm.script import relax as R
 from tvm.script import tirx as T
 
 from relax_inplace import runtime
-from relax_inplace.analysis import plan_memory
 from relax_inplace.pipeline import plan_storage
 from relax_inplace.transform import DonateStorage, InplaceTransformParams
 
