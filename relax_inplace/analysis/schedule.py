@@ -10,9 +10,9 @@ transform's. Bytes on all devices are counted together.
 
 The order is one of least peak (:mod:`.step_order`). Among those, one in which least would be
 allocated if spent storages were donated (:mod:`.spare_storage`): steps of one size follow each
-other, the largest first. Among those, the first of: output by output; as the function was written;
-what the search found. Weights that are loaded are asked for output by output, as they lie in their
-files.
+other, the largest first, where that makes a difference of some MB. Among those, the first of:
+output by output; as the function was written; what the search found. Weights that are loaded are
+asked for output by output, as they lie in their files.
 
 Of a streamed transform nothing is live at the start: a load allocates its weight. It runs right
 before the first step that waits for it. No order is worse for that: a load frees nothing.
@@ -37,6 +37,7 @@ __all__ = ["NOMINAL_DIMENSION", "UPPER_BOUND", "Schedule", "bounds_of", "plan_gr
 
 UPPER_BOUND = "tir_var_upper_bound"  # an attribute of functions that TVM's planner knows
 NOMINAL_DIMENSION = 1024  # of a symbolic dimension without a bound, where sizes are to be compared
+_WORTH_REORDERING = 1 << 20  # bytes; for less, steps stay in the order in which they are read
 
 
 @dataclasses.dataclass
@@ -204,7 +205,7 @@ def _best_order(
 
     def cost(order: list[int]) -> tuple[int, int]:
         peak = problem.peak(order)
-        return peak, 0 if graph.loads else _allocated(problem, order, peak)
+        return peak, 0 if graph.loads else _allocated(problem, order, peak) // _WORTH_REORDERING
 
     best = min((by_output, *others), key=cost)
     return best, is_exact or problem.peak(best) == bound

@@ -175,16 +175,24 @@ def test_equal_layers_rotate_through_one_storage():
     assert plan.peak == plan.peak_without == 4 * 128 + 128
 
 
+TWO_SIZES = [(512, 1024), (1024, 1024)] * 2  # 2 and 4 MB
+
+
 def test_the_largest_go_first():
     """Layers of two sizes: what the larger ones leave, the smaller ones begin with."""
-    plan = plan_storage(inplace(transposes(*[(4, 4), (4, 8)] * 2)), "llvm")
+    plan = plan_storage(inplace(transposes(*TWO_SIZES)), "llvm")
     assert lines_of(plan) == [
-        "slot 1 -> allocated, 128 bytes",
+        "slot 1 -> allocated, 4,194,304 bytes",
         "slot 3 -> storage of slot 1",
         "slot 0 -> storage of slot 3",
         "slot 2 -> storage of slot 0",
     ]
-    assert plan.peak == plan.peak_without == 2 * (128 + 64) + 128
+    assert plan.peak == plan.peak_without == (2 * (2 + 4) + 4) << 20
+
+
+def test_small_ones_stay_in_their_order():
+    plan = plan_storage(inplace(transposes((4, 4), (4, 8), (4, 4))), "llvm")
+    assert [one.tensor for one in plan.storages] == ["slot 0", "slot 1", "slot 2"]
 
 
 def test_a_spare_storage_goes_where_it_would_raise_the_peak():
@@ -225,7 +233,7 @@ def test_symbolic_sizes():
 def test_another_device():
     """Pages of a GPU are not given back: an allocation for each size."""
     target = tvm.target.Target("cuda", host="llvm")
-    plan = plan_storage(inplace(transposes(*[(4, 4), (4, 8)] * 2)), target)
+    plan = plan_storage(inplace(transposes(*TWO_SIZES)), target)
     assert [one.takes for one in plan.storages] == [None, "slot 1", None, "slot 0"]
 
 
