@@ -59,7 +59,8 @@ with = LD_PRELOAD="$$(gcc -print-file-name=$(2).so) $$(gcc -print-file-name=libs
 fuzz: .venv/pyvenv.cfg
 	$(BIN)/pip install --quiet '.[test]'
 	LEAST_PEAK_GRAPHS=200 $(BIN)/pytest --hypothesis-profile=fuzz \
-	    -k "any_transform or any_model or any_file or program_is or no_order_has"
+	    -k "any_transform or any_model or any_file or any_reference or program_is or no_order_has \
+	    or whoever_sees"
 
 bench: .venv/pyvenv.cfg
 	$(BIN)/pip install --quiet '.[plot]'
