@@ -527,9 +527,7 @@ def _computes_first(piece: Piece, read: Digit, transposed: Sequence[Access]) -> 
     )
 
 
-def _run_of(
-    first: Digit, others: Sequence[Digit], accesses: Sequence[Access], length: int
-) -> _Run:
+def _run_of(first: Digit, others: Sequence[Digit], accesses: Sequence[Access], length: int) -> _Run:
     """The digits that follow in memory, up to a number of elements."""
     digits = [first]
     inner = 1
@@ -591,7 +589,8 @@ def _power_of_two(number: int) -> int:
 def _in_tiles(piece: Piece, tiles: _Tiles, flat: FlatBuffers) -> tirx.Stmt:
     written, read = tiles.written.digits[0], tiles.read.digits[0]
     down, across = tiles.written.cut, tiles.read.cut
-    run = max(_RUN // tiles.columns, 1)
+    repeats = math.prod(int(digit.extent) for digit in tiles.repeated)
+    run = max(_RUN // (tiles.columns * repeats), 1)
     runs = Digit(tirx.Var("run", "int64"), across.groups(run))
     inner = [*tiles.written.digits, *tiles.read.digits, *tiles.repeated]
     outer = [digit for digit in piece.digits if digit not in inner]
@@ -619,9 +618,7 @@ def _in_tiles(piece: Piece, tiles: _Tiles, flat: FlatBuffers) -> tirx.Stmt:
         )
 
     nest = _nest([*outer, runs, parts], task, _tasks_of_tiles(piece, tiles), not _is_small(piece))
-    fits = [
-        cut.extent >= cut.size for cut in (down, across) if integer(cut.extent) is None
-    ]
+    fits = [cut.extent >= cut.size for cut in (down, across) if integer(cut.extent) is None]
     return tirx.IfThenElse(tirx.all(*fits), nest, _rows(piece)) if fits else nest
 
 
@@ -721,14 +718,16 @@ def _computed_tile(piece: Piece, tiles: _Tiles, at: _At) -> tirx.Stmt:
     for digit in reversed(digits):
         steps[digit.var] = step
         step *= int(digit.extent)
+
+    def line_of(values: _At) -> ir.Expr:
+        return simplify(sum((v * steps[var] for var, v in values.items()), constant(0)))
+
     access = piece.inputs[tiles.transposed[0]]
     # Those last that read the same again.
-    digits.sort(key=lambda digit: -abs(integer(access.stride(digit)) or 0))
+    digits.sort(key=lambda digit: _is_zero(access.stride(digit)))
 
-    def line(values: _At) -> tirx.Stmt:
-        begin: ir.Expr = constant(0)
-        for var, value in values.items():
-            begin = begin + value * steps[var]
+    def computed(values: _At) -> tirx.Stmt:
+        begin = line_of(values)
         here = {**at, **values, first: at[first] + values[first]}
 
         def element(lane: relax.Var) -> tirx.Stmt:
@@ -737,7 +736,7 @@ def _computed_tile(piece: Piece, tiles: _Tiles, at: _At) -> tirx.Stmt:
 
         return _loop("lane", tiles.columns, element, tirx.ForKind.VECTORIZED)
 
-    statements = [tirx.AllocBuffer(lines), _over(digits, line)]
+    statements = [tirx.AllocBuffer(lines), _over(digits, computed)]
     # Lines of the output in one go, if a square has less than a quarter of one.
     direct = _size_of(piece.output) >= 4
     turned = _on_stack("turned", dtype, tiles.size)
@@ -745,10 +744,7 @@ def _computed_tile(piece: Piece, tiles: _Tiles, at: _At) -> tirx.Stmt:
         statements.append(tirx.AllocBuffer(turned))
 
     def transposed(values: _At) -> tirx.Stmt:
-        begin: ir.Expr = constant(0)
-        for var, value in values.items():
-            begin = begin + value * steps[var]
-        here = {**at, **values}
+        begin, here = line_of(values), {**at, **values}
         if direct:
             return _squares(tiles, lines, begin, _to_output(piece, tiles, here))
 
@@ -765,8 +761,11 @@ def _on_stack(name: str, dtype: str, size: int) -> relax.Var:
     return tirx.decl_buffer((size,), dtype, name, scope="local", layout=None)
 
 
-def _over(digits: Sequence[Digit], body: Callable[[_At], tirx.Stmt], at: _At = {}) -> tirx.Stmt:  # noqa: B006
-    """Nested loops."""
+def _over(
+    digits: Sequence[Digit], body: Callable[[_At], tirx.Stmt], at: _At | None = None
+) -> tirx.Stmt:
+    """Loops, one in the other."""
+    at = at or {}
     if not digits:
         return body(at)
     digit, *inner = digits
@@ -809,9 +808,7 @@ def _squares(
     )
 
 
-def _to_stack(
-    tiles: _Tiles, turned: relax.Var
-) -> Callable[[ir.Expr, ir.Expr, ir.Expr], tirx.Stmt]:
+def _to_stack(tiles: _Tiles, turned: relax.Var) -> Callable[[ir.Expr, ir.Expr, ir.Expr], tirx.Stmt]:
     def store(row: ir.Expr, column: ir.Expr, vector: ir.Expr) -> tirx.Stmt:
         place = _places(column * tiles.rows + row, _lanes_of(vector))
         return tirx.BufferStore(turned, vector, [place])
