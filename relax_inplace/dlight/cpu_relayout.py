@@ -218,8 +218,10 @@ def _nest(
         for digit in reversed(outer[1:]):
             # Not floordiv: by a symbolic size it becomes a choice by signs (lower_intrin.cc), and
             # three of them, one in the other, took TVM 20 s to simplify.
-            at[digit.var] = named(digit.var.name, tirx.truncmod(rest, digit.extent))
-            rest = named("rest", tirx.truncdiv(rest, digit.extent))
+            # Nor by 0: TVM sees it where a condition makes a size 0, and fails to compile.
+            by = digit.extent if integer(digit.extent) else tirx.max(digit.extent, constant(1))
+            at[digit.var] = named(digit.var.name, tirx.truncmod(rest, by))
+            rest = named("rest", tirx.truncdiv(rest, by))
         at[outer[0].var] = rest
         return _sequence([*statements, serial(at, inner)])
 
@@ -486,7 +488,7 @@ def _tiles_of(piece: Piece) -> _Tiles | None:
         if not transposed or _is_used(piece, first):
             continue
         accesses = [piece.inputs[var] for var in transposed]
-        computes_first = _computes_first(piece, first, accesses)
+        computes_first = _computes_first(piece, first)
         if _is_used(piece, last) and not computes_first:
             continue
         sizes = [_size_of(access) for access in accesses]
@@ -513,17 +515,18 @@ def _tiles_of(piece: Piece) -> _Tiles | None:
                 for digit in others
                 if digit not in tiles.written.digits and _is_like(piece, digit, first)
             ]
-            tiles.read = _run_of(first, others, accesses, columns)
+            alike = [a for a in piece.inputs.values() if _is_one(a.stride(first))]
+            tiles.read = _run_of(first, others, alike, columns)
             tiles.repeated = _repeated(piece, [*tiles.written.digits, *tiles.read.digits])
         if not _is_used(piece, last) or min(tiles.rows, tiles.columns) >= _LEAST_SIDE:
             return tiles
     return None
 
 
-def _computes_first(piece: Piece, read: Digit, transposed: Sequence[Access]) -> bool:
-    """Whether all that an integer is computed from is read in one order."""
+def _computes_first(piece: Piece, read: Digit) -> bool:
+    """Whether what is computed is an integer, and all that it is computed from is in one order."""
     return str(piece.output.buffer.ty.dtype).startswith(("int", "uint")) and all(
-        access in transposed or _is_zero(access.stride(read)) for access in piece.inputs.values()
+        integer(access.stride(read)) in (0, 1) for access in piece.inputs.values()
     )
 
 
@@ -713,21 +716,13 @@ def _computed_tile(piece: Piece, tiles: _Tiles, at: _At) -> tirx.Stmt:
     count = math.prod(int(digit.extent) for digit in tiles.repeated)
     lines = _on_stack("rows", dtype, count * tiles.size)
     digits = [*tiles.repeated, *tiles.written.in_tile]
-    steps: dict[relax.Var, int] = {}
-    step = tiles.columns
-    for digit in reversed(digits):
-        steps[digit.var] = step
-        step *= int(digit.extent)
-
-    def line_of(values: _At) -> ir.Expr:
-        return simplify(sum((v * steps[var] for var, v in values.items()), constant(0)))
-
+    steps = _steps(digits, tiles.columns)
     access = piece.inputs[tiles.transposed[0]]
     # Those last that read the same again.
     digits.sort(key=lambda digit: _is_zero(access.stride(digit)))
 
     def computed(values: _At) -> tirx.Stmt:
-        begin = line_of(values)
+        begin = _sum_of(values, steps)
         here = {**at, **values, first: at[first] + values[first]}
 
         def element(lane: relax.Var) -> tirx.Stmt:
@@ -744,7 +739,7 @@ def _computed_tile(piece: Piece, tiles: _Tiles, at: _At) -> tirx.Stmt:
         statements.append(tirx.AllocBuffer(turned))
 
     def transposed(values: _At) -> tirx.Stmt:
-        begin, here = line_of(values), {**at, **values}
+        begin, here = _sum_of(values, steps), {**at, **values}
         if direct:
             return _squares(tiles, lines, begin, _to_output(piece, tiles, here))
 
@@ -877,15 +872,32 @@ def _log2(power: int) -> int:
 def _written_out(
     piece: Piece, tiles: _Tiles, at: _At, element: Callable[[ir.Expr, ir.Expr], ir.Expr]
 ) -> tirx.Stmt:
-    def store(column: ir.Expr, row: ir.Expr) -> tirx.Stmt:
-        place = piece.output.at(tiles.read.at(at, column)) + row
-        return tirx.BufferStore(piece.output.buffer, element(column, row), [place])
+    steps = _steps(tiles.read.in_tile, 1)
+    first = tiles.read.digits[0].var
 
-    return _loop(
-        "column",
-        tiles.columns,
-        lambda j: _loop("lane", tiles.rows, lambda i: store(j, i), tirx.ForKind.VECTORIZED),
-    )
+    def line(values: _At) -> tirx.Stmt:
+        place = piece.output.at({**at, **values, first: at[first] + values[first]})
+        column = _sum_of(values, steps)
+
+        def store(row: relax.Var) -> tirx.Stmt:
+            return tirx.BufferStore(piece.output.buffer, element(column, row), [place + row])
+
+        return _loop("lane", tiles.rows, store, tirx.ForKind.VECTORIZED)
+
+    return _over(tiles.read.in_tile, line)
+
+
+def _steps(digits: Sequence[Digit], step: int) -> dict[relax.Var, int]:
+    """How far the next value of each digit is, the last one's as given, if they are contiguous."""
+    steps: dict[relax.Var, int] = {}
+    for digit in reversed(digits):
+        steps[digit.var] = step
+        step *= int(digit.extent)
+    return steps
+
+
+def _sum_of(values: _At, steps: Mapping[relax.Var, int]) -> ir.Expr:
+    return simplify(sum((v * steps[var] for var, v in values.items()), constant(0)))
 
 
 def _reinterpreted(bits: ir.Expr, var: relax.Var) -> ir.Expr:
