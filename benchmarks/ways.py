@@ -5,8 +5,8 @@ that can be ready before they are converted. It returns a function that converts
 the weights are handed over: nothing else keeps them.
 
 ===================  ===============================================================================
-warm copy            the same bytes, from touched memory into touched memory: the floor. With one
-                     thread and with two, twice each; the fastest counts
+warm copy            the same bytes, from touched memory into touched memory of TVM's: the floor.
+                     With one thread and with two, twice each; the fastest counts
 TVM out of place     ``LiftTransformParams``, in TVM's default pipeline
 TVM consume_params   the same, where each slot is emptied as it is read
 numpy, torch         a loop that drops each weight once its new one is made
@@ -129,12 +129,19 @@ def _compiled(name: str, workload: Workload, library: str | None) -> _Convert:
     relax_inplace.libinfo.load_library()
     convert = relax.VirtualMachine(tvm.runtime.load_module(library), tvm.cpu())[name]
     tvm.get_global_func("runtime.config_threadpool")(1, THREADS)  # starts the threads
+    holder = [tvm_ffi.Array(_weights(workload))]
+    return lambda: convert(holder.pop())
+
+
+def _weights(workload: Workload) -> list[Any]:
+    """The weights as TVM's tensors."""
+    import tvm
+
     weights = []
     for i, weight in enumerate(workload.weights):
         weights.append(tvm.runtime.empty(weight.shape, weight.dtype))
         _fill(_bytes_at(weights[-1].data_ptr(), weight.nbytes), weight, i)
-    holder = [tvm_ffi.Array(weights)]
-    return lambda: convert(holder.pop())
+    return weights
 
 
 # -- libraries of arrays ---------------------------------------------------------------------------
@@ -193,10 +200,12 @@ def _jax(workload: Workload, library: str | None = None) -> _Convert:
 
 
 def _copy_seconds(workload: Workload) -> float:
-    sources = [array.reshape(-1).view("uint8") for array in _arrays(workload)]
-    targets = [np.zeros_like(source) for source in sources]
-    for target in targets:
-        target.fill(1)  # zeros alone would leave it untouched
+    # Of TVM's memory, as the weights are: numpy's comes in huge pages, which are quicker to copy.
+    tensors = [_weights(workload) for _ in range(2)]
+    sources, targets = (
+        [_bytes_at(t.data_ptr(), w.nbytes) for t, w in zip(each, workload.weights, strict=True)]
+        for each in tensors
+    )
 
     def copy(part: int, parts: int) -> None:
         for source, target in zip(sources, targets, strict=True):

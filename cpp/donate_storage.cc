@@ -80,17 +80,6 @@ static const char* WhyNot(const ffi::TensorObj& donor, const ffi::TensorObj* own
   return nullptr;
 }
 
-/*! \brief A tensor with memory of its own, quick to be written for the first time. */
-static ffi::Tensor Allocate(const ffi::Shape& shape, DLDataType dtype, DLDevice device,
-                            int64_t bytes) {
-  ffi::Tensor made = AllocateTensor(shape, dtype, device);
-  if (device.device_type == kDLCPU) {
-    char* begin = static_cast<char*>(made.data_ptr());
-    PreferHugePages(begin, begin + bytes);
-  }
-  return made;
-}
-
 /*!
  * \brief A new tensor: in the storage of a spent one if nothing else refers to that, else with
  *        memory of its own.
@@ -117,7 +106,7 @@ static ffi::Tensor DonateStorage(ffi::AnyView donor, ffi::AnyView beside, const 
     why_not = WhyNot(spent, owner, device, bytes);
     if (why_not == nullptr) made = TensorInStorage(*owner, shape, dtype);
   }
-  if (why_not != nullptr) made = Allocate(shape, dtype, device, bytes);
+  if (why_not != nullptr) made = AllocateTensor(shape, dtype, device);
   if (const UpdateObserver* observer = UpdateObserver::Current()) {
     observer->Allocated(bytes, why_not == nullptr ? "" : why_not);
   }

@@ -21,24 +21,12 @@ int64_t PageSize() {
 
 bool CanGiveBackPages(DLDevice device) { return device.device_type == kDLCPU; }
 
-/*!
- * \brief Advises the system about the whole pages in [begin, end).
- *
- * It may refuse (locked pages, a kernel without huge ones): nothing but memory and time depends on
- * it.
- */
-static void Advise(char* begin, char* end, uintptr_t page, int advice) {
+void GiveBackPages(char* begin, char* end) {
+  const uintptr_t page = static_cast<uintptr_t>(PageSize());
   const uintptr_t first = (reinterpret_cast<uintptr_t>(begin) + page - 1) / page * page;
   const uintptr_t last = reinterpret_cast<uintptr_t>(end) / page * page;
-  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, advice);
-}
-
-void GiveBackPages(char* begin, char* end) {
-  Advise(begin, end, static_cast<uintptr_t>(PageSize()), MADV_DONTNEED);
-}
-
-void PreferHugePages(char* begin, char* end) {
-  Advise(begin, end, uintptr_t{2} << 20, MADV_HUGEPAGE);  // x86-64's, and AArch64's as a rule
+  // It may refuse (locked pages): nothing but resident memory depends on it.
+  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
 }
 
 #else  // macOS frees such pages when memory is short, and counts them as resident until then.
@@ -48,8 +36,6 @@ int64_t PageSize() { return 4096; }
 bool CanGiveBackPages(DLDevice) { return false; }
 
 void GiveBackPages(char*, char*) {}
-
-void PreferHugePages(char*, char*) {}
 
 #endif
 

@@ -1,5 +1,4 @@
-// Pages of host memory: given back to the system while their addresses stay allocated, or taken in
-// larger ones.
+// Pages of host memory that are given back to the system while their addresses stay allocated.
 #ifndef RELAX_INPLACE_HOST_PAGES_H_
 #define RELAX_INPLACE_HOST_PAGES_H_
 
@@ -20,14 +19,6 @@ bool CanGiveBackPages(DLDevice device);
  *        they are written. Nothing if there are none.
  */
 void GiveBackPages(char* begin, char* end);
-
-/*!
- * \brief Lets [begin, end), which has not been written yet, take memory in huge pages.
- *
- * The first write of a page costs a trap into the kernel: of 64 MB, three times as much as the copy
- * that writes them. Only huge pages that lie within are taken, so that no more memory is.
- */
-void PreferHugePages(char* begin, char* end);
 
 }  // namespace relax_inplace
 

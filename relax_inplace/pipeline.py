@@ -112,7 +112,7 @@ def plan_storage(
     target = tvm.target.Target(target)
     with target:
         lowered = tvm.transform.Sequential(_lowering(target))(prepare(mod, target))
-    return describe_donation(function, find_donations(lowered, function))
+        return describe_donation(function, find_donations(lowered, function))
 
 
 def register() -> None:

@@ -10,7 +10,8 @@ the kernel), by that kernel's own result (*in place*).
 What is decided, in this order:
 
 1. A result lies in place where it may: that takes no memory at all.
-2. Any other allocation takes the storage of the tensor of the same size that was spent last.
+2. Any other allocation takes the storage of a tensor of the same size; or, if there is none and
+   what is not needed of it can be given back, of a larger one.
 
 Let the peak be the most that is live at any time with 1 alone: spare storages fill it up, and never
 go beyond (:mod:`.spare_storage`). So it is never above what it was without donation, and layers of
@@ -18,8 +19,7 @@ equal sizes rotate through one spare storage: after the first of each size nothi
 
 What is decided here is what the compiled function asks for. Whether a storage is really nobody
 else's is known when it runs: ``vm.builtin.donate_storage`` counts references, and allocates if it
-is not. A larger storage is not taken (but by a smaller result in place, which gives the rest back):
-a weight would keep what it does not need for as long as it is loaded.
+is not.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ class Donation:
 
 
 def find_donation(
-    sequence: relax.SeqExpr, params: Sequence[relax.Var], mod: ir.IRModule
+    sequence: relax.SeqExpr, params: Sequence[relax.Var], mod: ir.IRModule, shrinks: bool
 ) -> Donation:
     """Decide for a sequence of bindings: a function's body, or a branch of it.
 
@@ -140,10 +140,12 @@ def find_donation(
         Of the function.
     mod : tvm.ir.IRModule
         Where the kernels are.
+    shrinks : bool
+        Whether what is not needed of a storage can be given back: on a host.
     """
     trace = _Trace(params, mod)
     trace.run(sequence)
-    return _Decision(trace).made()
+    return _Decision(trace).made(shrinks)
 
 
 # -- what happens, binding by binding -------------------------------------------------------
@@ -436,14 +438,16 @@ class _Decision:
         self.rises: dict[_Tensor, Size] = {}
         self.falls: dict[_Tensor, Size] = {}
 
-    def made(self) -> Donation:
+    def made(self, shrinks: bool) -> Donation:
         before = self._peak()
         self._decide_in_place()
         peak = self._peak()
         for moment in self.moments:
             moment.takes = {t for t in moment.allocated if _moves(t) and t not in self.rises}
             moment.leaves = {t for t in moment.spent if _stays(t) and t not in self.falls}
-        donors = take_spare(self.moments, self.sizes, self.start, peak, self.rises, self.falls)
+        donors = take_spare(
+            self.moments, self.sizes, self.start, peak, self.rises, self.falls, shrinks
+        )
         taken = [
             self._taken(tensor, donors)
             for moment in self.moments

@@ -8,10 +8,11 @@ after its last read, a temporary after its last use; one that nothing reads is f
 first step. Constants and the ``num_input`` leading parameters are not counted: they are not the
 transform's. Bytes on all devices are counted together.
 
-The order is one of least peak (:mod:`.step_order`). Among those, one in which fewest storages would
-be allocated if spent ones were donated (:mod:`.spare_storage`): steps of one size follow each
-other. Among those, the first of: output by output; as the function was written; what the search
-found. Weights that are loaded are asked for output by output, as they lie in their files.
+The order is one of least peak (:mod:`.step_order`). Among those, one in which least would be
+allocated if spent storages were donated (:mod:`.spare_storage`): steps of one size follow each
+other, the largest first, where that makes a difference of some MB. Among those, the first of:
+output by output; as the function was written; what the search found. Weights that are loaded are
+asked for output by output, as they lie in their files.
 
 Of a streamed transform nothing is live at the start: a load allocates its weight. It runs right
 before the first step that waits for it. No order is worse for that: a load frees nothing.
@@ -36,6 +37,7 @@ __all__ = ["NOMINAL_DIMENSION", "UPPER_BOUND", "Schedule", "bounds_of", "plan_gr
 
 UPPER_BOUND = "tir_var_upper_bound"  # an attribute of functions that TVM's planner knows
 NOMINAL_DIMENSION = 1024  # of a symbolic dimension without a bound, where sizes are to be compared
+_WORTH_REORDERING = 1 << 20  # bytes; for less, steps stay in the order in which they are read
 
 
 @dataclasses.dataclass
@@ -203,14 +205,14 @@ def _best_order(
 
     def cost(order: list[int]) -> tuple[int, int]:
         peak = problem.peak(order)
-        return peak, 0 if graph.loads else _allocations(problem, order, peak)
+        return peak, 0 if graph.loads else _allocated(problem, order, peak) // _WORTH_REORDERING
 
     best = min((by_output, *others), key=cost)
     return best, is_exact or problem.peak(best) == bound
 
 
-def _allocations(problem: Problem, order: Sequence[int], peak: int) -> int:
-    """How many storages an order allocates if spent ones are donated within its peak."""
+def _allocated(problem: Problem, order: Sequence[int], peak: int) -> int:
+    """The bytes that an order allocates if spent storages are donated within its peak."""
     left = [len(readers) for readers in problem.readers]
     moments: list[Moment[int]] = []
     for i in order:
@@ -223,8 +225,8 @@ def _allocations(problem: Problem, order: Sequence[int], peak: int) -> int:
         moment.takes, moment.leaves = set(moment.allocated), set(moment.spent)
         moments.append(moment)
     sizes = dict(enumerate(problem.sizes))
-    taken = take_spare(moments, sizes, problem.live_at_start, peak, {}, {})
-    return sum(len(moment.allocated) for moment in moments) - len(taken)
+    taken = take_spare(moments, sizes, problem.live_at_start, peak, {}, {}, shrinks=True)
+    return sum(sizes[b] for moment in moments for b in moment.allocated if b not in taken)
 
 
 def _closure(problem: Problem, roots: Sequence[int], done: set[int]) -> list[int]:

@@ -1,12 +1,16 @@
-"""Which spent storage an allocation takes, so that fewest are made and the peak is not raised.
+"""Which spent storage an allocation takes, so that least is allocated and the peak is not raised.
 
 Definition
 ----------
 Storages are allocated and spent, in a known order. A spent one may be *spare*: it stays allocated
-until an allocation of the same size takes it. It stays as long as what is live, all spare storages
-and the allocation at hand are within a given peak, and as allocations of its size are to come;
-where room is wanted, the one whose size is asked for least goes. The one that was spent last is
-taken first: it is most likely still in a cache.
+until an allocation takes it, of the same size; or of a smaller one, where what is not needed of a
+storage can be given back, and no allocation of its own size is left for it. It stays as long as
+what is live, all spare storages and the allocation at hand are within a given peak; where room is
+wanted, the one whose size is asked for least goes. Of one size the one that was spent last is taken
+first: it is most likely still in a cache.
+
+So the largest storages should be spent first: each size then begins with one of the size before it,
+and one storage is allocated in all.
 """
 
 from __future__ import annotations
@@ -48,6 +52,7 @@ def take_spare(
     peak: Size | LargestOf,
     rises: Mapping[_Storage, Size],
     falls: Mapping[_Storage, Size],
+    shrinks: bool,
 ) -> dict[_Storage, _Storage]:
     """Decide which allocation takes the storage of what.
 
@@ -64,6 +69,8 @@ def take_spare(
     rises, falls : mapping
         By how many bytes an allocation raises what is live, and what is spent lowers it, where
         that is not its size.
+    shrinks : bool
+        Whether what is not needed of a storage can be given back.
 
     Returns
     -------
@@ -85,9 +92,12 @@ def take_spare(
             if one not in moment.takes:
                 continue
             waiting[size] -= 1
-            if spare[size]:
-                taken[one] = spare[size].pop()
-                kept, held = kept - 1, held - size
+            found: Size | None = size if spare[size] else None
+            if found is None and shrinks:
+                found = _larger(size, spare, waiting)
+            if found is not None:
+                taken[one] = spare[found].pop()
+                kept, held = kept - 1, held - found
         while kept and not covers(peak, live + held):
             size = _least_wanted(spare, waiting)
             spare[size].pop(0)
@@ -97,12 +107,36 @@ def take_spare(
             live = live - falls.get(one, size)
             if (
                 one in moment.leaves
-                and waiting[size] > len(spare[size])
+                and _is_wanted(size, spare, waiting, shrinks)
                 and covers(peak, live + held + size)
             ):
                 spare[size].append(one)
                 kept, held = kept + 1, held + size
     return taken
+
+
+def _is_wanted(
+    size: Size, spare: Mapping[Size, Sequence[_Storage]], waiting: Mapping[Size, int], shrinks: bool
+) -> bool:
+    """Whether an allocation to come could take a storage of a size."""
+    if waiting[size] > len(spare[size]):
+        return True
+    return shrinks and any(count and covers(size, other) for other, count in waiting.items())
+
+
+def _larger(
+    size: Size, spare: Mapping[Size, Sequence[_Storage]], waiting: Mapping[Size, int]
+) -> Size | None:
+    """The smallest size of a spare storage that is larger, and that nothing of its size needs."""
+    best: Size | None = None
+    for other, storages in spare.items():
+        if (
+            len(storages) > waiting[other]
+            and covers(other, size)
+            and (best is None or covers(best, other))
+        ):
+            best = other
+    return best
 
 
 def _least_wanted(spare: Mapping[Size, Sequence[_Storage]], waiting: Mapping[Size, int]) -> Size:

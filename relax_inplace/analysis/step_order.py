@@ -21,6 +21,10 @@ set is left, the same is done from the end backwards, where what a step frees ta
 what it allocates. What both leave untouched is nothing. Groups of steps that share no buffer do not
 see each other: each makes its moves by itself, and the moves of all are merged by their rise.
 
+A step that is a group by itself and leaves as much as there was may run at any time; it runs where
+least is live, between what shrinks memory and what grows it, the one of largest rise first, which
+leaves its storage to the next (:mod:`.spare_storage`).
+
 For independent steps this is the known rule: those that shrink memory first, by what they need at
 their worst; then those that grow it, by the reverse of what they give back (Abdel-Wahab and Kameda,
 "Scheduling to minimize maximum cumulative cost subject to series-parallel precedence constraints",
@@ -229,12 +233,15 @@ def least_peak_order(problem: Problem, first: Sequence[int] = ()) -> tuple[list[
     is_exact = True
     forward: list[list[_Move]] = []
     backward: list[list[_Move]] = []
+    neutral: list[_Move] = []
     for group in _groups(problem, set(first)):
         if len(group) == 1:
             (step,) = group
             dying = problem.dying(step, set(first))
             rise, delta = problem.rise(step, dying), problem.delta(step, dying)
-            if delta <= 0:
+            if delta == 0:
+                neutral.append(_Move(rise, group))
+            elif delta < 0:
                 forward.append([_Move(rise, group)])
             else:
                 backward.append([_Move(rise - delta, group)])
@@ -248,6 +255,8 @@ def least_peak_order(problem: Problem, first: Sequence[int] = ()) -> tuple[list[
         backward.append(behind)
     order = list(first)
     for move in _merged(forward):
+        order += move.steps
+    for move in sorted(neutral, key=lambda move: (-move.rise, move.steps)):
         order += move.steps
     for move in reversed(list(_merged(backward))):
         order += move.steps

@@ -6,7 +6,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 
-from .byte_size import LargestOf, Size, largest
+from .byte_size import LargestOf, Size
 from .donation import Donation, Taken
 from .table import plain_size, shown
 
@@ -52,16 +52,15 @@ class StoragePlan:
     function : str
     storages : list of PlannedStorage
         In the order in which they are used first.
-    peak : int, ByteSize or LargestOf
-        The most that is live at any time.
-    peak_without : int, ByteSize or LargestOf
-        The same if nothing were donated.
+    peak, peak_without : int, ByteSize, LargestOf or None
+        The most that is live at any time, and if nothing were donated; None if the function has
+        branches, which are planned each by itself.
     """
 
     function: str
     storages: list[PlannedStorage]
-    peak: Size | LargestOf
-    peak_without: Size | LargestOf
+    peak: Size | LargestOf | None
+    peak_without: Size | LargestOf | None
 
     def __str__(self) -> str:
         """A line for each tensor, after how many there are of each kind."""
@@ -70,9 +69,10 @@ class StoragePlan:
         head = (
             f"{self.function}: of {len(self.storages)} new tensors {allocated} are allocated, "
             f"{len(self.storages) - allocated - in_place} take a spent storage, {in_place} are "
-            f"written in place; peak {shown(self.peak)}, without donation "
-            f"{shown(self.peak_without)}"
+            "written in place"
         )
+        if self.peak is not None:
+            head += f"; peak {shown(self.peak)}, without donation {shown(self.peak_without)}"
         return "\n".join([head, *map(str, self.storages)]) + "\n"
 
     def to_json(self) -> str:
@@ -84,11 +84,12 @@ class StoragePlan:
 
 def describe_donation(function: str, donations: Sequence[Donation]) -> StoragePlan:
     """Of what was decided for a function's body, and for its branches."""
+    only = donations[0] if len(donations) == 1 else None
     return StoragePlan(
         function,
         [_planned(taken) for donation in donations for taken in donation.taken],
-        largest(donation.peak for donation in donations),
-        largest(donation.peak_before for donation in donations),
+        None if only is None else only.peak,
+        None if only is None else only.peak_before,
     )
 
 

@@ -4,14 +4,16 @@ Definition
 ----------
 Each piece of a relayout (:mod:`.relayout`) becomes one of two loop nests:
 
-- *rows*, where what is written one after the other is read one after the other: vectors;
+- *rows*, where what is written one after the other is read one after the other: vectors. Short
+  rows are moved in blocks of 16 x 16, so that lines of the cache are used whole;
 - *tiles*, where it is not, but another digit is read one after the other. A tile is a line of the
   cache, 64 bytes, of each of as many rows as make a line of the output. It is copied to the stack,
-  transposed in registers (:mod:`.register_transpose`), and written as whole lines.
+  transposed in registers (:mod:`.register_transpose`), and written as whole lines. Two, four or
+  eight rows that become one, or one that becomes as many, need no stack.
 
 The stack is what keeps powers of two from being slow: lines of rows that are a power of two apart
 share a few places of the cache, and are there for one visit only. Tiles run along the rows of the
-input for 512 elements, then the next rows, so that few pages are in use at a time.
+input for as many elements as the processor can know pages of the output, then come the next rows.
 
 Where a size is not a multiple of a tile, the last tile begins earlier, and writes some elements a
 second time. Outer loops are one parallel loop.
@@ -49,7 +51,8 @@ from .relayout import (
 __all__ = ["schedule_cpu_relayout"]
 
 _LINE = 64  # bytes of a line of the cache
-_RUN = 512  # elements of a row of the input, before the next rows
+_RUN = 512  # elements of a row of the input, before the next rows: at most
+_TLB_BYTES = 2048 * 4096  # of the pages whose places a core knows
 _PART = 256  # elements of a row of the output, in one task
 _BLOCK = 16  # short rows of a block, in either direction
 _MOST_REPEATED = 8  # tiles of the output that one of the inputs is read for
@@ -494,8 +497,8 @@ def _tiles_of(piece: Piece) -> _Tiles | None:
         sizes = [_size_of(access) for access in accesses]
         rows = max(_LINE // _size_of(piece.output), VECTOR_BYTES // min(sizes))
         columns = max(_LINE // size for size in sizes)
-        written = _run_of(last, [], [], rows)
-        read = _run_of(first, [], [], columns)
+        written = _run_from(last, [], [], rows)
+        read = _run_from(first, [], [], columns)
         few_rows = piece.moves_only and integer(last.extent) == written.length < read.length
         few_columns = piece.moves_only and integer(first.extent) == read.length < written.length
         tiles = _Tiles(
@@ -509,14 +512,14 @@ def _tiles_of(piece: Piece) -> _Tiles | None:
         )
         if computes_first and not tiles.interleaves and not tiles.deinterleaves:
             others = [d for d in piece.digits if d not in (first, last)]
-            tiles.written = _run_of(last, others, [piece.output], rows)
+            tiles.written = _run_from(last, others, [piece.output], rows)
             others = [
                 digit
                 for digit in others
                 if digit not in tiles.written.digits and _is_like(piece, digit, first)
             ]
             alike = [a for a in piece.inputs.values() if _is_one(a.stride(first))]
-            tiles.read = _run_of(first, others, alike, columns)
+            tiles.read = _run_from(first, others, alike, columns)
             tiles.repeated = _repeated(piece, [*tiles.written.digits, *tiles.read.digits])
         if not _is_used(piece, last) or min(tiles.rows, tiles.columns) >= _LEAST_SIDE:
             return tiles
@@ -530,7 +533,9 @@ def _computes_first(piece: Piece, read: Digit) -> bool:
     )
 
 
-def _run_of(first: Digit, others: Sequence[Digit], accesses: Sequence[Access], length: int) -> _Run:
+def _run_from(
+    first: Digit, others: Sequence[Digit], accesses: Sequence[Access], length: int
+) -> _Run:
     """The digits that follow in memory, up to a number of elements."""
     digits = [first]
     inner = 1
@@ -593,7 +598,7 @@ def _in_tiles(piece: Piece, tiles: _Tiles, flat: FlatBuffers) -> tirx.Stmt:
     written, read = tiles.written.digits[0], tiles.read.digits[0]
     down, across = tiles.written.cut, tiles.read.cut
     repeats = math.prod(int(digit.extent) for digit in tiles.repeated)
-    run = max(_RUN // (tiles.columns * repeats), 1)
+    run = max(_run_of(piece.output, read) // (tiles.columns * repeats), 1)
     runs = Digit(tirx.Var("run", "int64"), across.groups(run))
     inner = [*tiles.written.digits, *tiles.read.digits, *tiles.repeated]
     outer = [digit for digit in piece.digits if digit not in inner]
@@ -623,6 +628,16 @@ def _in_tiles(piece: Piece, tiles: _Tiles, flat: FlatBuffers) -> tirx.Stmt:
     nest = _nest([*outer, runs, parts], task, _tasks_of_tiles(piece, tiles), not _is_small(piece))
     fits = [cut.extent >= cut.size for cut in (down, across) if integer(cut.extent) is None]
     return tirx.IfThenElse(tirx.all(*fits), nest, _rows(piece)) if fits else nest
+
+
+def _run_of(output: Access, read: Digit) -> int:
+    """How many rows of the output to write to in turn, so that their pages stay known.
+
+    Pages that are a power of two apart share a few places of the TLB; half of these are for others.
+    """
+    step = (integer(output.stride(read)) or 1) * _size_of(output)
+    apart = step & -step  # the largest power of two that divides it
+    return max(min(_RUN, _TLB_BYTES // apart // 2), _LINE)
 
 
 def _tasks_of_tiles(piece: Piece, tiles: _Tiles) -> float:

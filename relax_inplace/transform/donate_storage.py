@@ -6,6 +6,8 @@ Definition: in a lowered function that updates a tuple, an allocation that
     new = vm.builtin.donate_storage(spent, beside, shape, dtype)
     kill(spent)
 
+    vm.builtin.shrink_storage(new)      # if it is smaller
+
 right before the kernel that uses it first, and the register of the spent tensor is kept until then.
 A result in place is that of the tensor the kernel reads; slots that hold it are emptied before, so
 that the register alone does, and what fails in between is lost and not half overwritten:
@@ -14,7 +16,7 @@ that the register alone does, and what fails in between is lost and not half ove
     new = vm.builtin.donate_storage(w, w, shape, dtype)
     kernel(w, new)
     kill(w)
-    vm.builtin.shrink_storage(new)      # if it is smaller
+    vm.builtin.shrink_storage(new)
     update(params, 3, new)
 
 Every other allocation is one of the same builtin, of no donor, so that it can be donated in turn;
@@ -88,11 +90,17 @@ def find_donations(mod: ir.IRModule, name: str) -> list[Donation]:
     found = []
 
     def look(sequence: relax.SeqExpr) -> Rewrite:
-        found.append(find_donation(sequence, function.params[:], mod))
+        found.append(find_donation(sequence, function.params[:], mod, _gives_back()))
         return lambda binding: [binding]
 
     rewrite_bindings(function, look)
     return found
+
+
+def _gives_back() -> bool:
+    """Whether the pages of a storage can be given back: of host memory (cpp/host_pages.h)."""
+    target = tvm.target.Target.current(allow_none=True)
+    return target is not None and target.kind.name == "llvm"
 
 
 def _with_known_lives(mod: ir.IRModule, functions: set[ir.GlobalVar]) -> ir.IRModule:
@@ -107,7 +115,7 @@ def _with_donation(function: relax.Function, mod: ir.IRModule) -> relax.Function
 
 class _Writer:
     def __init__(self, sequence: relax.SeqExpr, params: list[relax.Var], mod: ir.IRModule):
-        donation = find_donation(sequence, params, mod)
+        donation = find_donation(sequence, params, mod, _gives_back())
         self.dropped: set[relax.Var] = set()  # variables that are bound elsewhere, or not at all
         self.kept: set[relax.Var] = set()  # that are killed elsewhere, or not at all
         self.before: dict[relax.Var, list[relax.Binding]] = defaultdict(list)
@@ -158,12 +166,11 @@ class _Writer:
             relax.ExternFunc(_DONATE), [donor, taken.beside, shape, dtype], None, [ty], ret_ty=ty
         )
         before.append(relax.VarBinding(taken.tensor, call))
-        if taken.in_place:
-            after.append(self._killing(donor))
+        if taken.donor is not None:
+            gone = after if taken.in_place else before
+            gone.append(self._killing(donor))
             if taken.shrinks:
-                after.append(_statement(_SHRINK, [taken.tensor]))
-        elif taken.donor is not None:
-            before.append(self._killing(donor))
+                gone.append(_statement(_SHRINK, [taken.tensor]))
 
     def _emptied(self, place: Place) -> list[relax.Binding]:
         """Empty a slot, by a name of its tuple that does not have its types."""

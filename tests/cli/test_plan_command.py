@@ -25,6 +25,21 @@ def test_transform():
     assert output("plan", "-", text=NAMED) == dedent(PLAN)
 
 
+STORAGE = """
+    inplace_transform_params: of 2 new tensors 2 are allocated, 0 take a spent storage, 0 are written in place; peak 256, without donation 256
+    slot 0 -> allocated, 64 bytes
+    slot 1 -> allocated, 96 bytes
+    """
+
+
+def test_storage():
+    text = output("plan", "-", "--target", "llvm", text=NAMED)
+    assert text == dedent(PLAN) + "\n" + dedent(STORAGE)
+    (plan,) = json.loads(output("plan", "-", "--target", "llvm", "--json", text=NAMED))
+    assert [one["takes"] for one in plan["storage"]["storages"]] == [None, None]
+    assert '"nonsense" is not defined' in error("plan", "-", "--target", "nonsense", text=NAMED)
+
+
 def test_model_without_a_transform_is_lifted():
     text = output("plan", "-", "--max-resident", "1.0", text=MODEL)
     assert text.startswith("transform_params: peak 10,240, before 6,144, after 6,144,")

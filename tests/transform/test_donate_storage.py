@@ -17,7 +17,6 @@ from tvm.script import relax as R
 from tvm.script import tirx as T
 
 from relax_inplace import runtime
-from relax_inplace.analysis import plan_memory
 from relax_inplace.pipeline import plan_storage
 from relax_inplace.transform import DonateStorage, InplaceTransformParams
 
@@ -176,25 +175,49 @@ def test_equal_layers_rotate_through_one_storage():
     assert plan.peak == plan.peak_without == 4 * 128 + 128
 
 
-def test_steps_of_one_size_follow_each_other():
-    """Three layers of two sizes each: one allocation of each size, within the same peak."""
-    plan = plan_storage(inplace(transposes(*[(4, 8), (4, 4)] * 3)), "llvm")
-    assert [line for line in lines_of(plan) if "allocated" in line] == [
-        "slot 1 -> allocated, 64 bytes",
-        "slot 0 -> allocated, 128 bytes",
+TWO_SIZES = [(512, 1024), (1024, 1024)] * 2  # 2 and 4 MB
+
+
+def test_the_largest_go_first():
+    """Layers of two sizes: what the larger ones leave, the smaller ones begin with."""
+    plan = plan_storage(inplace(transposes(*TWO_SIZES)), "llvm")
+    assert lines_of(plan) == [
+        "slot 1 -> allocated, 4,194,304 bytes",
+        "slot 3 -> storage of slot 1",
+        "slot 0 -> storage of slot 3",
+        "slot 2 -> storage of slot 0",
     ]
-    assert plan.peak == plan.peak_without == 3 * (128 + 64) + 128
+    assert plan.peak == plan.peak_without == (2 * (2 + 4) + 4) << 20
+
+
+def test_small_ones_stay_in_their_order():
+    plan = plan_storage(inplace(transposes((4, 4), (4, 8), (4, 4))), "llvm")
+    assert [one.tensor for one in plan.storages] == ["slot 0", "slot 1", "slot 2"]
 
 
 def test_a_spare_storage_goes_where_it_would_raise_the_peak():
-    """64 bytes may be kept beside the weights; not while 128 are allocated, too."""
-    source = transposes((4, 4), (4, 8), (4, 4))
-    as_written = from_source(source)
-    order = [step.name for step in plan_memory(as_written["transform_params"], as_written).steps]
-    assert order == ["o0", "o2", "o1"]
+    """A weight that grows: 128 bytes are spare after the first, and do not fit beside 256 more."""
+    source = """
+@I.ir_module
+class Module:
+    @R.function
+    def transform_params(params: R.Tuple(R.Tensor((4, 8), "float32"), R.Tensor((4, 8), "float32"),
+                                         R.Tensor((4, 4), "float32"))):
+        with R.dataflow():
+            o0 = R.permute_dims(params[0])
+            o1 = R.concat((params[1], params[2], params[2]), axis=1)
+            o2 = R.permute_dims(params[2])
+            out = (o0, o1, o2)
+            R.output(out)
+        return out
+"""
     plan = plan_storage(inplace(source), "llvm")
-    assert plan.peak == 64 + 128 + 64 + 128
-    assert [one.takes for one in plan.storages] == [None, "slot 0", None]
+    assert plan.peak == plan.peak_without
+    assert {one.tensor: one.takes for one in plan.storages} == {
+        "slot 0": None,
+        "slot 1": None,
+        "slot 2": "slot 1",
+    }
 
 
 def test_symbolic_sizes():
@@ -205,6 +228,13 @@ def test_symbolic_sizes():
         "slot 1 -> storage of slot 0",
         "slot 2 -> allocated, 32*m bytes",
     ]
+
+
+def test_another_device():
+    """Pages of a GPU are not given back: an allocation for each size."""
+    target = tvm.target.Target("cuda", host="llvm")
+    plan = plan_storage(inplace(transposes(*TWO_SIZES)), target)
+    assert [one.takes for one in plan.storages] == [None, "slot 1", None, "slot 0"]
 
 
 def test_which_function():
