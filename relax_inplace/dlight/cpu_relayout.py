@@ -11,6 +11,12 @@ Each piece of a relayout (:mod:`.relayout`) becomes one of two loop nests:
   transposed in registers (:mod:`.register_transpose`), and written as whole lines. Two, four or
   eight rows that become one, or one that becomes as many, need no stack.
 
+A row, or a column, of a tile may be several digits that follow each other in memory: with a short
+one alone there would be no whole lines. An integer that is computed from what is read in one order
+is computed in that order, in vectors, on the way to the stack, even of several elements, shifted by
+other digits: so bits are moved from one byte to another. Where a few digits only say by how much to
+shift, a tile that is read once makes one tile of the output for each of their values.
+
 The stack is what keeps powers of two from being slow: lines of rows that are a power of two apart
 share a few places of the cache, and are there for one visit only. Tiles run along the rows of the
 input for as many elements as the processor can know pages of the output, then come the next rows.

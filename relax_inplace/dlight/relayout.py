@@ -260,14 +260,14 @@ def _of_one_digit(part: _Part) -> _Part:
     if all(len(_digits_in(division.a, part.box)) < 2 for division in divisions):
         return part
     extents = [integer(digit.extent) for digit in part.box]
+    if not all(extents):
+        return part
     whole = left = math.prod(extent or 0 for extent in extents)
     place = tirx.Var("place", "int64")
     one = part
     for digit, extent in zip(part.box, extents, strict=True):
-        if not extent:
-            return part
         value = place if left == whole else tirx.floormod(place, constant(left))
-        left //= extent
+        left //= extent or 1
         one = one.where(digit.var, tirx.floordiv(value, constant(left)), [])
     one = _simplified(dataclasses.replace(one, box=[Digit(place, constant(whole))]))
     better = one.place.same_as(place) and len(_divisions_in(one)) <= len(divisions)

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import tvm
 import tvm_ffi
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -120,6 +121,25 @@ def test_as_tvm_does_without_a_schedule(name):
         operand, *results = tensors_of(kernel, sizes)
         x = random_elements(np.random.default_rng(0), *operand)
         assert_same_bits(run([x], results)[0], plain([x], results)[0])
+
+
+@pytest.mark.parametrize("way", [to_columns, from_columns])
+@pytest.mark.parametrize("shape", [(N * 64, 96), (192, N * 64)])
+def test_blocks_of_any_number(way, shape):
+    """Such a size is a parameter of the kernel. What cannot be cut is right, too."""
+    kernel, made = scheduled(way(4), (shape, "int8"))
+    known = [int(size) if isinstance(size, int) else 3 * 64 for size in shape]
+    x = random_elements(np.random.default_rng(0), known, "int8")
+    results = []
+    for function in (kernel, made):
+        result = tvm.runtime.tensor(np.zeros(known, "int8"))
+        tensors = iter([tvm.runtime.tensor(x), result])
+        args = [next(tensors) if hasattr(p.ty, "shape") else 3 for p in function.params]
+        mod = tvm.IRModule({"main": function.with_attr("global_symbol", "main")})
+        tvm.compile(mod, LLVM)["main"](*args)
+        results.append(result.numpy())
+    assert_same_bits(*results)
+    assert results[0].any()
 
 
 @given(st.data())
