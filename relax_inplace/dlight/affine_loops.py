@@ -32,6 +32,7 @@ from .simple_indices import with_simple_indices
 __all__ = ["affine_loops"]
 
 _VECTOR = 64  # bytes
+_LEAST_VECTOR = 8  # bytes
 _REINTERPRET = ir.Op.get("tirx.reinterpret")
 _MOST_CUTS = 64  # each makes another copy of the loops further in
 _COMPARISONS = {
@@ -127,7 +128,9 @@ class _Loops:
             whole = size - size % lanes or 1 << (size.bit_length() - 1)
             if whole < size:
                 return self._in_turn(axes, depth, store, whole)
-            if size <= lanes:
+            # Few bytes that are computed are left to LLVM: it makes vectors of the loop outside.
+            wide = size * _widest(store) >= _LEAST_VECTOR
+            if size <= lanes and (wide or _moved(store.value) is not None):
                 kind = tirx.ForKind.VECTORIZED
         return tirx.For(
             var, tirx.const(0, var.ty.dtype), extent, kind, self.over(axes, depth + 1, store)

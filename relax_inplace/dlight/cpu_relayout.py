@@ -11,6 +11,12 @@ Each piece of a relayout (:mod:`.relayout`) becomes one of two loop nests:
   transposed in registers (:mod:`.register_transpose`), and written as whole lines. Two, four or
   eight rows that become one, or one that becomes as many, need no stack.
 
+A row, or a column, of a tile may be several digits that follow each other in memory: with a short
+one alone there would be no whole lines. An integer that is computed from what is read in one order
+is computed in that order, in vectors, on the way to the stack, even of several elements, shifted by
+other digits: so bits are moved from one byte to another. Where a few digits only say by how much to
+shift, a tile that is read once makes one tile of the output for each of their values.
+
 The stack is what keeps powers of two from being slow: lines of rows that are a power of two apart
 share a few places of the cache, and are there for one visit only. Tiles run along the rows of the
 input for as many elements as the processor can know pages of the output, then come the next rows.
@@ -55,6 +61,8 @@ _RUN = 512  # elements of a row of the input, before the next rows: at most
 _TLB_BYTES = 2048 * 4096  # of the pages whose places a core knows
 _PART = 256  # elements of a row of the output, in one task
 _BLOCK = 16  # short rows of a block, in either direction
+_MOST_REPEATED = 8  # tiles of the output that one of the inputs is read for
+_LEAST_SIDE = 4  # elements of a tile that is worth computing it first
 _CHUNK = 32768  # bytes of a long row, in one task
 _TASKS = 64  # as many are enough for any number of threads
 _SMALL = 32768  # bytes that are not worth a second thread
@@ -219,8 +227,10 @@ def _nest(
         for digit in reversed(outer[1:]):
             # Not floordiv: by a symbolic size it becomes a choice by signs (lower_intrin.cc), and
             # three of them, one in the other, took TVM 20 s to simplify.
-            at[digit.var] = named(digit.var.name, tirx.truncmod(rest, digit.extent))
-            rest = named("rest", tirx.truncdiv(rest, digit.extent))
+            # Nor by 0: TVM sees it where a condition makes a size 0, and fails to compile.
+            by = digit.extent if integer(digit.extent) else tirx.max(digit.extent, constant(1))
+            at[digit.var] = named(digit.var.name, tirx.truncmod(rest, by))
+            rest = named("rest", tirx.truncdiv(rest, by))
         at[outer[0].var] = rest
         return _sequence([*statements, serial(at, inner)])
 
@@ -248,14 +258,18 @@ def _is_small(piece: Piece) -> bool:
 
 def _store(piece: Piece, at: _At, instead: Mapping[relax.Var, ir.Expr] | None = None) -> tirx.Stmt:
     """Write an element; some that it is computed from may be elsewhere."""
+    value = _value(piece, at, instead)
+    return tirx.BufferStore(piece.output.buffer, value, [piece.output.at(at)])
+
+
+def _value(piece: Piece, at: _At, instead: Mapping[relax.Var, ir.Expr] | None = None) -> ir.Expr:
     values = dict(at)
     for var, access in piece.inputs.items():
         values[var] = tirx.BufferLoad(access.buffer, [access.at(at)])
     values.update(instead or {})
-    value = tvm_ffi.structural_map(
+    return tvm_ffi.structural_map(
         piece.value, (relax.Var, lambda var: values.get(var, var)), order="post"
     )
-    return tirx.BufferStore(piece.output.buffer, value, [piece.output.at(at)])
 
 
 # -- rows ------------------------------------------------------------------------------------------
@@ -386,65 +400,195 @@ def _row(
 
 
 @dataclasses.dataclass
+class _Run:
+    """Digits that are next to each other in memory; the outermost one is cut.
+
+    Attributes
+    ----------
+    digits : list of Digit
+        The outermost first.
+    length : int
+        Elements in a tile.
+    """
+
+    digits: list[Digit]
+    length: int
+
+    @property
+    def cut(self) -> _Cut:
+        """How the outermost digit is cut."""
+        inner = math.prod(int(digit.extent) for digit in self.digits[1:])
+        return _Cut(self.digits[0].extent, self.length // inner)
+
+    @property
+    def in_tile(self) -> list[Digit]:
+        """The digits, from where a tile begins."""
+        first = self.digits[0]
+        return [Digit(first.var, constant(self.cut.size)), *self.digits[1:]]
+
+    def at(self, begin: _At, place: ir.Expr) -> _At:
+        """The digits of an element of a tile."""
+        values: dict[relax.Var, ir.Expr] = {}
+        for digit in reversed(self.digits[1:]):
+            values[digit.var] = simplify(tirx.floormod(place, digit.extent))
+            place = simplify(tirx.floordiv(place, digit.extent))
+        first = self.digits[0].var
+        return {**begin, **values, first: begin[first] + place}
+
+
+@dataclasses.dataclass
 class _Tiles:
     """How a piece is cut.
 
     Attributes
     ----------
-    written, read : Digit
-        The one that is next to each other in the output, and in the inputs that are transposed.
+    written, read : _Run
+        What is next to each other in the output, and in the inputs that are transposed.
+    repeated : list of Digit
+        Those that the inputs do not depend on, where elements are computed first: a tile of the
+        input has several of the output.
     transposed : list of relax.Var
         Those inputs.
-    rows, columns : int
-        Of a tile of an input: values of ``written``, and of ``read``.
+    computes_first : bool
+        Whether elements are computed as they are read, and then transposed; if not, the inputs are
+        transposed, and elements computed as they are written.
     interleaves, deinterleaves : bool
         Whether nothing is computed, there are few rows, and a tile is contiguous in the output; or
         few columns, and contiguous in the input.
     """
 
-    written: Digit
-    read: Digit
+    written: _Run
+    read: _Run
+    repeated: list[Digit]
     transposed: list[relax.Var]
-    rows: int
-    columns: int
+    computes_first: bool
     interleaves: bool
     deinterleaves: bool
+
+    @property
+    def rows(self) -> int:
+        """Of a tile of an input."""
+        return self.written.length
+
+    @property
+    def columns(self) -> int:
+        """Of a tile of an input."""
+        return self.read.length
+
+    @property
+    def size(self) -> int:
+        """Elements of a tile of an input."""
+        return self.rows * self.columns
 
 
 def _tiles_of(piece: Piece) -> _Tiles | None:
     """How to cut a piece, if it has to be."""
     if not piece.digits or not _is_one(piece.output.stride(piece.digits[-1])):
         return None
-    written = piece.digits[-1]
-    for read in piece.digits[:-1]:
+    last = piece.digits[-1]
+    # What does not depend on the last digit is in rows: the same element again and again.
+    no_steps = (1,) if _is_used(piece, last) else (0, 1)
+    for first in piece.digits[:-1]:
         transposed = [
             var
             for var, access in piece.inputs.items()
-            if _is_one(access.stride(read)) and integer(access.stride(written)) not in (0, 1)
+            if _is_one(access.stride(first)) and integer(access.stride(last)) not in no_steps
         ]
-        if not transposed or _is_used(piece, read) or _is_used(piece, written):
+        if not transposed or _is_used(piece, first):
             continue
-        sizes = [_size_of(piece.inputs[var]) for var in transposed]
-        lanes = VECTOR_BYTES // min(sizes)
-        rows = max(_LINE // _size_of(piece.output), lanes)
+        accesses = [piece.inputs[var] for var in transposed]
+        computes_first = _computes_first(piece, first)
+        if _is_used(piece, last) and not computes_first:
+            continue
+        sizes = [_size_of(access) for access in accesses]
+        rows = max(_LINE // _size_of(piece.output), VECTOR_BYTES // min(sizes))
         columns = max(_LINE // size for size in sizes)
-        rows, columns = (
-            min(tile, _power_of_two(integer(digit.extent) or tile))
-            for tile, digit in ((rows, written), (columns, read))
-        )
-        few_rows = piece.moves_only and integer(written.extent) == rows < columns
-        few_columns = piece.moves_only and integer(read.extent) == columns < rows
-        step = integer(piece.inputs[transposed[0]].stride(written))
-        return _Tiles(
+        written = _run_from(last, [], [], rows)
+        read = _run_from(first, [], [], columns)
+        few_rows = piece.moves_only and integer(last.extent) == written.length < read.length
+        few_columns = piece.moves_only and integer(first.extent) == read.length < written.length
+        tiles = _Tiles(
             written,
             read,
+            [],
             transposed,
-            rows,
-            columns,
-            interleaves=few_rows and integer(piece.output.stride(read)) == rows,
-            deinterleaves=few_columns and step == columns,
+            computes_first,
+            interleaves=few_rows and integer(piece.output.stride(first)) == written.length,
+            deinterleaves=few_columns and integer(accesses[0].stride(last)) == read.length,
         )
+        if computes_first and not tiles.interleaves and not tiles.deinterleaves:
+            others = [d for d in piece.digits if d not in (first, last)]
+            tiles.written = _run_from(last, others, [piece.output], rows)
+            others = [
+                digit
+                for digit in others
+                if digit not in tiles.written.digits and _is_like(piece, digit, first)
+            ]
+            alike = [a for a in piece.inputs.values() if _is_one(a.stride(first))]
+            tiles.read = _run_from(first, others, alike, columns)
+            tiles.repeated = _repeated(piece, [*tiles.written.digits, *tiles.read.digits])
+        if not _is_used(piece, last) or min(tiles.rows, tiles.columns) >= _LEAST_SIDE:
+            return tiles
     return None
+
+
+def _computes_first(piece: Piece, read: Digit) -> bool:
+    """Whether what is computed is an integer, and all that it is computed from is in one order."""
+    return str(piece.output.buffer.ty.dtype).startswith(("int", "uint")) and all(
+        integer(access.stride(read)) in (0, 1) for access in piece.inputs.values()
+    )
+
+
+def _run_from(
+    first: Digit, others: Sequence[Digit], accesses: Sequence[Access], length: int
+) -> _Run:
+    """The digits that follow in memory, up to a number of elements."""
+    digits = [first]
+    inner = 1
+    while True:
+        extent = integer(digits[0].extent)
+        if extent is None or inner * extent >= length or extent != _power_of_two(extent):
+            break
+        step = inner * extent
+        following = [
+            digit
+            for digit in others
+            if all(integer(access.stride(digit)) == step for access in accesses)
+        ]
+        if not following:
+            break
+        digits.insert(0, following[0])
+        inner = step
+    extent = integer(digits[0].extent)
+    size = length // inner if extent is None else min(length // inner, extent)
+    return _Run(digits, inner * _power_of_two(size))
+
+
+def _is_like(piece: Piece, digit: Digit, first: Digit) -> bool:
+    """Whether nothing depends on a digit but what depends on another one, too."""
+    return not _is_used(piece, digit) and all(
+        _is_zero(access.stride(digit))
+        for access in piece.inputs.values()
+        if _is_zero(access.stride(first))
+    )
+
+
+def _repeated(piece: Piece, in_tile: Sequence[Digit]) -> list[Digit]:
+    """A few digits that elements of the inputs do not depend on."""
+    found: list[Digit] = []
+    count = 1
+    for digit in piece.digits:
+        extent = integer(digit.extent) or _MOST_REPEATED + 1
+        if digit in in_tile or count * extent > _MOST_REPEATED:
+            continue
+        if all(_is_zero(access.stride(digit)) for access in piece.inputs.values()):
+            found.append(digit)
+            count *= extent
+    return found
+
+
+def _is_zero(expr: ir.Expr) -> bool:
+    return integer(expr) == 0
 
 
 def _size_of(access: Access) -> int:
@@ -457,11 +601,13 @@ def _power_of_two(number: int) -> int:
 
 
 def _in_tiles(piece: Piece, tiles: _Tiles, flat: FlatBuffers) -> tirx.Stmt:
-    written, read = tiles.written, tiles.read
-    down, across = _Cut(written.extent, tiles.rows), _Cut(read.extent, tiles.columns)
-    run = max(_run_of(piece.output, read) // tiles.columns, 1)
+    written, read = tiles.written.digits[0], tiles.read.digits[0]
+    down, across = tiles.written.cut, tiles.read.cut
+    repeats = math.prod(int(digit.extent) for digit in tiles.repeated)
+    run = max(_run_of(piece.output, read) // (tiles.columns * repeats), 1)
     runs = Digit(tirx.Var("run", "int64"), across.groups(run))
-    outer = [digit for digit in piece.digits if digit not in (written, read)]
+    inner = [*tiles.written.digits, *tiles.read.digits, *tiles.repeated]
+    outer = [digit for digit in piece.digits if digit not in inner]
     known = math.prod(integer(digit.extent) or 1 for digit in (*outer, runs))
     rows = min(_PART // tiles.rows, (integer(down.count) or _PART) * known // _TASKS)
     part = max(rows, 1)
@@ -486,11 +632,7 @@ def _in_tiles(piece: Piece, tiles: _Tiles, flat: FlatBuffers) -> tirx.Stmt:
         )
 
     nest = _nest([*outer, runs, parts], task, _tasks_of_tiles(piece, tiles), not _is_small(piece))
-    fits = [
-        digit.extent >= tile
-        for digit, tile in ((written, tiles.rows), (read, tiles.columns))
-        if integer(digit.extent) is None
-    ]
+    fits = [cut.extent >= cut.size for cut in (down, across) if integer(cut.extent) is None]
     return tirx.IfThenElse(tirx.all(*fits), nest, _rows(piece)) if fits else nest
 
 
@@ -505,7 +647,7 @@ def _run_of(output: Access, read: Digit) -> int:
 
 
 def _tasks_of_tiles(piece: Piece, tiles: _Tiles) -> float:
-    extents = [integer(digit.extent) for digit in (tiles.written, tiles.read)]
+    extents = [integer(d.extent) for run in (tiles.written, tiles.read) for d in run.digits]
     if None in extents:
         return math.inf
     short = math.prod(e or 1 for e in extents) * _size_of(piece.output) < _SHORT
@@ -545,61 +687,111 @@ class _Cut:
 
 def _tile(piece: Piece, tiles: _Tiles, at: _At, flat: FlatBuffers) -> tirx.Stmt:
     """A tile: rows of the inputs to the stack, transposed, rows of the output."""
-    rows, columns = tiles.rows, tiles.columns
-    statements: list[tirx.Stmt] = []
-    read_back: dict[relax.Var, relax.Var] = {}
     if tiles.interleaves or tiles.deinterleaves:
         (var,) = tiles.transposed
         interleaved = _interleaved if tiles.interleaves else _deinterleaved
         return interleaved(piece, tiles, at, piece.inputs[var])
-    # Lines of the output in one go, if a square has less than a quarter of one.
-    direct = piece.moves_only and _size_of(piece.output) >= 4
+    if tiles.computes_first:
+        return _computed_tile(piece, tiles, at)
+    written, read = tiles.written.digits[0].var, tiles.read.digits[0].var
+    statements: list[tirx.Stmt] = []
+    read_back: dict[relax.Var, relax.Var] = {}
     for var in tiles.transposed:
         access = piece.inputs[var]
-        size = _size_of(access)
-        dtype = f"uint{8 * size}"
+        dtype = f"uint{8 * _size_of(access)}"
         source = flat.of(access.buffer, dtype)
-        lines = tirx.decl_buffer(
-            (rows * columns,), dtype, f"{var.name}_rows", scope="local", layout=None
-        )
-        statements += [tirx.AllocBuffer(lines), _copied_in(tiles, access, at, source, lines)]
-        if direct:
-            store = _to_output(piece, tiles, at)
-        else:
-            turned = tirx.decl_buffer(
-                (rows * columns,), dtype, f"{var.name}_turned", scope="local", layout=None
-            )
-            statements.append(tirx.AllocBuffer(turned))
-            read_back[var] = turned
+        lines = _on_stack(f"{var.name}_rows", dtype, tiles.size)
+        read_back[var] = turned = _on_stack(f"{var.name}_turned", dtype, tiles.size)
 
-            def store(
-                row: ir.Expr, column: ir.Expr, vector: ir.Expr, turned: relax.Var = turned
-            ) -> tirx.Stmt:
-                place = tirx.Ramp(column * rows + row, constant(1), _lanes_of(vector))
-                return tirx.BufferStore(turned, vector, [place])
+        def row(
+            i: relax.Var,
+            access: Access = access,
+            source: relax.Var = source,
+            lines: relax.Var = lines,
+        ) -> tirx.Stmt:
+            begin = access.at({**at, written: at[written] + i})
+            value = tirx.BufferLoad(source, [_places(begin, tiles.columns)])
+            return tirx.BufferStore(lines, value, [_places(i * tiles.columns, tiles.columns)])
 
-        lanes = min(VECTOR_BYTES // size, rows, columns)
-        statements.append(_squares(tiles, lanes, lines, store))
-    if read_back:
-        statements.append(_written_out(piece, tiles, at, read_back))
+        statements += [tirx.AllocBuffer(lines), tirx.AllocBuffer(turned)]
+        statements.append(_loop("row", tiles.rows, row))
+        statements.append(_squares(tiles, lines, constant(0), _to_stack(tiles, turned)))
+
+    def element(column: ir.Expr, row: ir.Expr) -> ir.Expr:
+        elements = {
+            var: _reinterpreted(tirx.BufferLoad(buffer, [column * tiles.rows + row]), var)
+            for var, buffer in read_back.items()
+        }
+        here = {**at, written: at[written] + row, read: at[read] + column}
+        return _value(piece, here, elements)
+
+    statements.append(_written_out(piece, tiles, at, element))
     return tirx.SeqStmt(statements)
+
+
+def _computed_tile(piece: Piece, tiles: _Tiles, at: _At) -> tirx.Stmt:
+    """A tile whose elements are computed in the order of the inputs, and then transposed."""
+    lane_of = tiles.read.digits[-1].var
+    first = tiles.written.digits[0].var
+    dtype = str(piece.output.buffer.ty.dtype)
+    count = math.prod(int(digit.extent) for digit in tiles.repeated)
+    lines = _on_stack("rows", dtype, count * tiles.size)
+    digits = [*tiles.repeated, *tiles.written.in_tile]
+    steps = _steps(digits, tiles.columns)
+    access = piece.inputs[tiles.transposed[0]]
+    # Those last that read the same again.
+    digits.sort(key=lambda digit: _is_zero(access.stride(digit)))
+
+    def computed(values: _At) -> tirx.Stmt:
+        begin = _sum_of(values, steps)
+        here = {**at, **values, first: at[first] + values[first]}
+
+        def element(lane: relax.Var) -> tirx.Stmt:
+            there = {**here, lane_of: here.get(lane_of, constant(0)) + lane}
+            return tirx.BufferStore(lines, _value(piece, there), [begin + lane])
+
+        return _loop("lane", tiles.columns, element, tirx.ForKind.VECTORIZED)
+
+    statements = [tirx.AllocBuffer(lines), _over(digits, computed)]
+    # Lines of the output in one go, if a square has less than a quarter of one.
+    direct = _size_of(piece.output) >= 4
+    turned = _on_stack("turned", dtype, tiles.size)
+    if not direct:
+        statements.append(tirx.AllocBuffer(turned))
+
+    def transposed(values: _At) -> tirx.Stmt:
+        begin, here = _sum_of(values, steps), {**at, **values}
+        if direct:
+            return _squares(tiles, lines, begin, _to_output(piece, tiles, here))
+
+        def element(column: ir.Expr, row: ir.Expr) -> ir.Expr:
+            return tirx.BufferLoad(turned, [column * tiles.rows + row])
+
+        squares = _squares(tiles, lines, begin, _to_stack(tiles, turned))
+        return tirx.SeqStmt([squares, _written_out(piece, tiles, here, element)])
+
+    return tirx.SeqStmt([*statements, _over(tiles.repeated, transposed)])
+
+
+def _on_stack(name: str, dtype: str, size: int) -> relax.Var:
+    return tirx.decl_buffer((size,), dtype, name, scope="local", layout=None)
+
+
+def _over(
+    digits: Sequence[Digit], body: Callable[[_At], tirx.Stmt], at: _At | None = None
+) -> tirx.Stmt:
+    """Loops, one in the other."""
+    at = at or {}
+    if not digits:
+        return body(at)
+    digit, *inner = digits
+    return _loop(
+        digit.var.name, digit.extent, lambda var: _over(inner, body, {**at, digit.var: var})
+    )
 
 
 def _lanes_of(vector: ir.Expr) -> int:
     return int(tvm_ffi.dtype(str(vector.ty.dtype)).lanes)
-
-
-def _copied_in(
-    tiles: _Tiles, access: Access, at: _At, source: relax.Var, lines: relax.Var
-) -> tirx.Stmt:
-    columns = tiles.columns
-
-    def row(i: relax.Var) -> tirx.Stmt:
-        begin = access.at({**at, tiles.written.var: at[tiles.written.var] + i})
-        value = tirx.BufferLoad(source, [_places(begin, columns)])
-        return tirx.BufferStore(lines, value, [_places(i * columns, columns)])
-
-    return _loop("row", tiles.rows, row)
 
 
 def _places(begin: ir.Expr, count: int) -> ir.Expr:
@@ -608,19 +800,21 @@ def _places(begin: ir.Expr, count: int) -> ir.Expr:
 
 def _squares(
     tiles: _Tiles,
-    lanes: int,
     lines: relax.Var,
+    begin: ir.Expr,
     store: Callable[[ir.Expr, ir.Expr, ir.Expr], tirx.Stmt],
 ) -> tirx.Stmt:
     """Each square of a tile, transposed: those of one row of the output after each other."""
+    size = tvm_ffi.dtype(str(lines.ty.dtype)).itemsize
+    lanes = min(VECTOR_BYTES // size, tiles.rows, tiles.columns)
 
     def square(column: ir.Expr, row: ir.Expr) -> tirx.Stmt:
+        def load(i: int) -> ir.Expr:
+            place = begin + (row + i) * tiles.columns + column
+            return tirx.BufferLoad(lines, [_places(place, lanes)])
+
         return transpose_block(
-            lanes,
-            lanes,
-            _log2(lanes),
-            lambda i: tirx.BufferLoad(lines, [_places((row + i) * tiles.columns + column, lanes)]),
-            lambda j, vector: store(row, column + j, vector),
+            lanes, lanes, _log2(lanes), load, lambda j, vector: store(row, column + j, vector)
         )
 
     return _loop(
@@ -630,37 +824,40 @@ def _squares(
     )
 
 
+def _to_stack(tiles: _Tiles, turned: relax.Var) -> Callable[[ir.Expr, ir.Expr, ir.Expr], tirx.Stmt]:
+    def store(row: ir.Expr, column: ir.Expr, vector: ir.Expr) -> tirx.Stmt:
+        place = _places(column * tiles.rows + row, _lanes_of(vector))
+        return tirx.BufferStore(turned, vector, [place])
+
+    return store
+
+
 def _to_output(
     piece: Piece, tiles: _Tiles, at: _At
 ) -> Callable[[ir.Expr, ir.Expr, ir.Expr], tirx.Stmt]:
     def store(row: ir.Expr, column: ir.Expr, vector: ir.Expr) -> tirx.Stmt:
-        here = {
-            **at,
-            tiles.written.var: at[tiles.written.var] + row,
-            tiles.read.var: at[tiles.read.var] + column,
-        }
-        place = _places(piece.output.at(here), _lanes_of(vector))
-        return tirx.BufferStore(piece.output.buffer, vector, [place])
+        place = piece.output.at(tiles.read.at(at, column)) + row
+        return tirx.BufferStore(piece.output.buffer, vector, [_places(place, _lanes_of(vector))])
 
     return store
 
 
 def _interleaved(piece: Piece, tiles: _Tiles, at: _At, access: Access) -> tirx.Stmt:
     """A few rows of the input as one of the output: element by element in turn."""
+    written, read = tiles.written.digits[0].var, tiles.read.digits[0].var
     rows = tiles.rows
     lanes = min(VECTOR_BYTES // _size_of(access), tiles.columns)
     blocks = tiles.columns // lanes
 
     def block(number: ir.Expr) -> tirx.Stmt:
-        first = at[tiles.read.var] + number * lanes
+        first = at[read] + number * lanes
 
         def load(i: int) -> ir.Expr:
-            row = at[tiles.written.var] + i
-            place = access.at({**at, tiles.written.var: row, tiles.read.var: first})
+            place = access.at({**at, written: at[written] + i, read: first})
             return tirx.BufferLoad(access.buffer, [_places(place, lanes)])
 
         def store(k: int, vector: ir.Expr) -> tirx.Stmt:
-            place = piece.output.at({**at, tiles.read.var: first}) + k * lanes
+            place = piece.output.at({**at, read: first}) + k * lanes
             return tirx.BufferStore(piece.output.buffer, vector, [_places(place, lanes)])
 
         return transpose_block(rows, lanes, _log2(rows), load, store)
@@ -670,17 +867,18 @@ def _interleaved(piece: Piece, tiles: _Tiles, at: _At, access: Access) -> tirx.S
 
 def _deinterleaved(piece: Piece, tiles: _Tiles, at: _At, access: Access) -> tirx.Stmt:
     """One row of the input as a few of the output: every second element, or every fourth."""
+    written, read = tiles.written.digits[0].var, tiles.read.digits[0].var
     columns = tiles.columns
     lanes = min(VECTOR_BYTES // _size_of(access), tiles.rows)
 
     def block(number: ir.Expr) -> tirx.Stmt:
-        here = {**at, tiles.written.var: at[tiles.written.var] + number * lanes}
+        here = {**at, written: at[written] + number * lanes}
 
         def load(i: int) -> ir.Expr:
             return tirx.BufferLoad(access.buffer, [_places(access.at(here) + i * lanes, lanes)])
 
         def store(i: int, vector: ir.Expr) -> tirx.Stmt:
-            place = piece.output.at({**here, tiles.read.var: at[tiles.read.var] + i})
+            place = piece.output.at({**here, read: at[read] + i})
             return tirx.BufferStore(piece.output.buffer, vector, [_places(place, lanes)])
 
         return transpose_block(columns, lanes, _log2(lanes), load, store)
@@ -693,25 +891,34 @@ def _log2(power: int) -> int:
 
 
 def _written_out(
-    piece: Piece, tiles: _Tiles, at: _At, read_back: Mapping[relax.Var, relax.Var]
+    piece: Piece, tiles: _Tiles, at: _At, element: Callable[[ir.Expr, ir.Expr], ir.Expr]
 ) -> tirx.Stmt:
-    def element(column: ir.Expr, row: ir.Expr) -> tirx.Stmt:
-        here = {
-            **at,
-            tiles.written.var: at[tiles.written.var] + row,
-            tiles.read.var: at[tiles.read.var] + column,
-        }
-        turned = {
-            var: _reinterpreted(tirx.BufferLoad(buffer, [column * tiles.rows + row]), var)
-            for var, buffer in read_back.items()
-        }
-        return _store(piece, here, turned)
+    steps = _steps(tiles.read.in_tile, 1)
+    first = tiles.read.digits[0].var
 
-    return _loop(
-        "column",
-        tiles.columns,
-        lambda j: _loop("lane", tiles.rows, lambda i: element(j, i), tirx.ForKind.VECTORIZED),
-    )
+    def line(values: _At) -> tirx.Stmt:
+        place = piece.output.at({**at, **values, first: at[first] + values[first]})
+        column = _sum_of(values, steps)
+
+        def store(row: relax.Var) -> tirx.Stmt:
+            return tirx.BufferStore(piece.output.buffer, element(column, row), [place + row])
+
+        return _loop("lane", tiles.rows, store, tirx.ForKind.VECTORIZED)
+
+    return _over(tiles.read.in_tile, line)
+
+
+def _steps(digits: Sequence[Digit], step: int) -> dict[relax.Var, int]:
+    """How far the next value of each digit is, the last one's as given, if they are contiguous."""
+    steps: dict[relax.Var, int] = {}
+    for digit in reversed(digits):
+        steps[digit.var] = step
+        step *= int(digit.extent)
+    return steps
+
+
+def _sum_of(values: _At, steps: Mapping[relax.Var, int]) -> ir.Expr:
+    return simplify(sum((v * steps[var] for var, v in values.items()), constant(0)))
 
 
 def _reinterpreted(bits: ir.Expr, var: relax.Var) -> ir.Expr:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import tvm
@@ -191,7 +192,8 @@ def relayout_pieces(block: TEBlock, flat: FlatBuffers) -> list[Piece] | None:
     place = _flat_place(block.buffer, block.realize.block.body.indices[:])
     box = [Digit(var, _int64(extent)) for var, extent in block.box.items()]
     value = tvm_ffi.structural_map(block.value, (ir.TensorLoad, flat_load))
-    pieces = [_piece(flat.of(block.buffer), part) for part in _parts(_Part(box, place, value))]
+    whole = _of_one_digit(_Part(box, place, value))
+    pieces = [_piece(flat.of(block.buffer), part) for part in _parts(whole)]
     found = [piece for piece in pieces if piece is not None]
     return found if len(found) == len(pieces) else None
 
@@ -245,6 +247,31 @@ class _Part:
             new for digit in self.box for new in (instead if digit.var.same_as(var) else [digit])
         ]
         return _Part(box, _substitute(self.place, at), _substitute(self.value, at))
+
+
+def _of_one_digit(part: _Part) -> _Part:
+    """With one digit, the place of the output, where a division has digits of several axes.
+
+    Blocks of memory need not be blocks of the box: ``(i * 56 + j // 128) % 64`` cannot be cut, and
+    is ``place % 8192 // 128``.
+    """
+    part = _simplified(part)
+    divisions = _divisions_in(part)
+    if all(len(_digits_in(division.a, part.box)) < 2 for division in divisions):
+        return part
+    extents = [integer(digit.extent) for digit in part.box]
+    if not all(extents):
+        return part
+    whole = left = math.prod(extent or 0 for extent in extents)
+    place = tirx.Var("place", "int64")
+    one = part
+    for digit, extent in zip(part.box, extents, strict=True):
+        value = place if left == whole else tirx.floormod(place, constant(left))
+        left //= extent or 1
+        one = one.where(digit.var, tirx.floordiv(value, constant(left)), [])
+    one = _simplified(dataclasses.replace(one, box=[Digit(place, constant(whole))]))
+    better = one.place.same_as(place) and len(_divisions_in(one)) <= len(divisions)
+    return one if better else part
 
 
 def _parts(whole: _Part) -> Iterator[_Part]:
@@ -382,11 +409,23 @@ def _comparisons_in(condition: ir.Expr) -> list[ir.Expr]:
 
 def _divisions_in(part: _Part) -> list[ir.Expr]:
     found: list[ir.Expr] = []
-    for expr in [load.indices[0] for load in loads_in(part.value)] + _conditions_in(part.value):
+    indices = [load.indices[0] for load in loads_in(part.value)]
+    for expr in indices + _conditions_in(part.value) + _numbers_in(part.value):
         tvm_ffi.structural_walk(
             expr, ((tirx.FloorDiv, tirx.FloorMod), lambda division: found.append(division))
         )
     return found
+
+
+def _numbers_in(value: ir.Expr) -> list[ir.Expr]:
+    """What is computed from digits alone: by how much to shift."""
+    found: list[ir.Expr] = []
+    tvm_ffi.structural_walk(value, (tirx.Cast, lambda cast: found.append(cast)))
+    return [cast.value for cast in found if _is_of_digits(cast)]
+
+
+def _is_of_digits(cast: tirx.Cast) -> bool:
+    return str(cast.value.ty) == "int64" and "int" in str(cast.ty) and not loads_in(cast)
 
 
 def _digits_in(expr: ir.Expr, box: Sequence[Digit]) -> set[relax.Var]:
@@ -436,8 +475,12 @@ def _simplified(part: _Part) -> _Part:
                 return tirx.Select(condition, *sides)
             return tirx.if_then_else(condition, *sides)
 
+        def number(cast: tirx.Cast) -> ir.Expr:
+            return tirx.Cast(cast.ty, index(cast.value)) if _is_of_digits(cast) else cast
+
         # Choices first: what is not chosen has no index.
         value = tvm_ffi.structural_map(part.value, ((tirx.Select, ir.Call), choice))
+        value = tvm_ffi.structural_map(value, (tirx.Cast, number))
         value = tvm_ffi.structural_map(value, (ir.TensorLoad, load))
         return _Part(part.box, analyzer.simplify(part.place), value)
 

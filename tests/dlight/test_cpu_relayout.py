@@ -184,6 +184,10 @@ def test_symbolic_sizes():
 
 
 MOVES = {
+    "no tile, or nothing": (
+        lambda x: op.permute_dims(x, [3, 1, 2, 0]),
+        [((1, 16, N, 2), "float32")],
+    ),
     "heads": (lambda x: op.permute_dims(x, [0, 2, 1, 3]), [((2, 33, 5, 24), "float16")]),
     "short runs": (lambda x: op.permute_dims(x, [1, 0, 2]), [((37, 51, 12), "int8")]),
     "experts": (lambda x: op.permute_dims(x, [0, 2, 1]), [((3, 65, 130), "int8")]),
