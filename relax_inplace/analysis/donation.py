@@ -366,9 +366,12 @@ class _Trace:
         if not is_statement(var) and source in self._places:
             self._places[var] = self._places[source]
         new = list(self._held.get(value, ()))
-        if source not in self._places:  # a tuple of unknown origin
-            for tensor in new:
-                tensor.is_hidden = True
+        if source not in self._places:  # a tuple that was made here, or returned
+            holder = source
+            if not is_statement(var):
+                self._hold(var, self._held.get(source, ()))
+                holder = var
+            self._hold(holder, new)
             return
         root, path = self._places[source]
         place = (root, (*path, index.value))
@@ -391,9 +394,10 @@ class _Trace:
         self._release(self._held.pop(call.args[0], ()), call.args[0])
 
     def _hold(self, var: relax.Var, tensors: Iterable[_Tensor]) -> None:
-        for tensor in tensors:
+        for tensor in list(tensors):
             self._held.setdefault(var, []).append(tensor)
             tensor.holders[var] += 1
+            tensor.used_last = self._at
 
     def _release(self, tensors: Iterable[_Tensor], holder: relax.Var | Place) -> None:
         for tensor in tensors:

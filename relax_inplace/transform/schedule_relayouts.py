@@ -4,6 +4,9 @@ Definition: a kernel that is called by functions that update a tuple is replaced
 rule makes of it that takes it (:mod:`relax_inplace.dlight`); the others stay as they are, and so
 does every other function: a kernel that one of them calls, too, is scheduled as a copy.
 
+A kernel that casts floats to integers is given to no rule: what becomes of a number that does not
+fit, LLVM leaves undefined, and it is not the same in vectors as it is element by element.
+
 A kernel without a schedule runs on one core, element by element (on a CPU; for a GPU TVM has rules
 of its own, which schedule what is left).
 """
@@ -11,6 +14,7 @@ of its own, which schedule what is left).
 from __future__ import annotations
 
 import tvm
+import tvm_ffi
 from tvm import ir, relax, tirx
 
 from ..analysis.updates import bindings_of
@@ -58,6 +62,8 @@ def _scheduled(mod: ir.IRModule, target: tvm.target.Target) -> ir.IRModule:
         function = mod.functions.get(kernel)
         if not isinstance(function, tirx.PrimFunc) or _is_scheduled(function):
             continue
+        if _casts_to_integer(function):
+            continue
         scheduled = _first(function, target)
         if scheduled is None:
             continue
@@ -86,6 +92,18 @@ def _first(function: tirx.PrimFunc, target: tvm.target.Target) -> tirx.PrimFunc 
 
 def _is_scheduled(function: tirx.PrimFunc) -> bool:
     return bool(function.attrs) and bool(function.attrs.get("tirx.is_scheduled", False))
+
+
+def _casts_to_integer(function: tirx.PrimFunc) -> bool:
+    """Whether a float is made an integer."""
+    found = []
+
+    def visit(cast: tirx.Cast) -> None:
+        if "float" in str(cast.value.ty) and "int" in str(cast.ty):
+            found.append(cast)
+
+    tvm_ffi.structural_walk(function.body, (tirx.Cast, visit))
+    return bool(found)
 
 
 def _kernels_of(function: relax.Function) -> set[ir.GlobalVar]:

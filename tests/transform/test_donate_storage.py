@@ -220,6 +220,27 @@ class Module:
     }
 
 
+READ_AGAIN = """
+@I.ir_module
+class Module:
+    @R.function
+    def transform_params(params: R.Tuple(R.Tensor((4, 4), "float32"),
+                                         R.Tuple(R.Tensor((4, 4), "float32"), R.Tensor((4, 4), "float32")))):
+        pair = params[1]
+        w = pair[1]
+        o = R.multiply(w, R.const(2.0, "float32"))
+        return (o, R.const([1.0, 2.0]), pair)
+"""
+
+
+def test_what_is_read_again_is_not_written_over():
+    """Of a nested tuple that comes to be in another one, after a kernel that could be in place."""
+    before = from_source(READ_AGAIN)
+    after = InplaceTransformParams()(before)
+    assert lines_of(plan_storage(after, "llvm")) == ["slot 0 -> storage of slot 0"]
+    run_both(before, after, "inplace")
+
+
 def test_symbolic_sizes():
     source = transposes(("n", 8), ("n", 8), ("m", 8))
     plan = plan_storage(inplace(source), "llvm")

@@ -6,6 +6,7 @@ import tvm
 import tvm_ffi
 from pipelines import LLVM
 from tvm import relax, tirx
+from tvm.script import from_source
 from tvm.script import ir as I
 from tvm.script import relax as R
 
@@ -35,6 +36,15 @@ class Model:
             out = (a, b)
             R.output(out)
         return out
+
+
+CAST = """
+@I.ir_module
+class Module:
+    @R.function
+    def transform_params(params: R.Tuple(R.Tensor((64, 32), "float32"))):
+        return (R.astype(params[0], "{}"),)
+"""
 
 
 def legalized(mod):
@@ -70,6 +80,13 @@ def test_a_kernel_of_transforms_alone_is_replaced():
     mod = Model.clone()
     del mod["main"]
     assert kernels(scheduled(legalized(mod))) == {"transpose": True, "sum": False}
+
+
+def test_a_cast_that_llvm_leaves_undefined():
+    """Of NaN to int8, say: a vector has other bits than an element."""
+    for dtype, takes in (("int8", False), ("float16", True)):
+        mod = from_source(CAST.format(dtype))
+        assert kernels(scheduled(legalized(mod))) == {"cast": takes}
 
 
 def test_again_changes_nothing():
