@@ -13,9 +13,15 @@ TVM's offers:
   :mod:`~relax_inplace.transform.check_contiguous`, as ``VMShapeLower`` has run only then.
 
 So ``build`` is wrapped for the one, and ``_vmcodegen``, which ``build`` calls next after the
-pipeline, for the other. Within the pipeline, ``RewriteCUDAGraph`` is wrapped: it would move the
-storages of temporaries into a graph that keeps them, and its kernels with them, where nothing can
-be mended afterwards. A module without updates goes through untouched.
+pipeline, for the other. ``_vmlink``, the last, is wrapped for kernels that write over their input:
+whether parameters may be the same memory (``tirx.noalias``) CodeGenLLVM asks of the function that
+it has declared last, for all of a module (src/target/llvm/codegen_llvm.cc, ``is_restricted_`` in
+``DeclareFunctionInternal``). Taken for distinct they would be compiled wrong, and all others slower
+if they were not: so they are compiled by themselves.
+
+Within the pipeline, ``RewriteCUDAGraph`` is wrapped: it would move the storages of temporaries into
+a graph that keeps them, and its kernels with them, where nothing can be mended afterwards. A module
+without updates goes through untouched.
 
 What would make this unnecessary: ``KillAfterLastUse`` after ``VMShapeLower`` in TVM's pipelines
 (or a ``VMShapeLower`` that kills what it reads, and checks strides), a hook for an op to prepare a
@@ -26,12 +32,14 @@ which a function has its memory left unplanned.
 from __future__ import annotations
 
 import functools
+import inspect
 from typing import Any
 
 import tvm
 from tvm import ir, relax
 from tvm.relax import vm_build
 
+from .analysis.inplace_kernel import INPLACE
 from .analysis.ownership import check_ownership
 from .analysis.updates import bindings_of, expanded_parameter, functions_that_update
 from .op import is_update, the_op
@@ -56,6 +64,7 @@ def install() -> None:
         return
     vm_build.build = relax.build = _with_module_prepared(vm_build.build)
     vm_build._vmcodegen = _with_lowered_module_finished(vm_build._vmcodegen)
+    vm_build._vmlink = _with_inplace_kernels_apart(vm_build._vmlink)
     # Pipelines look it up where they run: python/tvm/relax/pipeline.py, and MLC-LLM's.
     relax.transform.RewriteCUDAGraph = _without_updates(relax.transform.RewriteCUDAGraph)
 
@@ -85,6 +94,52 @@ def _with_lowered_module_finished(stock: Any) -> Any:
         return stock(builder, _finish(mod, updating), *args, **kwargs)
 
     return _vmcodegen
+
+
+def _with_inplace_kernels_apart(stock: Any) -> Any:
+    signature = inspect.signature(stock)
+
+    @functools.wraps(stock)
+    def _vmlink(*args: Any, **kwargs: Any) -> tvm.runtime.Executable:
+        given = signature.bind(*args, **kwargs)
+        given.apply_defaults()
+        mod, target = given.arguments["tir_mod"], given.arguments["target"]
+        apart = set() if mod is None else _inplace_kernels(mod)
+        if apart and (target is None or tvm.target.Target(target).kind.name == "llvm"):
+            if given.arguments["system_lib"] or _calls_directly(mod):
+                given.arguments["tir_mod"] = _without_noalias(mod)
+            else:
+                own, others = _split(mod, apart)
+                library = tvm.tirx.build(own, target, given.arguments["tir_pipeline"])
+                given.arguments["tir_mod"] = others
+                given.arguments["ext_libs"] = [*(given.arguments["ext_libs"] or ()), library]
+        return stock(*given.args, **given.kwargs)
+
+    return _vmlink
+
+
+def _inplace_kernels(mod: ir.IRModule) -> set[ir.GlobalVar]:
+    return {gvar for gvar, f in mod.functions_items() if f.attrs and INPLACE in f.attrs}
+
+
+def _calls_directly(mod: ir.IRModule) -> bool:
+    """Whether kernels are called by symbols of their module: ``exec_mode="compiled"``."""
+    return any(gvar.name_hint.startswith("__vmtir__") for gvar in mod.get_global_vars())
+
+
+def _without_noalias(mod: ir.IRModule) -> ir.IRModule:
+    return ir.IRModule(
+        {gvar: f.with_attr("tirx.noalias", False) for gvar, f in mod.functions_items()},
+        mod.attrs,
+    )
+
+
+def _split(mod: ir.IRModule, apart: set[ir.GlobalVar]) -> tuple[ir.IRModule, ir.IRModule]:
+    own: dict[ir.GlobalVar, ir.BaseFunc] = {}
+    others: dict[ir.GlobalVar, ir.BaseFunc] = {}
+    for gvar, function in mod.functions_items():
+        (own if gvar in apart else others)[gvar] = function
+    return ir.IRModule(own, mod.attrs), ir.IRModule(others, mod.attrs)
 
 
 def _without_updates(stock: Any) -> Any:

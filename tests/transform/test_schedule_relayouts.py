@@ -1,5 +1,7 @@
 """ScheduleRelayouts, and the pipeline "inplace": which kernels are touched, and which are not."""
 
+import re
+
 import numpy as np
 import pytest
 import tvm
@@ -155,3 +157,69 @@ def test_verified():
     arrays = [np.random.default_rng(0).random(shape, "float32") for shape in ((64, 32), (8, 8))]
     weights = runtime.Params([tvm.runtime.tensor(array) for array in arrays])
     assert runtime.transform_params(vm, weights, verify=True).report.verified
+
+
+# -- kernels that write over their input -------------------------------------------------------
+
+TWO = """
+@I.ir_module
+class Module:
+    @R.function
+    def main(x: R.Tensor((64, 32), "float32"), y: R.Tensor((64, 32), "float32")):
+        return R.add(x, y)
+
+    @R.function
+    def transform_params(params: R.Tuple(R.Tensor((64, 32), "float32"), R.Tensor((64, 32), "float32"))):
+        a = R.multiply(params[0], R.const(2.0, "float32"))
+        b = R.permute_dims(params[1])
+        return (a, b)
+"""
+
+
+@pytest.mark.parametrize("mode", ["bytecode", "compiled"])
+def test_only_they_may_have_one_memory_for_two_parameters(mode, tmp_path):
+    """LLVM is told of every other kernel that its parameters are distinct."""
+    mod = InplaceTransformParams()(from_source(TWO))
+    executable = relax.build(mod, "llvm", relax_pipeline="inplace", exec_mode=mode)
+    if mode == "bytecode":
+        noalias = {}
+        for library in executable.mod.imports:
+            for line in library.inspect_source("ll").splitlines():
+                name = re.match(r"define .*@__tvm_ffi_(\w+)\(", line)
+                if name:
+                    noalias[name.group(1)] = "noalias" in line
+        assert noalias["multiply"] is False
+        assert noalias["add"] is True
+    executable.export_library(str(tmp_path / "lib.so"))
+    arrays = [np.random.default_rng(0).random((64, 32), "float32") for _ in range(2)]
+    for library in (executable, tvm.runtime.load_module(str(tmp_path / "lib.so"))):
+        vm = relax.VirtualMachine(library, tvm.cpu())
+        weights = tvm_ffi.Array([tvm.runtime.tensor(array) for array in arrays])
+        vm["inplace_transform_params"](weights)
+        assert weights[0].numpy().tobytes() == (arrays[0] * 2).tobytes()
+        assert weights[1].numpy().tobytes() == arrays[1].T.tobytes()
+        total = vm["main"](*map(tvm.runtime.tensor, arrays))
+        assert total.numpy().tobytes() == (arrays[0] + arrays[1]).tobytes()
+
+
+FLIPPED = """
+@I.ir_module
+class Module:
+    @R.function
+    def transform_params(params: R.Tuple(R.Tensor((2, 3), "uint32"))):
+        with R.dataflow():
+            flat = R.reshape(params[0], R.shape([6]))
+            out = (R.flip(flat, axis=0),)
+            R.output(out)
+        return out
+"""
+
+
+def test_a_division_of_negatives_is_not_made():
+    """Inlined, the index is (5 - v) // 3 * 3 + (2 - v) % 3, which TVM lowers to 3 - v."""
+    mod = InplaceTransformParams()(from_source(FLIPPED))
+    vm = relax.VirtualMachine(tvm.compile(mod, "llvm", relax_pipeline="inplace"), tvm.cpu())
+    array = np.arange(6, dtype="uint32").reshape(2, 3)
+    weights = tvm_ffi.Array([tvm.runtime.tensor(array)])
+    vm["inplace_transform_params"](weights)
+    assert weights[0].numpy().tobytes() == array.reshape(6)[::-1].tobytes()
