@@ -10,6 +10,7 @@ import sysconfig
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from commands import MODEL, TRANSFORM, error, output, run
 
@@ -122,7 +123,9 @@ def test_interrupted():
     process = subprocess.Popen(
         [*PROGRAM, "plan", "-"], stdin=subprocess.PIPE, stderr=subprocess.PIPE
     )
-    time.sleep(1)  # it waits for standard input
+    used, now = None, psutil.Process(process.pid)
+    while used != (used := now.cpu_times()[:2]):  # until it waits for standard input
+        time.sleep(1)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate()
     assert (process.returncode, said.strip()) == (130, b"")  # click ends the line of the ^C
