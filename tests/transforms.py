@@ -143,7 +143,8 @@ def run_both(
     new_name = name.replace("transform_params", "inplace_transform_params")
     # "passes first" fuses what neither the function nor the pass has in a dataflow block, differently
     # in place and out of place; and TVM computes `exp(w) - exp(w)` in one kernel as 0, even of inf.
-    span = 100 if IS_FUSED[pipeline] is not None else 3
+    # Where kernels have schedules, LLVM makes other integers of floats that do not fit.
+    span = 100 if IS_FUSED[pipeline] is not None and pipeline not in DONATES else 3
     args = [argument(param.ty, sizes, span) for param in function.params]
     leading = int(function.attrs["num_input"]) if "num_input" in function.attrs else 0
     expected = load(before, pipeline)[name](*map(passed, args))

@@ -287,9 +287,9 @@ def test_memory_that_is_not_there(tmp_path):
     from compiled_transforms import compiled, tensors
     from relax_inplace.runtime import Params, Transform, TransformError, transform_params
 
-    shapes = [(4096, 8192), (4096, 8192), (4096, 32768)]
+    shapes = [(4096, 8192), (4096, 8192), (4096, 16384)]
     body = "a = params[0]\\nb = params[1]\\nc = params[2]\\n"
-    body += "s = R.permute_dims(a)\\nt = R.permute_dims(b)\\nu = R.permute_dims(c)\\nreturn (s, t, u)"
+    body += "s = R.permute_dims(a)\\nt = R.permute_dims(b)\\nu = R.concat((c, c))\\nreturn (s, t, u)"
     transform = Transform.of(compiled(tensors(*shapes, dtype="int8"), body))
     params = Params([tvm.runtime.empty(shape, "int8") for shape in shapes], ["a", "b", "c"])
     import psutil
