@@ -2,7 +2,7 @@
 
 import warnings
 
-from hypothesis import given, note
+from hypothesis import assume, given, note
 from hypothesis import strategies as st
 from models import as_model, models, run_model
 from pipelines import PIPELINES
