@@ -165,6 +165,7 @@ class _Tensor:
     spent: int | None = None
     slot: str | None = None  # where it is put
     is_allocated: bool = False  # by the function itself
+    is_read: bool = False  # by a kernel; else its register is one that checks it, at entry
     is_hidden: bool = False  # something that is not seen may hold it
     beside: relax.Var | None = None
 
@@ -307,6 +308,9 @@ class _Trace:
         if len(args) == 1 and args[0] not in self._held:
             self._heap.compute(self.mod[call.op])  # the one argument is the shape heap
         self._use(args)
+        for arg in args:
+            for tensor in self._held.get(arg, ()):
+                tensor.is_read = True
         attrs = self.mod[call.op].attrs
         for given, result in attrs[INPLACE] if attrs and INPLACE in attrs else ():
             self._chance(args, int(given), int(result))
@@ -529,5 +533,9 @@ def _moves(tensor: _Tensor) -> bool:
 
 
 def _stays(tensor: _Tensor) -> bool:
-    """Whether what is spent can be kept: a register holds it, and nothing that is not seen."""
-    return bool(tensor.registers) and not tensor.is_hidden
+    """Whether what is spent can be kept: a register holds it, and nothing that is not seen.
+
+    What no kernel reads has but the register of VMShapeLower's checks: held on, it would count as
+    a reference from outside when ``vm.builtin.check_memory_limit`` looks for these.
+    """
+    return tensor.is_read and bool(tensor.registers) and not tensor.is_hidden

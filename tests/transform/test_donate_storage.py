@@ -243,7 +243,7 @@ def test_what_is_read_again_is_not_written_over():
     """Of a nested tuple that comes to be in another one, after a kernel that could be in place."""
     before = from_source(READ_AGAIN)
     after = InplaceTransformParams()(before)
-    assert lines_of(plan_storage(after, "llvm")) == ["slot 0 -> storage of slot 0"]
+    assert lines_of(plan_storage(after, "llvm")) == ["slot 0 -> allocated, 64 bytes"]
     run_both(before, after, "inplace")
 
 
