@@ -87,7 +87,9 @@ def _bound(var: relax.Var, extent: ir.Expr, analyzer: sym.Analyzer) -> ir.Expr:
 
 def _simple(store: tirx.BufferStore, analyzer: sym.Analyzer) -> tirx.BufferStore:
     indices = [analyzer.simplify(index) for index in store.indices[:]]
-    return tirx.BufferStore(store.buffer, with_simple_indices(store.value, analyzer), indices)
+    return tirx.BufferStore(
+        store.buffer, with_simple_indices(store.value, analyzer.simplify), indices
+    )
 
 
 @dataclasses.dataclass
