@@ -8,6 +8,7 @@ belongs to, by words that no other block of the page has:
     # %% prints: OwnershipError: in function  is run before it, and prints it
 """
 
+import itertools
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -75,7 +76,7 @@ def _cells(found, file):
     if file.exists():
         text = file.read_text()
         starts = [*CELL.finditer(text), None]
-        for start, end in zip(starts, starts[1:], strict=False):
+        for start, end in itertools.pairwise(starts):
             code = text[start.end() : end.start() if end else None]
             line = text.count("\n", 0, start.end()) + 1
             cell = Block(f"hidden/{file.name}", line, start[1], code)

@@ -23,7 +23,6 @@ HERE = Path(__file__).resolve().parent
 SHOWN = {
     "cmake": "tests/cpp_host builds the example",
     "cpp": "tests/cpp_host builds the example",
-    "json": "a form, with names for values",
     "toctree": "Sphinx reads it",
 }
 
@@ -39,7 +38,12 @@ NOT_RUN = [
     ("docs/how-it-works.md", "w0_given = get_weight(0)", TESTED_IR),
     ("docs/how-it-works.md", "check_contiguous(params)", TESTED_IR),
     ("docs/how-it-works.md", "r0 = donate_storage(None", TESTED_IR),
-    ("docs/quick-start.md", "step 3 of 5 (`t2`)", "tests/runtime/test_failures.py: test_the_message"),
+    ("docs/runtime.md", '"layout": "9f0c..."', "a form, with names for values"),
+    (
+        "docs/quick-start.md",
+        "step 3 of 5 (`t2`)",
+        "tests/runtime/test_failures.py: test_the_message",
+    ),
     ("examples/one_format_many_machines.md", "--layout kn\n", DECODER),
     ("examples/one_format_many_machines.md", "--layout tiles\n", DECODER),
     ("examples/one_format_many_machines.md", "--layout ft\n", DECODER),
@@ -90,7 +94,9 @@ def test_page(page, tmp_path):
     printed = dict(zip(to_run, run(to_run, tmp_path) if to_run else [], strict=True))
     for before, block in zip([None, *found], found, strict=False):
         if block.kind == "text":
-            assert before in printed, f"{page}:{block.line}: nothing prints this, and it is not listed"
+            assert before in printed, (
+                f"{page}:{block.line}: nothing prints this, and it is not listed"
+            )
             shown = words(block.text, block in measured)
             # Of several commands the last.
             assert words(printed[before], block in measured)[-len(shown) :] == shown

@@ -12,7 +12,9 @@ x = some((16, 64), "float16")
 params = tvm_ffi.Array([some((32, 64), "float16"), some((32, 64), "int8")])
 
 # %% before: runtime.load_params("checkpoint/", tvm.cpu(), transform)
-from relax_inplace import runtime  # noqa: E402
+from relax_inplace import runtime
 
 weights = [some((32, 64), "float16"), some((32, 64), "int8")]
-runtime.save_params(runtime.Params(weights, ["params[0]", "params[1]"]), "checkpoint/", "safetensors")
+runtime.save_params(
+    runtime.Params(weights, ["params[0]", "params[1]"]), "checkpoint/", "safetensors"
+)

@@ -22,7 +22,7 @@ class Model:
         return (p0, y)
 """
 )
-from model import Model  # noqa: E402
+from model import Model
 
 try:
     tvm.compile(Model, "llvm")
