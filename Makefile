@@ -81,8 +81,8 @@ wheel: .venv/pyvenv.cfg
 	$(BIN)/python -m build --outdir build/release .
 	PATH="$(CURDIR)/$(BIN):$$PATH" auditwheel repair --exclude libtvm_ffi.so --wheel-dir dist \
 	    build/release/*.whl
+	! $(BIN)/python -m zipfile --list dist/*.whl | grep '\.libs/' # a library that it had to bring
 	mv build/release/*.tar.gz dist/
-	$(BIN)/auditwheel show dist/*.whl
 	set -e; for python in $(PYTHONS); do \
 	    folder=$$(mktemp -d); \
 	    tar -xzf dist/*.tar.gz --strip-components=1 -C $$folder; \
