@@ -23,7 +23,7 @@ HERE = Path(__file__).resolve().parent
 SHOWN = {
     "cmake": "tests/deploy builds examples/cpp_host",
     "cpp": "tests/deploy builds examples/cpp_host",
-    "toctree": "Sphinx reads it",
+    "{toctree}": "Sphinx reads it",
 }
 
 DECODER = "takes minutes; tests/test_examples.py runs it with a smaller decoder"
