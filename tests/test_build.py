@@ -16,6 +16,7 @@ from tvm.script import tirx as T
 
 import relax_inplace
 from relax_inplace import inplace_update_tuple
+from relax_inplace.libinfo import BUILTINS
 
 
 def chain(count, dims, dtype="float32", attrs=None):
