@@ -1,4 +1,5 @@
 # make demo    install into .venv and convert a decoder's weights in place
+# make cpp-host  build a C++ host of the installed package, a module and weights for it
 # make test    install with the test extra, run the tests
 # make lint    ruff, mypy, clang-format
 # make format  let ruff and clang-format rewrite
@@ -10,11 +11,18 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint format sanitize fuzz bench clean
+.PHONY: demo cpp-host test lint format sanitize fuzz bench clean
 
 demo: .venv/pyvenv.cfg
 	$(BIN)/pip install --quiet .
 	$(BIN)/relax-inplace demo
+
+cpp-host: .venv/pyvenv.cfg
+	$(BIN)/pip install --quiet . cmake
+	$(BIN)/python examples/cpp_host/make_model.py build/cpp_host
+	$(BIN)/cmake -S examples/cpp_host -B build/cpp_host -DCMAKE_BUILD_TYPE=Release \
+	    -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python
+	$(BIN)/cmake --build build/cpp_host
 
 test: .venv/pyvenv.cfg
 	$(BIN)/pip install --quiet '.[test]'
