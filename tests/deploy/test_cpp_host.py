@@ -121,8 +121,8 @@ def test_refuses_bad_input(host, model, exported, tmp_path):
     assert done.returncode == 2 and done.stderr.startswith("usage: cpp_host ")
 
 
-# A host of a few lines: it starts a virtual machine for a module.
-LOADS = """
+# A host of a few lines: it converts two weights, of which the first is of other sizes then.
+CONVERTS = """
 #include <tvm/ffi/extra/module.h>
 #include <tvm/ffi/tvm_ffi.h>
 
@@ -131,8 +131,18 @@ LOADS = """
 int main(int, char** argv) {
   namespace ffi = tvm::ffi;
   try {
-    const auto vm = ffi::Module::LoadFromFile(argv[1])->GetFunction("vm_load_executable").value()();
-    vm.cast<ffi::Module>()->GetFunction("vm_initialization").value()(int{kDLCPU}, 0, 2);
+    const auto module = ffi::Module::LoadFromFile(argv[1]);
+    const auto vm = module->GetFunction("vm_load_executable").value()().cast<ffi::Module>();
+    vm->GetFunction("vm_initialization").value()(int{kDLCPU}, 0, 2);
+    const auto allocate = ffi::Function::GetGlobalRequired("runtime.TVMTensorAllocWithScope");
+    const DLDataType dtype{kDLFloat, 32, 1};
+    ffi::Array<ffi::Any> weights;
+    for (const ffi::Shape& shape : {ffi::Shape{32, 64}, ffi::Shape{16, 64}}) {
+      weights.push_back(allocate(shape, dtype, DLDevice{kDLCPU, 0}, nullptr));
+    }
+    const ffi::Function convert = vm->GetFunction("inplace_transform_params").value();
+    ffi::Function::GetGlobalRequired("relax_inplace.RunTransform")(nullptr, convert, weights);
+    std::cout << ffi::Shape(weights[0].cast<ffi::Tensor>().shape()) << std::endl;
   } catch (const std::exception& error) {
     std::cout << error.what() << std::endl;
     return 1;
@@ -157,7 +167,7 @@ target_link_libraries(static PRIVATE relax_inplace::static)
 
 
 def test_both_libraries_link(exported, tmp_path):
-    (tmp_path / "main.cc").write_text(LOADS)
+    (tmp_path / "main.cc").write_text(CONVERTS)
     (tmp_path / "CMakeLists.txt").write_text(LINKED)
     folder = run(sys.executable, "-m", "relax_inplace", "--cmakedir").strip()
     assert folder == libinfo.find_cmake_path()
@@ -166,9 +176,9 @@ def test_both_libraries_link(exported, tmp_path):
         tmp_path, tmp_path / "build", f"-Drelax_inplace_ROOT={folder}", f"-Dtvm={tvm_folder}"
     )
     for kind in ("shared", "static"):
-        run(build / kind, exported.modules["plain"])
-        run(build / kind, exported.modules["self_contained"])
-    run(build / "none", exported.modules["self_contained"])
+        assert "64, 32" in run(build / kind, exported.modules["plain"])
+        assert "64, 32" in run(build / kind, exported.modules["self_contained"])
+    assert "64, 32" in run(build / "none", exported.modules["self_contained"])
     done = subprocess.run(
         [build / "none", exported.modules["plain"]], capture_output=True, text=True
     )
