@@ -21,7 +21,7 @@ cpp-host: .venv/pyvenv.cfg
 	$(BIN)/pip install --quiet . cmake
 	$(BIN)/python examples/cpp_host/make_model.py build/cpp_host
 	$(BIN)/cmake -S examples/cpp_host -B build/cpp_host -DCMAKE_BUILD_TYPE=Release \
-	    -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python
+	    -DPython_EXECUTABLE=$(abspath $(BIN)/python)
 	$(BIN)/cmake --build build/cpp_host
 
 test: .venv/pyvenv.cfg
@@ -33,13 +33,13 @@ lint: .venv/pyvenv.cfg
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror cpp/*.cc cpp/*.h
+	$(BIN)/clang-format --dry-run --Werror cpp/*.cc cpp/*.h examples/*/*.cc
 
 format: .venv/pyvenv.cfg
 	$(BIN)/pip install --quiet '.[lint]'
 	$(BIN)/ruff check --fix --exit-zero .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i cpp/*.cc cpp/*.h
+	$(BIN)/clang-format -i cpp/*.cc cpp/*.h examples/*/*.cc
 
 # The instrumented library, beside the installed package: Python itself is not instrumented, so that
 # the sanitizer's runtime has to be there first, and leaks cannot be told from Python's own. The

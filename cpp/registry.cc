@@ -11,8 +11,8 @@ namespace ffi = tvm::ffi;
  * \brief The function that a module calls first, and whose name is what a process without this
  *        library says: that there is no function of this name (relax_inplace/libinfo.py, BUILTINS).
  *
- * The version is that of the release that changed the builtins last, in name, arguments or meaning:
- * a module that was compiled for others finds none of them.
+ * The version is that of the release that changed a function of this library last, in name,
+ * arguments or meaning: a module, or a Python package, that was made for others finds none of them.
  */
 static constexpr const char* kBuiltins =
     "relax_inplace.builtins of version 0.1 (load librelax_inplace.so before the module, "

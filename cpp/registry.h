@@ -1,8 +1,8 @@
 // How this library puts its functions into tvm-ffi's global registry.
 //
-// A process may hold several copies of this library: a wheel's and a build folder's, and one in each
-// module that was exported with it. They share no state, so one of them serves the whole process:
-// the first that is loaded registers all its functions, and any other none.
+// A process may hold several copies of this library: a wheel's and a build folder's, and one in
+// each module that was exported with it. They share no state, so one of them serves the whole
+// process: the first that is loaded registers all its functions, and any other none.
 #ifndef RELAX_INPLACE_REGISTRY_H_
 #define RELAX_INPLACE_REGISTRY_H_
 

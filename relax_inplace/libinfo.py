@@ -67,7 +67,9 @@ def find_static_library() -> str:
 
 
 def find_cmake_path() -> str:
-    """Folder of the CMake package, for ``relax_inplace_ROOT``; ``python -m relax_inplace --cmakedir``.
+    """Folder of the CMake package, for ``relax_inplace_ROOT``.
+
+    ``python -m relax_inplace --cmakedir`` prints it.
 
     Returns
     -------
@@ -116,7 +118,8 @@ def load_library() -> ctypes.CDLL:
 
 
 def self_contained_options(
-    static_library: str | os.PathLike | None = None, tvm_ffi_library: str | os.PathLike | None = None
+    static_library: str | os.PathLike | None = None,
+    tvm_ffi_library: str | os.PathLike | None = None,
 ) -> list[str]:
     """Options for the linker by which a module is exported with the builtins in it.
 
@@ -140,8 +143,15 @@ def self_contained_options(
     ------
     FileNotFoundError
         There is no such file.
+    NotImplementedError
+        On Windows, whose linker takes other options.
     """
     import tvm_ffi.libinfo
+
+    if sys.platform == "win32":
+        raise NotImplementedError(
+            "self_contained_options: not on Windows: load relax_inplace.dll before the module"
+        )
 
     archive = Path(static_library or find_static_library()).resolve()
     registry = Path(tvm_ffi_library or tvm_ffi.libinfo.find_libtvm_ffi()).resolve()

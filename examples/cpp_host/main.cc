@@ -126,8 +126,8 @@ static ffi::Array<ffi::Tensor> LoadWeights(const std::string& folder, const Plan
       shape.push_back(size.cast<int64_t>());
     }
     const std::string expected = TypeText(ffi::Shape(shape), wanted["dtype"].cast<std::string>());
-    const std::string given = TypeText(ffi::Shape(weights[i].shape()),
-                                       ffi::DLDataTypeToString(weights[i].dtype()));
+    const std::string given =
+        TypeText(ffi::Shape(weights[i].shape()), ffi::DLDataTypeToString(weights[i].dtype()));
     if (given != expected) {
       throw std::runtime_error("weight `" + std::string(names[i]) + "` in " + folder + " is " +
                                given + ", but the module takes " + expected);
@@ -143,7 +143,8 @@ static double MegabytesOf(const ffi::Array<ffi::Tensor>& tensors) {
 }
 
 /*! \brief Convert the weights, with a line for each that is done; check the peak by the plan. */
-static void Convert(const ffi::Module& vm, const Plan& plan, const ffi::Array<ffi::Tensor>& weights) {
+static void Convert(const ffi::Module& vm, const Plan& plan,
+                    const ffi::Array<ffi::Tensor>& weights) {
   size_t done = 0;
   // Told of each update: the slot, the bytes of its new tensors, or -1 if it is emptied, and of its
   // old ones; and once more, with no slot, when these are freed (cpp/update_observer.h).
@@ -196,8 +197,7 @@ static void Run(const std::string& library, const std::string& folder, const std
   if (!std::ifstream(library)) throw std::runtime_error("no module at " + library);
   const ffi::Module vm =
       FunctionOf(ffi::Module::LoadFromFile(library), "vm_load_executable")().cast<ffi::Module>();
-  FunctionOf(vm, "vm_initialization")(static_cast<int>(kDLCPU), 0,
-                                      kPooled);
+  FunctionOf(vm, "vm_initialization")(static_cast<int>(kDLCPU), 0, kPooled);
   const Plan plan(vm);
   const ffi::Array<ffi::Tensor> weights = LoadWeights(folder, plan);
   std::printf("%s: %zu weights, %.1f MB\n", folder.c_str(), weights.size(), MegabytesOf(weights));

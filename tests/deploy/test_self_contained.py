@@ -35,7 +35,9 @@ STOCK = """
     [("self_contained", True), ("self_contained", False), ("self_contained_compiled", False)],
 )
 def test_runs_in_a_stock_process(exported, fresh_process, module, compiler):
-    program = STOCK + """
+    program = (
+        STOCK
+        + """
     vm = load(sys.argv[1])
     params = converts(vm)
     x = tvm.runtime.tensor(np.ones((1, 64), "float32"))
@@ -43,6 +45,7 @@ def test_runs_in_a_stock_process(exported, fresh_process, module, compiler):
     assert "relax_inplace" not in sys.modules
     assert "librelax_inplace" not in open("/proc/self/maps").read()
     """
+    )
     said = fresh_process(program, exported.modules[module], compiler=compiler)
     assert bytes.fromhex(said.strip()) == exported.logits
 
@@ -50,7 +53,8 @@ def test_runs_in_a_stock_process(exported, fresh_process, module, compiler):
 def test_stays_when_it_is_closed(exported, fresh_process):
     """Its functions are in tvm-ffi's registry, and serve a module that has none."""
     fresh_process(
-        STOCK + """
+        STOCK
+        + """
     import _ctypes, ctypes
     library = ctypes.CDLL(sys.argv[1])
     for _ in range(3):
@@ -105,7 +109,9 @@ STRANGER = """
 @pytest.mark.parametrize("module", ["self_contained", "self_contained_compiled"])
 def test_functions_of_two_versions_are_not_mixed(exported, fresh_process, module):
     said = fresh_process(
-        STRANGER + STOCK + """
+        STRANGER
+        + STOCK
+        + """
     originals = [tvm.runtime.tensor(one) for one in weights()]
     params = tvm_ffi.Array(originals)
     try:
