@@ -67,8 +67,8 @@ with = LD_PRELOAD="$$(gcc -print-file-name=$(2).so) $$(gcc -print-file-name=libs
 fuzz: .venv/pyvenv.cfg
 	$(BIN)/pip install --quiet '.[test]'
 	LEAST_PEAK_GRAPHS=200 $(BIN)/pytest --hypothesis-profile=fuzz \
-	    -k "any_transform or any_model or any_file or any_reference or program_is or no_order_has \
-	    or whoever_sees"
+	    -k "any_transform or any_model or any_restore or any_row_wise or any_file or any_reference \
+	    or program_is or no_order_has or whoever_sees"
 
 bench: .venv/pyvenv.cfg
 	$(BIN)/pip install --quiet '.[plot]'

@@ -94,7 +94,7 @@ def run(function, kernel, inputs, sizes=None, over=None):
         if not isinstance(param.ty, tirx.BufferType):
             args.append(sizes[param.name])
         elif inputs:
-            args.append(tvm.runtime.tensor(np.ascontiguousarray(inputs.pop(0))))
+            args.append(tvm.runtime.tensor(np.array(inputs.pop(0), order="C")))
         else:
             known = (
                 relax.Var,

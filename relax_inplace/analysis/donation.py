@@ -318,7 +318,7 @@ class _Trace:
     def _chance(self, args: Sequence[relax.Expr], given: int, result: int) -> None:
         register, out = args[given], args[result]
         donors, results = self._held.get(register, ()), self._held.get(out, ())
-        if len(donors) != 1 or len(results) != 1 or args.count(register) != 1:
+        if len(donors) != 1 or len(results) != 1 or sum(register.same_as(arg) for arg in args) != 1:
             return
         (donor,), (new,) = donors, results
         if register not in donor.registers or not new.is_allocated or new.used_first != self._at:

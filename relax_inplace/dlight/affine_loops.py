@@ -33,6 +33,7 @@ __all__ = ["affine_loops"]
 
 _VECTOR = 64  # bytes
 _LEAST_VECTOR = 8  # bytes
+_MOST_UNROLLED = 16  # stores
 _REINTERPRET = ir.Op.get("tirx.reinterpret")
 _MOST_CUTS = 64  # each makes another copy of the loops further in
 _COMPARISONS = {
@@ -87,7 +88,9 @@ def _bound(var: relax.Var, extent: ir.Expr, analyzer: sym.Analyzer) -> ir.Expr:
 
 def _simple(store: tirx.BufferStore, analyzer: sym.Analyzer) -> tirx.BufferStore:
     indices = [analyzer.simplify(index) for index in store.indices[:]]
-    return tirx.BufferStore(store.buffer, with_simple_indices(store.value, analyzer), indices)
+    return tirx.BufferStore(
+        store.buffer, with_simple_indices(store.value, analyzer.simplify), indices
+    )
 
 
 @dataclasses.dataclass
@@ -128,13 +131,14 @@ class _Loops:
             whole = size - size % lanes or 1 << (size.bit_length() - 1)
             if whole < size:
                 return self._in_turn(axes, depth, store, whole)
-            # Few bytes that are computed are left to LLVM: it makes vectors of the loop outside.
+            # Few bytes that are computed are left to LLVM.
             wide = size * _widest(store) >= _LEAST_VECTOR
             if size <= lanes and (wide or _moved(store.value) is not None):
                 kind = tirx.ForKind.VECTORIZED
-        return tirx.For(
-            var, tirx.const(0, var.ty.dtype), extent, kind, self.over(axes, depth + 1, store)
-        )
+        body = self.over(axes, depth + 1, store)
+        if kind == tirx.ForKind.SERIAL and depth and size * _stores(body) <= _MOST_UNROLLED:
+            kind = tirx.ForKind.UNROLLED  # LLVM makes vectors of the loop outside
+        return tirx.For(var, tirx.const(0, var.ty.dtype), extent, kind, body)
 
     def _over_any_size(
         self, axes: Sequence[_Axis], depth: int, store: tirx.BufferStore
@@ -358,6 +362,13 @@ def _square(axis: _Axis, store: tirx.BufferStore, analyzer: sym.Analyzer) -> tir
 
 
 # -- vectors ---------------------------------------------------------------------------------------
+
+
+def _stores(body: tirx.Stmt) -> float:
+    """How many stores a body is, once its loops are unrolled; infinite if some are not to be."""
+    if isinstance(body, tirx.For) and body.kind == tirx.ForKind.UNROLLED:
+        return int(body.extent) * _stores(body.body)
+    return 1 if isinstance(body, tirx.BufferStore) else math.inf
 
 
 def _is_beside(store: tirx.BufferStore, var: relax.Var) -> bool:

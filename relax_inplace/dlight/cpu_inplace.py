@@ -24,6 +24,8 @@ float32 in a buffer of its own where they are computed (unsupported_dtype_legali
 from __future__ import annotations
 
 import dataclasses
+import functools
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -124,10 +126,9 @@ class _Views:
 
 
 def _product(sizes: Sequence[ir.Expr]) -> ir.Expr:
-    product = sizes[0]
-    for size in sizes[1:]:
-        product = product * size
-    return sym.Analyzer().simplify(product)
+    if not sizes:
+        return tirx.const(1, "int64")
+    return sym.Analyzer().simplify(functools.reduce(operator.mul, sizes))
 
 
 def _nest(

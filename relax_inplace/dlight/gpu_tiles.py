@@ -202,7 +202,12 @@ def _digits_of(nest: Nest) -> list[_Digit] | None:
 
 
 def _access_of(nest: Nest, digits: Sequence[_Digit], buffer: relax.Var) -> _Access | None:
-    """How a buffer is read; None if that is no sum of digits, or loads have several steps."""
+    """How a buffer is read; None if that is no sum of digits, or loads have several steps.
+
+    None for a single number, which has no index.
+    """
+    if not buffer.ty.shape[:]:
+        return None
     # A row is a point: the origin, a step of each digit, and some that try the sum.
     counts = np.zeros((1 + len(digits) + _TRIALS, len(digits)), "int64")
     random = np.random.default_rng(0)

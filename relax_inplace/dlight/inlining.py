@@ -98,7 +98,7 @@ def _inlined(block: TEBlock, written: Mapping[relax.Var, TEBlock]) -> TEBlock | 
     analyzer = sym.Analyzer()
     for index, extent in block.box.items():
         analyzer.bind(index, ir.Range.from_min_extent(tirx.const(0, index.ty.dtype), extent))
-    value = with_simple_indices(value, analyzer)
+    value = with_simple_indices(value, analyzer.simplify)
     if _operations(value) != _operations(analyzer.simplify(value)):
         return None
     return TEBlock(block.nest, block.realize, block.box, block.buffer, value)

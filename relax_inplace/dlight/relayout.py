@@ -26,6 +26,7 @@ import tvm_ffi
 from tvm import ir, relax, sym, tirx
 
 from ..analysis.te_block import TEBlock, loads_in
+from .simple_indices import with_simple_indices
 
 __all__ = [
     "Access",
@@ -453,35 +454,9 @@ def _simplified(part: _Part) -> _Part:
                 scopes.enter_context(analyzer.constraint_scope(digit.var >= 0))
                 scopes.enter_context(analyzer.constraint_scope(digit.var < digit.extent))
 
-        def index(expr: ir.Expr) -> ir.Expr:
-            return analyzer.simplify(_within(expr, part.box))
-
-        def load(expr: ir.TensorLoad) -> ir.Expr:
-            return tirx.BufferLoad(expr.source, [index(expr.indices[0])])
-
-        def choice(expr: ir.Expr) -> ir.Expr:
-            if isinstance(expr, tirx.Select):
-                condition, *sides = expr.condition, expr.true_value, expr.false_value
-            elif expr.op.same_as(_IF):
-                condition, *sides = expr.args[:]
-            else:
-                return expr
-            if loads_in(condition):
-                return expr
-            condition = index(condition)
-            if isinstance(condition, tirx.IntImm):
-                return sides[0] if int(condition) else sides[1]
-            if isinstance(expr, tirx.Select):
-                return tirx.Select(condition, *sides)
-            return tirx.if_then_else(condition, *sides)
-
-        def number(cast: tirx.Cast) -> ir.Expr:
-            return tirx.Cast(cast.ty, index(cast.value)) if _is_of_digits(cast) else cast
-
-        # Choices first: what is not chosen has no index.
-        value = tvm_ffi.structural_map(part.value, ((tirx.Select, ir.Call), choice))
-        value = tvm_ffi.structural_map(value, (tirx.Cast, number))
-        value = tvm_ffi.structural_map(value, (ir.TensorLoad, load))
+        value = with_simple_indices(
+            part.value, lambda index: analyzer.simplify(_within(index, part.box))
+        )
         return _Part(part.box, analyzer.simplify(part.place), value)
 
 

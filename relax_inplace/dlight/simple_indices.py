@@ -6,8 +6,10 @@ elements, and does not know what rounding and infinity are.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import tvm_ffi
-from tvm import ir, sym, tirx
+from tvm import ir, tirx
 
 from ..analysis.te_block import loads_in
 
@@ -16,23 +18,16 @@ __all__ = ["with_simple_indices"]
 _IF = ir.Op.get("prim.if_then_else")
 
 
-def with_simple_indices(value: ir.Expr, analyzer: sym.Analyzer) -> ir.Expr:
+def with_simple_indices(value: ir.Expr, simplify: Callable[[ir.Expr], ir.Expr]) -> ir.Expr:
     """An expression with simplified indices; a choice by index that is always the same is made.
 
     Parameters
     ----------
     value : tvm.ir.Expr
         Of elements, or of indices alone.
-    analyzer : tvm.sym.Analyzer
-        Knows the ranges of variables.
+    simplify : Callable[[tvm.ir.Expr], tvm.ir.Expr]
+        Of an index or a condition: an analyzer's, which knows the ranges of variables.
     """
-
-    def load(expr: ir.TensorLoad) -> ir.Expr:
-        return tirx.BufferLoad(expr.source, [analyzer.simplify(i) for i in expr.indices[:]])
-
-    def number(expr: tirx.Cast) -> ir.Expr:
-        of_indices = "float" not in f"{expr.ty}{expr.value.ty}" and not loads_in(expr)
-        return analyzer.simplify(expr) if of_indices else expr
 
     def choice(expr: ir.Expr) -> ir.Expr:
         if isinstance(expr, tirx.Select):
@@ -43,12 +38,21 @@ def with_simple_indices(value: ir.Expr, analyzer: sym.Analyzer) -> ir.Expr:
             return expr
         if loads_in(condition):
             return expr
-        condition = analyzer.simplify(condition)
+        condition = simplify(condition)
         if isinstance(condition, tirx.IntImm):
             return sides[0] if int(condition) else sides[1]
         if isinstance(expr, tirx.Select):
             return tirx.Select(condition, *sides)
         return tirx.if_then_else(condition, *sides)
 
-    callbacks = [(ir.TensorLoad, load), (tirx.Cast, number), ((tirx.Select, ir.Call), choice)]
-    return tvm_ffi.structural_map(value, callbacks)
+    def number(expr: tirx.Cast) -> ir.Expr:
+        of_indices = "float" not in f"{expr.ty}{expr.value.ty}" and not loads_in(expr)
+        return simplify(expr.value).astype(str(expr.ty)) if of_indices else expr
+
+    def load(expr: ir.TensorLoad) -> ir.Expr:
+        return tirx.BufferLoad(expr.source, [simplify(index) for index in expr.indices[:]])
+
+    # Choices first: what is not chosen has no index.
+    value = tvm_ffi.structural_map(value, ((tirx.Select, ir.Call), choice))
+    value = tvm_ffi.structural_map(value, (tirx.Cast, number))
+    return tvm_ffi.structural_map(value, (ir.TensorLoad, load))

@@ -118,6 +118,7 @@ KERNELS = {
         [((3000, 8, 6), "float32")],
         {},
     ),
+    "one number": (lambda w: op.expand_dims(w, 0), [((), "float16")], {}),
     "first columns": (lambda w: op.strided_slice(w, [1], [0], [100]), [MATRIX], {}),
     "small matrices": (lambda w: op.permute_dims(w, [0, 2, 1]), [(("n", 40, 35), "uint8")], (7, 0)),
     "bfloat16 moved": (lambda w: op.permute_dims(w, [0, 2, 1]), [((50, 24, 17), "bfloat16")], {}),
@@ -137,6 +138,21 @@ KERNELS = {
     "from ggml": (
         lambda w: layout.ggml.deinterleave(w, rows=8, bytes=8),
         [((8, 2, 144), "uint8")],
+        {},
+    ),
+    "to volta, int4": (
+        lambda w: layout.faster_transformer.to_mixed_gemm(w, arch=70),
+        [((70, 64), "int8")],
+        {},
+    ),
+    "from volta, int4": (
+        lambda w: layout.faster_transformer.from_mixed_gemm(w, arch=70),
+        [((70, 64), "int8")],
+        {},
+    ),
+    "from volta, int8": (
+        lambda w: layout.faster_transformer.from_mixed_gemm(w, arch=70, bits=8),
+        [((70, 64), "int8")],
         {},
     ),
     "pack": (lambda w: layout.tiles.pack(w, 4, 8), [((64, 32), "float16")], {}),

@@ -157,6 +157,7 @@ KERNELS = {
     "awq_back": (lambda w: awq.codes_from_groups(w, "int32"), [T((320, 16), "uint32")]),
     "scale": (lambda w: op.multiply(w, relax.const(0.5, "float16")), [T((99, 64), "float16")]),
     "scale_odd": (lambda w: op.multiply(w, relax.const(0.5, "float16")), [T((9, 63), "float16")]),
+    "one_number": (lambda w: op.expand_dims(w, 0), [T((), "float16")]),
     "every_second": (lambda w: op.strided_slice(w, [1], [1], [99], [2]), [T((64, 99), "float16")]),
     "split": (lambda w: op.split(w, 2, 1), [T((64, 96), "float16")]),
     "concat": (lambda w, v: op.concat([w, v], 1), [T((64, 99), "int8"), T((64, 13), "int8")]),

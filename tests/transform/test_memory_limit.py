@@ -160,6 +160,34 @@ def test_slices_along_another_axis_of_the_weight():
     assert run_both(mod, after).peak <= size + size // 4
 
 
+def test_slices_in_the_storage_of_spent_weights():
+    """Kernels that take the number of their slice beside tensors, one of which they may write over."""
+    mod = transform(
+        [(12, 4), (7, 3)],
+        [
+            "v0 = R.exp(w0)",
+            "v1 = R.exp(w1)",
+            "v2 = R.permute_dims(w0)",
+            "v3 = R.subtract(v2, R.max(v2, axis=1, keepdims=True))",
+        ],
+        ["v0", "v1", "v3"],
+    )
+    after = limited(mod, 660)
+    assert is_split(after)
+    for pipeline in sorted(DONATES):
+        assert run_both(mod, after, pipeline).peak <= 660
+
+
+@pytest.mark.parametrize("pipeline", PIPELINES)
+def test_a_weight_that_no_kernel_reads(pipeline):
+    """Only the check of its symbolic shape does, in a register: that is no reference from outside."""
+    mod = transform(
+        [("n", 16), (8, 4)], ["t = R.permute_dims(w1)"], ["t"], {"tir_var_upper_bound": {"n": 6}}
+    )
+    after = InplaceTransformParams(memory_limit=1.5)(mod)
+    run_both(mod, after, pipeline)
+
+
 def test_a_factor_of_the_weights_bytes():
     mod = eight_at_once((64, 16))
     factor = within((64, 16)) / (2 * 64 * 16 * 4)
