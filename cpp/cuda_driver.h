@@ -14,8 +14,9 @@ namespace relax_inplace {
  * CUresult, 0 for success, and acts on the context that is current in the calling thread.
  */
 struct CudaDriver {
-  int (*synchronize)();                                                              // cuCtxSynchronize
-  int (*copy_to_device)(uint64_t to, const void* from, size_t bytes, void* stream);  // cuMemcpyHtoDAsync
+  int (*synchronize)();  // cuCtxSynchronize
+  int (*copy_to_device)(uint64_t to, const void* from, size_t bytes,
+                        void* stream);  // cuMemcpyHtoDAsync
 
   /*! \brief The driver; null if it is not loaded, or lacks one of them. */
   static const CudaDriver* Loaded();

@@ -29,8 +29,8 @@ static void WaitFor(DLDevice device, int64_t stream) {
 
 void WaitForStream(DLDevice device) {
   if (IsHost(device)) return;
-  WaitFor(device, reinterpret_cast<int64_t>(
-                      TVMFFIEnvGetStream(device.device_type, device.device_id)));
+  WaitFor(device,
+          reinterpret_cast<int64_t>(TVMFFIEnvGetStream(device.device_type, device.device_id)));
 }
 
 void WaitForDevice(DLDevice device) {
@@ -89,8 +89,8 @@ static void WaitForReaders(ffi::PackedArgs args, ffi::Any* result) {
       if (IsHost(device) || !ffi::IsDirectAddressDevice(device)) continue;
       bool is_known = false;
       for (const DLDevice& other : devices) {
-        is_known = is_known || (other.device_type == device.device_type &&
-                                other.device_id == device.device_id);
+        is_known = is_known ||
+                   (other.device_type == device.device_type && other.device_id == device.device_id);
       }
       if (!is_known) devices.push_back(device);
       const ffi::TensorObj* owner = StorageOwner(*one.tensor);
@@ -108,7 +108,8 @@ static void WaitForReaders(ffi::PackedArgs args, ffi::Any* result) {
 }
 
 /*!
- * \brief Copies a tensor of the host to a CUDA device, on a stream, and waits for that stream alone.
+ * \brief Copies a tensor of the host to a CUDA device, on a stream, and waits for that stream
+ * alone.
  *
  * TVM's own copies are on the default stream (Tensor::CopyFromTo of src/runtime/tensor.cc), so that
  * none runs beside a kernel there.
@@ -121,19 +122,19 @@ static void WaitForReaders(ffi::PackedArgs args, ffi::Any* result) {
 static bool CopyToDevice(const ffi::Tensor& from, const ffi::Tensor& to, int64_t stream) {
   const CudaDriver* driver = CudaDriver::Loaded();
   if (to.device().device_type != kDLCUDA || driver == nullptr) return false;
-  TVM_FFI_CHECK(IsHost(from.device()) && from.IsContiguous() && to.IsContiguous() &&
-                    ffi::GetDataSize(*from.GetDLTensorPtr()) ==
-                        ffi::GetDataSize(*to.GetDLTensorPtr()),
-                ValueError)
+  TVM_FFI_CHECK(
+      IsHost(from.device()) && from.IsContiguous() && to.IsContiguous() &&
+          ffi::GetDataSize(*from.GetDLTensorPtr()) == ffi::GetDataSize(*to.GetDLTensorPtr()),
+      ValueError)
       << "relax_inplace.CopyToDevice: expected a tensor of the host and one of as many bytes, both "
       << "contiguous";
   WaitFor(to.device(), stream);  // makes its device the current one
   const auto address = [](const ffi::Tensor& one) {
     return static_cast<char*>(one.data_ptr()) + one.byte_offset();
   };
-  const int result =
-      driver->copy_to_device(reinterpret_cast<uint64_t>(address(to)), address(from),
-                             ffi::GetDataSize(*to.GetDLTensorPtr()), reinterpret_cast<void*>(stream));
+  const int result = driver->copy_to_device(reinterpret_cast<uint64_t>(address(to)), address(from),
+                                            ffi::GetDataSize(*to.GetDLTensorPtr()),
+                                            reinterpret_cast<void*>(stream));
   WaitFor(to.device(), stream);
   TVM_FFI_CHECK(result == 0, RuntimeError)
       << "CUDA: cuMemcpyHtoDAsync failed with CUresult " << result;

@@ -1,8 +1,8 @@
 """Build a folder that checks relax_inplace on a machine with a GPU, without compiler and network.
 
-    python examples/gpu_check/build.py FOLDER                     CUDA, sm_80 and sm_90: needs nvcc
-    python examples/gpu_check/build.py FOLDER --python 3.12       for another Python: fetches its tvm-ffi
-    python examples/gpu_check/build.py FOLDER --device cpu        the same check of the host
+    python examples/gpu_check/build.py FOLDER                  CUDA, sm_80 and sm_90: needs nvcc
+    python examples/gpu_check/build.py FOLDER --python 3.12    for another Python: gets its tvm-ffi
+    python examples/gpu_check/build.py FOLDER --device cpu     the same check of the host
 
 and there
 

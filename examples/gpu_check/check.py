@@ -101,7 +101,8 @@ class Checks:
     def check(self, what: str, is_right: bool, detail: str = "") -> None:
         """Note one down, and say it."""
         self.checks.append({"what": what, "ok": bool(is_right), "detail": detail})
-        print(f"{'ok  ' if is_right else 'FAIL'} {what}{': ' if detail else ''}{detail}", flush=True)
+        said = f"{what}: {detail}" if detail else what
+        print("ok  " if is_right else "FAIL", said, flush=True)
 
 
 class Machine:
@@ -294,7 +295,7 @@ def run_case(machine: Machine, case: Case, rounds: int, found: Checks) -> None:
     allocated = {why: n for why, n in report.allocated.items() if why != "first of its size"}
     found.check(
         f"{case.name}, storage of spent weights",
-        not allocated and report.reused > 0 or len(case.expected()) == 1,
+        (not allocated and report.reused > 0) or len(case.expected()) == 1,
         f"{report.reused} taken, {sum(report.allocated.values())} allocated {report.allocated}",
     )
     middle = statistics.median(direct)
@@ -369,7 +370,8 @@ def run_streamed(machine: Machine, case: Case, found: Checks) -> None:
     streamed = machine.transform(f"{case.stem}_streamed")
     resident = machine.transform(case.stem)
     with tempfile.TemporaryDirectory() as folder:
-        save_file({f"w{i}": one for i, one in enumerate(case.arrays)}, f"{folder}/model.safetensors")
+        named = {f"w{i}": one for i, one in enumerate(case.arrays)}
+        save_file(named, f"{folder}/model.safetensors")
         seconds: dict[str, list[float]] = {"load": [], "load and convert": [], "stream": []}
         for _ in range(3):
             start = time.perf_counter()
@@ -425,9 +427,7 @@ def main() -> int:
     name = machine.device.device_name if arch else platform.processor() or platform.machine()
     print(f"{name}, {arch or 'cpu'}; TVM {manifest['tvm']}", flush=True)
     found = Checks()
-    cases = [
-        one for one in manifest["cases"] if not options.only or one["name"] in options.only
-    ]
+    cases = [one for one in manifest["cases"] if not options.only or one["name"] in options.only]
     for given in cases:
         case = Case(given)
         _guarded(found, case.name, lambda case=case: run_case(machine, case, options.rounds, found))

@@ -3,8 +3,8 @@
 TVM hands CUDA source to a compiler when its CUDA runtime is loaded (``ffi.Module.create.cuda``,
 src/backend/cuda/runtime/cuda_module.cc); if not, the module keeps the source, and is compiled where
 it is loaded (cuda_fallback_module.cc), which takes a compiler there. That runtime is not loaded
-without ``libcuda.so.1``. Nothing of it is called while kernels are compiled: a library will do whose
-functions say that there is no device.
+without ``libcuda.so.1``. Nothing of it is called while kernels are compiled: a library will do
+whose functions say that there is no device.
 
 ``load_stub`` comes before ``import tvm``.
 """

@@ -2,8 +2,8 @@
 
 A kernel that fails leaves a CUDA device with an error that every later call reports, also the one
 that frees memory. TVM throws it in the destructor of a tensor, which ends the process
-(CUDADeviceAPI::FreeDataSpace, src/backend/cuda/runtime/cuda_device_api.cc). So such tensors are kept
-for good: there is nothing left to be had of their memory.
+(CUDADeviceAPI::FreeDataSpace, src/backend/cuda/runtime/cuda_device_api.cc). So such tensors are
+kept for good: there is nothing left to be had of their memory.
 """
 
 from __future__ import annotations

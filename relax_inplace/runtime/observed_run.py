@@ -110,7 +110,7 @@ class ObservedRun:
         device: Any,
         updated: Callable[[str, int, int], None],
         freed: Callable[[], None],
-        allocated: Callable[[], None],
+        allocated: Callable[[], object],
     ):
         self.transform = transform
         self.params = params

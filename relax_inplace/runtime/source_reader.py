@@ -30,9 +30,9 @@ class SourceReader:
     """The weights of a source, one by one.
 
     On the host they are read into the memory of their tensor; on the way to another device they
-    take the memory of one. A tensor is complete when it is returned, on whichever stream it is used.
-    To a CUDA device it is copied on a stream of its own, so that a kernel can run meanwhile. A
-    reader is used by one thread at a time: another one waits.
+    take the memory of one. A tensor is complete when it is returned, on whichever stream it is
+    used. To a CUDA device it is copied on a stream of its own, so that a kernel can run meanwhile.
+    A reader is used by one thread at a time: another one waits.
 
     Parameters
     ----------

@@ -23,8 +23,11 @@ Every other allocation is one of the same builtin, of no donor, so that it can b
 what is spent and taken by nothing gives its pages back (``vm.builtin.release_storage``) before its
 register is killed.
 
-On a device a function that takes storage begins with ``shared = vm.builtin.wait_for_readers(params)``, and keeps
-that: what other streams read has been read, and what others refer to is not taken
+On a device a function that takes storage begins with
+
+    shared = vm.builtin.wait_for_readers(params)
+
+and keeps that: what other streams read has been read, and what others refer to is not taken
 (cpp/device_wait.cc). Whatever it then drops is released first, which waits for its stream.
 
 The builtin decides: a storage that something else refers to, that TVM does not own, or that is on

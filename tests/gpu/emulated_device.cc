@@ -142,8 +142,7 @@ class EmulatedAPI final : public tvm::runtime::DeviceAPI {
 
  protected:
   void CopyDataFromTo(const void* from, size_t from_offset, void* to, size_t to_offset, size_t size,
-                      tvm::Device, tvm::Device, DLDataType,
-                      TVMStreamHandle stream) final {
+                      tvm::Device, tvm::Device, DLDataType, TVMStreamHandle stream) final {
     Device& device = Device::Get();
     Lock lock(device.mutex);
     device.calls.push_back("copy on the default stream");
@@ -210,13 +209,12 @@ __attribute__((visibility("default"))) int cuCtxSynchronize() {
 }
 
 __attribute__((visibility("default"))) int cuMemcpyHtoDAsync_v2(uint64_t to, const void* from,
-                                                                 size_t bytes, void* stream) {
+                                                                size_t bytes, void* stream) {
   Device& device = Device::Get();
   Lock lock(device.mutex);
   device.calls.push_back("copy on a stream");
   if (device.error != 0) return device.error;
-  device.streams[stream].push_back(
-      [=] { std::memcpy(reinterpret_cast<void*>(to), from, bytes); });
+  device.streams[stream].push_back([=] { std::memcpy(reinterpret_cast<void*>(to), from, bytes); });
   return 0;
 }
 }

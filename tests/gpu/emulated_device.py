@@ -45,4 +45,3 @@ def load(library: Path) -> None:
     """Make it this process's `tvm.cuda(0)`; once."""
     ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)
     assert tvm.cuda(0).exist
-
