@@ -26,7 +26,7 @@ from tvm.relax import vm_build
 from tvm.script import from_source
 
 from relax_inplace import runtime
-from relax_inplace.runtime import Transform, TransformError, transform_params
+from relax_inplace.runtime import Params, Transform, TransformError, transform_params
 from relax_inplace.transform import InplaceTransformParams
 
 load(sys.argv[1])
@@ -49,9 +49,14 @@ KERNEL = """    @T.prim_func(s_tir=True)
 """
 
 reverse = tvm_ffi.get_global_func("emulated.reverse")
+kept = []
 calls = tvm_ffi.get_global_func("emulated.calls")
 clear_pool = tvm_ffi.get_global_func("vm.builtin.memory_manager.clear")
-tvm_ffi.register_global_func("reverse", reverse)
+for name in (
+    "reverse",
+    "reverse_relayout",
+):  # the second is scheduled, of a kernel of two functions
+    tvm_ffi.register_global_func(name, reverse)
 tvm_ffi.register_global_func("fail", tvm_ffi.get_global_func("emulated.fail"))
 
 
@@ -190,6 +195,32 @@ def done_when_it_returns():
         assert "wait for a stream" in map(str, calls())
 
 
+def verified_and_saved():
+    """Copies wait for what is on the stream, and kernels for copies."""
+    of = transform(reference=True)
+    with tempfile.TemporaryDirectory() as folder:
+        with stream():
+            made = runtime.load_params(_written(folder), DEVICE, of)
+            given = Params([pending(made[name]) for name in made.names], made.names)
+            params = transform_params(of, given, verify=True)
+            assert params.report.verified
+        with stream():
+            one = Params([pending(params[name]) for name in params.names], params.names)
+            runtime.save_params(one, f"{folder}/saved")
+        saved = runtime.load_params(f"{folder}/saved", DEVICE)
+        check_converted([saved[name] for name in saved.names])
+
+
+def pending(tensor):
+    """The tensor as two kernels make it, which are still to run."""
+    for _ in range(2):
+        made = tvm.runtime.empty((SIZE,), "uint8", DEVICE)
+        reverse(tensor, made)
+        kept.append(tensor)  # else freeing it would wait
+        tensor = made
+    return made
+
+
 # -- errors ---------------------------------------------------------------------------------
 
 
@@ -309,6 +340,7 @@ def loaded():
 if __name__ == "__main__":
     for name in sys.argv[2:]:
         tvm_ffi.get_global_func("emulated.repair")()
+        kept.clear()
         gc.collect()  # what earlier ones left
         clear_pool()
         try:

@@ -15,6 +15,7 @@ CHECKS = [
     "one_wait",
     "reference_that_is_dropped_meanwhile",
     "done_when_it_returns",
+    "verified_and_saved",
     "out_of_memory",
     "peak_by_the_driver",
     "streamed",
