@@ -45,7 +45,8 @@ if(NOT TARGET relax_inplace::shared)
   endif()
   set_target_properties(
     relax_inplace::static
-    PROPERTIES INTERFACE_LINK_LIBRARIES "${_relax_inplace_whole};tvm_ffi::shared")
+    PROPERTIES INTERFACE_LINK_LIBRARIES
+               "${_relax_inplace_whole};tvm_ffi::shared;${CMAKE_DL_LIBS}")
   unset(_relax_inplace_whole)
 endif()
 

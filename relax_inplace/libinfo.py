@@ -168,4 +168,5 @@ def self_contained_options(
         "-Wl,-z,nodelete",  # tvm-ffi's registry keeps pointers into it
         str(registry),
         "-lstdc++",  # the compiler may be one of C
+        "-ldl",  # before glibc 2.34
     ]
