@@ -173,6 +173,9 @@ def test_both_libraries_link(exported, tmp_path):
     (tmp_path / "CMakeLists.txt").write_text(LINKED)
     folder = run(sys.executable, "-m", "relax_inplace", "--cmakedir").strip()
     assert folder == libinfo.find_cmake_path()
+    assert (
+        run(sys.executable, "-m", "relax_inplace", "--libfiles").strip() == libinfo.find_library()
+    )
     tvm_folder = Path(tvm.__file__).parent
     build = built(
         tmp_path, tmp_path / "build", f"-Drelax_inplace_ROOT={folder}", f"-Dtvm={tvm_folder}"
