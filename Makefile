@@ -1,4 +1,5 @@
 # make demo    install into .venv and convert a decoder's weights in place
+# make cpp-host  build a C++ host of the installed package, a module and weights for it
 # make test    install with the test extra, run the tests
 # make lint    ruff, mypy, clang-format
 # make format  let ruff and clang-format rewrite
@@ -14,11 +15,18 @@ PYTHON ?= python3
 PYTHONS ?= $(PYTHON)
 BIN := .venv/bin
 
-.PHONY: demo test lint format sanitize fuzz docs wheel bench clean
+.PHONY: demo cpp-host test lint format sanitize fuzz docs wheel bench clean
 
 demo: .venv/pyvenv.cfg
 	$(BIN)/pip install --quiet .
 	$(BIN)/relax-inplace demo
+
+cpp-host: .venv/pyvenv.cfg
+	$(BIN)/pip install --quiet . cmake
+	$(BIN)/python examples/cpp_host/make_model.py build/cpp_host
+	$(BIN)/cmake -S examples/cpp_host -B build/cpp_host -DCMAKE_BUILD_TYPE=Release \
+	    -DPython_EXECUTABLE=$(abspath $(BIN)/python)
+	$(BIN)/cmake --build build/cpp_host
 
 test: .venv/pyvenv.cfg
 	$(BIN)/pip install --quiet '.[test]'
@@ -29,13 +37,13 @@ lint: .venv/pyvenv.cfg
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror cpp/*.cc cpp/*.h
+	$(BIN)/clang-format --dry-run --Werror cpp/*.cc cpp/*.h examples/*/*.cc tests/gpu/*.cc
 
 format: .venv/pyvenv.cfg
 	$(BIN)/pip install --quiet '.[lint]'
 	$(BIN)/ruff check --fix --exit-zero .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i cpp/*.cc cpp/*.h
+	$(BIN)/clang-format -i cpp/*.cc cpp/*.h examples/*/*.cc tests/gpu/*.cc
 
 # The instrumented library, beside the installed package: Python itself is not instrumented, so that
 # the sanitizer's runtime has to be there first, and leaks cannot be told from Python's own. The

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "device_wait.h"
 #include "host_pages.h"
 #include "registry.h"
 #include "storage_owner.h"
@@ -80,12 +81,21 @@ static const char* WhyNot(const ffi::TensorObj& donor, const ffi::TensorObj* own
   return nullptr;
 }
 
+/*! \brief Waits for a device if a spent tensor that the caller alone refers to is to be dropped. */
+static void WaitBeforeDropping(const ffi::TensorObj& spent, const ffi::TensorObj* owner) {
+  if (IsHost(spent.device) || !HasOneReference(spent)) return;
+  if (owner == nullptr || owner == &spent || HasOneReference(*owner)) WaitForStream(spent.device);
+}
+
 /*!
  * \brief A new tensor: in the storage of a spent one if nothing else refers to that, else with
  *        memory of its own.
  *
  * Whether it is so is asked of the reference counts as they are now: what the compiler believes of
  * them does not matter. Nothing is written: the kernel that makes the new tensor may read the old.
+ * On a device the two are in the order of this thread's stream; what other streams read was waited
+ * for before (vm.builtin.wait_for_readers). A donor that is refused is dropped by the caller, and
+ * what this stream does with it is waited for here.
  *
  * \param donor The spent tensor, which the caller's reference alone keeps; or None.
  * \param beside A tensor on the device where the new one is wanted.
@@ -104,7 +114,11 @@ static ffi::Tensor DonateStorage(ffi::AnyView donor, ffi::AnyView beside, const 
     const ffi::TensorObj& spent = RequireTensor(donor, "vm.builtin.donate_storage", 0);
     const ffi::TensorObj* owner = StorageOwner(spent);
     why_not = WhyNot(spent, owner, device, bytes);
-    if (why_not == nullptr) made = TensorInStorage(*owner, shape, dtype);
+    if (why_not == nullptr) {
+      made = TensorInStorage(*owner, shape, dtype);
+    } else {
+      WaitBeforeDropping(spent, owner);
+    }
   }
   if (why_not != nullptr) made = AllocateTensor(shape, dtype, device);
   if (const UpdateObserver* observer = UpdateObserver::Current()) {
@@ -135,14 +149,16 @@ static void ShrinkStorage(ffi::AnyView tensor) {
  * \brief Gives back the pages of a spent tensor; nothing if something else refers to it.
  *
  * For when it is about to be dropped: the C library keeps what is freed below a threshold, which
- * rises up to 32 MB, in holes that stay resident.
+ * rises up to 32 MB, in holes that stay resident. On a device it waits for this thread's stream
+ * instead: an error of the kernel that reads it would come in the destructor of the tensor.
  *
  * \param tensor The spent tensor, which the caller's reference alone keeps. It is left undefined.
- * \throws TypeError if it is no tensor.
+ * \throws TypeError if it is no tensor; and what the device reports.
  */
 static void ReleaseStorage(ffi::AnyView tensor) {
   const ffi::TensorObj& spent = RequireTensor(tensor, "vm.builtin.release_storage", 0);
   const ffi::TensorObj* owner = StorageOwner(spent);
+  WaitBeforeDropping(spent, owner);
   if (owner == nullptr || !CanGiveBackPages(spent.device)) return;
   if (!HasOneReference(spent) || (owner != &spent && !HasOneReference(*owner))) return;
   char* begin = static_cast<char*>(owner->data);

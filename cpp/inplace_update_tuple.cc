@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <utility>
 
+#include "device_wait.h"
 #include "registry.h"
 #include "update_observer.h"
 
@@ -14,14 +15,16 @@ namespace ffi = tvm::ffi;
 /*!
  * \brief Replaces one field of a tuple and returns the tuple, the same object.
  *
- * The old field is freed if nothing else refers to it. Constant time; every check precedes the
- * change, so a call that throws has changed nothing, unless it is an observer that throws.
+ * The old field is freed if nothing else refers to it; on a device, when what this thread's stream
+ * was given is done. Constant time; every check precedes the change, so a call that throws has
+ * changed nothing, unless it is an observer that throws.
  *
  * \param tuple An ffi.Array, which is what the Relax VM makes of a tuple.
  * \param index The field, 0 <= index < size.
  * \param value The new field.
  * \throws TypeError if tuple is no ffi.Array, index no integer, or value an unowned DLTensor.
  * \throws IndexError if index is out of range.
+ * \throws What the device reports of the kernels before, if the old field would be freed.
  */
 static ffi::Any InplaceUpdateTuple(ffi::AnyView tuple, ffi::AnyView index, ffi::AnyView value) {
   // Not a typed parameter ffi::Array<Any>: that conversion accepts an ffi.List too, and copies it.
@@ -44,8 +47,9 @@ static ffi::Any InplaceUpdateTuple(ffi::AnyView tuple, ffi::AnyView index, ffi::
   // An ffi.Array is immutable by convention: the ownership analysis of the compiler is what
   // entitles us to write to it.
   ffi::ArrayObj* fields = const_cast<ffi::ArrayObj*>(array);
+  ffi::Any old = (*array)[i];
+  WaitBeforeFreeing(old);
   if (UpdateObserver* observer = UpdateObserver::Current()) {
-    ffi::Any old = (*array)[i];
     fields->SetItem(i, ffi::Any(value));
     observer->Updated(*array, i, value, std::move(old));
   } else {

@@ -1,4 +1,8 @@
 // How this library puts its functions into tvm-ffi's global registry.
+//
+// A process may hold several copies of this library: a wheel's and a build folder's, and one in
+// each module that was exported with it. They share no state, so one of them serves the whole
+// process: the first that is loaded registers all its functions, and any other none.
 #ifndef RELAX_INPLACE_REGISTRY_H_
 #define RELAX_INPLACE_REGISTRY_H_
 
@@ -6,26 +10,19 @@
 
 namespace relax_inplace {
 
-/*!
- * \brief Registers a global function, unless it is there already.
- *
- * A second copy of the library in one process (a wheel's and a build folder's, say) must be
- * harmless; tvm-ffi throws at a name that is taken, and a throw while a library is being loaded
- * ends the process.
- */
+/*! \brief Whether this copy is the one that serves the process. */
+bool ServesProcess();
+
+/*! \brief Registers a global function, if this copy serves the process. */
 template <typename F>
 inline void Register(const char* name, F function) {
-  if (!tvm::ffi::Function::GetGlobal(name).has_value()) {
-    tvm::ffi::reflection::GlobalDef().def(name, function);
-  }
+  if (ServesProcess()) tvm::ffi::reflection::GlobalDef().def(name, function);
 }
 
 /*! \brief The same for a function of any number of arguments: (ffi::PackedArgs, ffi::Any*). */
 template <typename F>
 inline void RegisterPacked(const char* name, F function) {
-  if (!tvm::ffi::Function::GetGlobal(name).has_value()) {
-    tvm::ffi::reflection::GlobalDef().def_packed(name, function);
-  }
+  if (ServesProcess()) tvm::ffi::reflection::GlobalDef().def_packed(name, function);
 }
 
 }  // namespace relax_inplace

@@ -9,8 +9,9 @@ TVM's offers:
   :mod:`~relax_inplace.transform.keep_tuple_copies` and
   :mod:`~relax_inplace.transform.hide_tuple_types`;
 - after the last one: :mod:`~relax_inplace.transform.kill_unused_registers`,
-  :mod:`~relax_inplace.transform.free_temporaries` and
-  :mod:`~relax_inplace.transform.check_contiguous`, as ``VMShapeLower`` has run only then.
+  :mod:`~relax_inplace.transform.free_temporaries`,
+  :mod:`~relax_inplace.transform.check_contiguous` and
+  :mod:`~relax_inplace.transform.require_builtins`, as ``VMShapeLower`` has run only then.
 
 So ``build`` is wrapped for the one, and ``_vmcodegen``, which ``build`` calls next after the
 pipeline, for the other. ``_vmlink``, the last, is wrapped for kernels that write over their input:
@@ -50,6 +51,7 @@ from .transform.keep_tuple_copies import keep_tuple_copies
 from .transform.kill_unused_registers import kill_unused_registers
 from .transform.lower_update_chain import lower_update_chain
 from .transform.param_map import keep_param_map
+from .transform.require_builtins import require_builtins
 
 __all__ = ["install", "prepare"]
 
@@ -172,7 +174,7 @@ def _without_updates(stock: Any) -> Any:
 def _finish(mod: ir.IRModule, updating: set[ir.GlobalVar]) -> ir.IRModule:
     """What is to be done to a lowered module."""
     mod = free_temporaries(kill_unused_registers(mod, updating), updating)
-    return check_contiguous(mod, updating)
+    return require_builtins(check_contiguous(mod, updating), updating)
 
 
 def prepare(mod: Any, target: Any) -> Any:

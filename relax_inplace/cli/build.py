@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..libinfo import self_contained_options
 from . import options
 from .compilation import compiled, rewritten, target_of
 from .messages import Messages, RefusedError
@@ -39,6 +40,11 @@ __all__ = ["command"]
     default=None,
     help="Lift what the functions do to their weights; by default if they have weights.",
 )
+@click.option(
+    "--self-contained",
+    is_flag=True,
+    help="Put the builtins into the library: TVM's runtime alone runs it, and no librelax_inplace.",
+)
 @options.json_output
 @options.functions
 @options.limits
@@ -53,6 +59,7 @@ def command(
     pipeline: str,
     output: str,
     lift: bool | None,
+    self_contained: bool,
     as_json: bool,
     **chosen: Any,
 ) -> None:
@@ -85,7 +92,7 @@ def command(
     said.progress(f"compiling for {chosen_target.kind.name}")
     with said.tvm_speaks():
         library = compiled(mod, chosen_target, pipeline)
-        library.export_library(output)
+        library.export_library(output, options=self_contained_options() if self_contained else [])
     if not made and not functions_that_update(mod):
         said.note("no weights are converted: the module has no transform, and none to lift")
     summaries = [_summary(plan, mod) for plan in made]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import click
 
+from .. import libinfo
 from . import build, demo, explain, messages, plan, rewrite, run
 
 __all__ = ["COMMANDS", "main"]
@@ -77,6 +78,19 @@ def _with_hint(error: click.UsageError) -> str:
     return f"{message}; see {error.ctx.command_path} --help" if error.ctx else message
 
 
+def _printing(option: str, find: Callable[[], str], text: str) -> Callable[..., Any]:
+    """An option that prints a path, as those of ``tvm-ffi-config``, and ends the program."""
+
+    def callback(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+        if value:
+            click.echo(find())
+            ctx.exit()
+
+    return click.option(
+        option, is_flag=True, is_eager=True, expose_value=False, callback=callback, help=text
+    )
+
+
 @click.group(
     "relax-inplace",
     cls=Program,
@@ -85,6 +99,8 @@ def _with_hint(error: click.UsageError) -> str:
     commands={command.name: command for command in COMMANDS if command.name is not None},
 )
 @click.version_option(package_name="relax-inplace", prog_name="relax-inplace")
+@_printing("--cmakedir", libinfo.find_cmake_path, "Print where find_package(relax_inplace) looks.")
+@_printing("--libfiles", libinfo.find_library, "Print the path of the shared library.")
 def main() -> None:
     """Convert a model's weights in the memory they already occupy.
 

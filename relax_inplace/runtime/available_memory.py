@@ -1,15 +1,17 @@
-"""How much memory a device has free, as far as it says."""
+"""How much memory a device has free, and how much is used, as far as it says."""
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
 import psutil
+import tvm_ffi
 
 from .tensor_bytes import is_host
 
-__all__ = ["available_bytes"]
+__all__ = ["available_bytes", "used_bytes"]
 
 _CGROUPS = Path("/sys/fs/cgroup")
 
@@ -27,8 +29,28 @@ def available_bytes(device: Any) -> int | None:
         machine = psutil.virtual_memory().available
         left = _left_in_cgroups(Path("/proc/self/cgroup"), _CGROUPS)
         return machine if left is None else min(machine, left)
+    _make_current(device)
     available = device.available_global_memory
     return None if available is None else int(available)
+
+
+def used_bytes(device: Any) -> int | None:
+    """Bytes that are used on a device that is not the host; None if it does not say."""
+    total, available = _total_bytes(device), available_bytes(device)
+    return None if total is None or available is None else total - available
+
+
+@functools.cache  # slow to ask for
+def _total_bytes(device: Any) -> int | None:
+    total = device.total_global_memory
+    return None if total is None else int(total)
+
+
+def _make_current(device: Any) -> None:
+    """For this thread: TVM asks CUDA for the free memory of the device that is current."""
+    set_device = tvm_ffi.get_global_func("__tvm_set_device", allow_missing=True)
+    if set_device is not None:
+        set_device(device.dlpack_device_type(), device.index)
 
 
 def _left_in_cgroups(membership: Path, mount: Path) -> int | None:

@@ -67,7 +67,9 @@ def convert(
 
         params.broken_by = transform.name  # first: nothing may come between it and the conversion
         start = time.perf_counter()
-        run = ObservedRun(transform, params, is_filled, device, updated, freed)
+        run = ObservedRun(
+            transform, params, is_filled, device, updated, freed, allocated=memory.sample
+        )
         result = run(*inputs)
         seconds = time.perf_counter() - start
         if done < total:  # weights that stay as they are
@@ -87,7 +89,7 @@ def convert(
         memory.peak,
         list(held),
         reused=run.reused,
-        allocated=dict(run.allocated),
+        allocated=dict(run.refused),
     )
 
 

@@ -29,7 +29,7 @@ from .save_params import SaveError, save_params
 from .source import Source
 from .source_error import SourceError
 from .stream_params import stream_params
-from .tensor_bytes import digest_of
+from .tensor_copy import digest_of
 from .transform import ModuleError, Transform
 from .transform_params import ConvertedError, transform_params
 

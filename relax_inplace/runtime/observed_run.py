@@ -1,4 +1,11 @@
-"""One run of a transform: what became of each slot, and what went wrong."""
+"""One run of a transform: what became of each slot, and what went wrong.
+
+On a device a kernel runs after the call that asked for it, and its error comes with a later one. So
+at each update the device is waited for (this thread's stream): a slot counts as converted when its
+kernels are done, and an error belongs to the step that is named. A device that has failed reports
+so from then on, and nothing on it can be read (CUDA: until the process ends): every slot on it is
+lost, whatever was done before.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +21,9 @@ import tvm_ffi
 
 from ..libinfo import load_library
 from .available_memory import available_bytes
+from .failed_device import give_up_if_failed, wait_for_stream
 from .forget_locals import forget_locals
 from .params import Params, leaves_of
-from .tensor_bytes import is_host
 from .transform import Transform
 
 __all__ = ["ObservedRun", "TransformError", "TransformInterrupted"]
@@ -42,6 +49,8 @@ class _Failure:
         What that step computes; empty if it is not known.
     converted, original, lost : list of str
         Names of weights whose slots hold the new one, the old one, and None.
+    is_device_lost : bool
+        The device has failed: nothing on it can be read any more, nor freed.
     params : Params
         The weights as they are now.
     """
@@ -53,6 +62,7 @@ class _Failure:
     converted: list[str]
     original: list[str]
     lost: list[str]
+    is_device_lost: bool
     params: Params
 
 
@@ -81,12 +91,14 @@ class ObservedRun:
         slot. The memory of the old field has not been freed yet.
     freed : callable
         Is called when it has been.
+    allocated : callable
+        Is called when a new tensor has been allocated, by a module that was compiled with donation.
 
     Attributes
     ----------
     reused : int
         New tensors, temporaries among them, that took a spent one's storage.
-    allocated : collections.Counter of str
+    refused : collections.Counter of str
         Those that did not, by the reason (``cpp/donate_storage.cc``).
     """
 
@@ -98,14 +110,16 @@ class ObservedRun:
         device: Any,
         updated: Callable[[str, int, int], None],
         freed: Callable[[], None],
+        allocated: Callable[[], object],
     ):
         self.transform = transform
         self.params = params
         self._device = device
         self._updated = updated
         self._freed = freed
+        self._allocated = allocated
         self.reused = 0
-        self.allocated: Counter[str] = Counter()
+        self.refused: Counter[str] = Counter()
         self._converted: set[str] = set()
         self._emptied: set[str] = set()
         self._stopped_by: BaseException | None = None
@@ -129,8 +143,7 @@ class ObservedRun:
         try:
             with _ctrl_c_noted(self._interrupted):
                 result = run(self._told, self.transform.function, *inputs, self.params._fields())
-                if self._device is not None and not is_host(self._device):
-                    self._device.sync()  # an error of its kernels may come as late as this
+                wait_for_stream(self._device)  # for what comes after the last update
             if self._stopped_by is not None:  # after the last update
                 raise self._stopped_by
             if self._interrupted.is_set():
@@ -138,14 +151,19 @@ class ObservedRun:
             return result
         except BaseException as error:
             forget_locals(error)
-            _release_pool()
             cause = self._stopped_by or error
-            raise self._failure(cause) from cause
+            device_error = give_up_if_failed(self._device, self.params._fields())
+            if device_error is None:
+                _release_pool()
+            elif isinstance(cause, KeyboardInterrupt):
+                cause = device_error
+            raise self._failure(cause, device_error is not None) from cause
 
     def _told(self, slot: str | None, bytes_in: int, bytes_out: int, freed: bool | str) -> None:
         if isinstance(freed, str):  # of a new tensor: why it took no spent one's storage
             if freed:
-                self.allocated[freed] += 1
+                self.refused[freed] += 1
+                self._allocated()
             else:
                 self.reused += 1
             return
@@ -153,6 +171,7 @@ class ObservedRun:
             if slot is None:
                 self._freed()
             else:
+                wait_for_stream(self._device)
                 (self._converted if bytes_in >= 0 else self._emptied).add(slot)
                 self._updated(slot, bytes_in, bytes_out)
             if self._interrupted.is_set():
@@ -164,14 +183,15 @@ class ObservedRun:
         if self._stopped_by is not None and slot is not None and bytes_in >= 0:
             raise self._stopped_by
 
-    def _failure(self, cause: BaseException) -> BaseException:
+    def _failure(self, cause: BaseException, is_device_lost: bool) -> BaseException:
         is_interrupt = isinstance(cause, KeyboardInterrupt)
         failure: Any
         state: dict[str, list[str]] = {"converted": [], "original": [], "lost": []}
         for name, slot, value in self._slots():
             parts = slot.split(".")
             outer = {".".join(parts[: i + 1]) for i in range(len(parts))}
-            if outer & self._converted:
+            is_gone = is_device_lost and (value is None or not self._is_filled)
+            if outer & self._converted and not is_gone:
                 state["converted"].append(name)
             elif value is not None or not self._is_filled:  # in its slot, or in its file
                 state["original"].append(name)
@@ -186,6 +206,8 @@ class ObservedRun:
             where += f", step {step} of {len(steps)} (`{steps[step - 1].computes}`)"
         said = "interrupted" if is_interrupt else _one_line(cause)
         said += self._memory_needed(cause, step)
+        if is_device_lost:
+            said += f"; nothing on {self._device} can be read any more: start the process again"
         left = "; ".join(
             f"{what}: {_listed(state[what])}" for what in ("converted", "original", "lost")
         )
@@ -196,6 +218,7 @@ class ObservedRun:
         failure.computes = "" if step is None else steps[step - 1].computes
         failure.converted, failure.original = state["converted"], state["original"]
         failure.lost, failure.params = state["lost"], self.params
+        failure.is_device_lost = is_device_lost
         return failure
 
     def _slots(self) -> list[tuple[str, str, Any]]:

@@ -2,7 +2,9 @@
 
 On the host a thread reads what is resident every few milliseconds. It may miss a peak between two
 reads; Linux keeps the highest figure itself (VmHWM), which counts wherever it has risen. Of a
-device the driver says how much is free: what others use on it is in the figures.
+device the driver says how much is free (CUDA: cudaMemGetInfo): what others use on it is in the
+figures. It is asked at each allocation and before each memory is freed, too, so that no peak of the
+weights is missed.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from typing import Any
 
 import psutil
 
+from .available_memory import used_bytes
 from .tensor_bytes import is_host
 
 __all__ = ["Sample", "WatchedMemory"]
@@ -106,8 +109,10 @@ class WatchedMemory:
     def _used(self) -> int | None:
         if self._device is None:
             return None
-        total, free = self._device.total_global_memory, self._device.available_global_memory
-        return None if total is None or free is None else int(total) - int(free)
+        try:
+            return used_bytes(self._device)
+        except Exception:  # it has failed: whoever waits for it says so
+            return None
 
 
 def _highest_resident() -> int | None:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
-import tvm
 from safetensors import SafetensorError, TensorSpec, serialize_file
 
 from ..errors import StructuredError
@@ -24,9 +23,10 @@ from .progress import ProgressBar, ProgressOption, progress_bar
 from .safetensors_files import DTYPES as SAFETENSORS_DTYPES
 from .safetensors_files import INDEX
 from .source_error import shown, system_text
-from .tensor_bytes import bytes_of, is_host
+from .tensor_bytes import bytes_of
 from .tensor_cache import DTYPES as TENSOR_CACHE_DTYPES
 from .tensor_cache import MANIFESTS
+from .tensor_copy import on_host
 from .tensor_type import TensorType
 
 __all__ = ["SaveError", "save_params"]
@@ -181,7 +181,7 @@ def _write_tensor_cache(
         )
         try:
             for one, tensor in shard:
-                content = bytes_of(_on_host(tensor))
+                content = bytes_of(on_host(tensor))
                 _write(descriptor, content, md5)
                 records.append(
                     {
@@ -218,7 +218,7 @@ def _write_safetensors(
     weight_map = {}
     for index, shard in enumerate(shards):
         name = f"model-{update.token}-{index + 1:05}-of-{len(shards):05}.safetensors"
-        contents = [(one, bytes_of(_on_host(tensor))) for one, tensor in shard]
+        contents = [(one, bytes_of(on_host(tensor))) for one, tensor in shard]
         specs = {
             one.name: TensorSpec(
                 dtype=str(one.dtype),
@@ -243,10 +243,6 @@ _WRITERS = {"tensor-cache": _write_tensor_cache, "safetensors": _write_safetenso
 def _commit(update: FolderUpdate, folder: Path, manifest: str, document: dict[str, Any]) -> None:
     obsolete = obsolete_files(folder, manifest)
     update.commit(manifest, json.dumps(document, indent=1).encode(), obsolete)
-
-
-def _on_host(tensor: Any) -> Any:
-    return tensor if is_host(tensor.device) else tensor.copyto(tvm.cpu())
 
 
 def _write(descriptor: int, content: np.ndarray, md5: Any) -> None:

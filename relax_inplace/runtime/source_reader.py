@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import threading
@@ -10,7 +11,10 @@ from typing import Any
 
 import numpy as np
 import tvm
+import tvm_ffi
 
+from ..libinfo import load_library
+from .failed_device import give_up_if_failed
 from .forget_locals import forget_locals
 from .regular_file import open_regular, read_into
 from .source import Record, Source, SourceFile
@@ -26,7 +30,9 @@ class SourceReader:
     """The weights of a source, one by one.
 
     On the host they are read into the memory of their tensor; on the way to another device they
-    take the memory of one. It is used by one thread at a time: another one waits.
+    take the memory of one. A tensor is complete when it is returned, on whichever stream it is
+    used. To a CUDA device it is copied on a stream of its own, so that a kernel can run meanwhile.
+    A reader is used by one thread at a time: another one waits.
 
     Parameters
     ----------
@@ -50,6 +56,7 @@ class SourceReader:
         self._files = {file.path: file for file in source.files}
         self._lock = threading.Lock()
         self._open: _OpenFile | None = None
+        self._stream: Any = None
         without = [file.name for file in source.files if file.md5 is None]
         if checksum and without:
             refuse(
@@ -74,6 +81,10 @@ class SourceReader:
         """Close the file that is open, and drop what was kept of it."""
         with self._lock:
             self._close()
+            if self._stream is not None:
+                with contextlib.suppress(Exception):  # of a device that has failed
+                    self._device.free_raw_stream(self._stream)
+                self._stream = None
 
     def read(self, name: str) -> Any:
         """A weight, as a tensor that nothing else refers to.
@@ -97,9 +108,21 @@ class SourceReader:
             return tensor
         staged = tvm.runtime.empty(record.shape, record.dtype, tvm.cpu())
         self._fill(bytes_of(staged), record)
-        staged.copyto(tensor)
-        self._device.sync()  # before the memory it is copied from goes
+        try:
+            if not self._copied_on_its_stream(staged, tensor):
+                staged.copyto(tensor)
+                self._device.sync()  # before the memory it is copied from goes
+        except Exception:
+            give_up_if_failed(self._device, tvm_ffi.Array([tensor]))
+            raise
         return tensor
+
+    def _copied_on_its_stream(self, staged: Any, tensor: Any) -> bool:
+        load_library()
+        if self._stream is None:
+            self._stream = self._device.create_raw_stream()
+        copy = tvm_ffi.get_global_func("relax_inplace.CopyToDevice")
+        return bool(copy(staged, tensor, self._stream))
 
     def _fill(self, memory: np.ndarray, record: Record) -> None:
         file = self._file(self._files[record.file])

@@ -8,6 +8,9 @@ from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Any
 
+import tvm_ffi
+
+from .failed_device import give_up_if_failed
 from .source_reader import SourceReader
 
 __all__ = ["ReadAhead"]
@@ -89,6 +92,9 @@ class ReadAhead:
             self._closed = True
             self._changed.notify_all()
         self._thread.join()
+        for found in self._read:
+            if isinstance(found, tvm_ffi.Tensor):
+                give_up_if_failed(found.device, tvm_ffi.Array([found]))
         self._read.clear()
 
     def _begin_next(self) -> None:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 import numpy as np
-import tvm
 
 from .tensor_type import TensorType
 
-__all__ = ["bytes_of", "digest_of", "is_host"]
+__all__ = ["bytes_of", "is_host"]
 
 _CPU = 1  # kDLCPU
 
@@ -27,9 +25,3 @@ def bytes_of(tensor: Any) -> np.ndarray:
     """
     nbytes = TensorType("", tuple(map(int, tensor.shape)), str(tensor.dtype)).nbytes
     return np.from_dlpack(tensor._create_view((nbytes,), "uint8"))
-
-
-def digest_of(tensor: Any) -> bytes:
-    """A digest of the bytes of a contiguous tensor, on any device."""
-    host = tensor if is_host(tensor.device) else tensor.copyto(tvm.cpu())
-    return hashlib.blake2b(bytes_of(host).data).digest()

@@ -17,7 +17,7 @@ from .params import Params, leaf_at, leaves_of
 from .progress import ProgressOption
 from .report import Report
 from .taking_over import taken_over
-from .tensor_bytes import digest_of
+from .tensor_copy import copy_of, digest_of
 from .tensor_type import TensorType, differences, dimensions_of
 from .transform import ModuleError, Transform
 from .weight_selection import refuse_mismatch
@@ -294,7 +294,7 @@ def _digests(transform: Transform, params: Params, inputs: Sequence[Any]) -> dic
     fields, weights = params._fields(), params._slots()
 
     def get_weight(index: int) -> Any:
-        return _copy(leaf_at(fields, weights[index]))
+        return copy_of(leaf_at(fields, weights[index]))
 
     def told(slot: str | None, bytes_in: int, _bytes_out: int, _freed: bool) -> None:
         if slot is not None and bytes_in >= 0:
@@ -322,11 +322,3 @@ def _compare(transform: Transform, params: Params, expected: dict[str, bytes]) -
         )
         error.names, error.params = different, params
         raise error
-
-
-def _copy(tensor: Any) -> Any:
-    import tvm
-
-    copy = tvm.runtime.empty(tuple(map(int, tensor.shape)), str(tensor.dtype), tensor.device)
-    tensor.copyto(copy)
-    return copy

@@ -9,6 +9,7 @@ from .inplace_transform_params import InplaceTransformParams
 from .kill_unused_registers import KillUnusedRegisters
 from .lift_inplace_transform_params import LiftInplaceTransformParams
 from .lower_update_chain import LowerUpdateChain
+from .require_builtins import RequireBuiltins
 from .schedule_relayouts import ScheduleRelayouts
 
 __all__ = [
@@ -19,5 +20,6 @@ __all__ = [
     "KillUnusedRegisters",
     "LiftInplaceTransformParams",
     "LowerUpdateChain",
+    "RequireBuiltins",
     "ScheduleRelayouts",
 ]

@@ -23,6 +23,13 @@ Every other allocation is one of the same builtin, of no donor, so that it can b
 what is spent and taken by nothing gives its pages back (``vm.builtin.release_storage``) before its
 register is killed.
 
+On a device a function that takes storage begins with
+
+    shared = vm.builtin.wait_for_readers(params)
+
+and keeps that: what other streams read has been read, and what others refer to is not taken
+(cpp/device_wait.cc). Whatever it then drops is released first, which waits for its stream.
+
 The builtin decides: a storage that something else refers to, that TVM does not own, or that is on
 another device is never taken, and a fresh one is allocated (cpp/donate_storage.cc).
 """
@@ -35,9 +42,9 @@ import tvm
 from tvm import ir, relax
 
 from ..analysis.donation import ALLOC_TENSOR, KILL, Donation, Place, Taken, find_donation
-from ..analysis.updates import REFERENCE, functions_that_update
+from ..analysis.updates import REFERENCE, STREAMED, functions_that_update
 from ..op import BUILTIN, VOID
-from .binding_rewriter import Rewrite, rewrite_bindings
+from .binding_rewriter import Rewrite, rewrite_bindings, with_blocks, with_body
 from .free_temporaries import with_own_storages
 from .kill_unused_registers import kill_unused_registers
 
@@ -46,6 +53,7 @@ __all__ = ["DonateStorage", "donating", "find_donations"]
 _DONATE = "vm.builtin.donate_storage"
 _SHRINK = "vm.builtin.shrink_storage"
 _RELEASE = "vm.builtin.release_storage"
+_WAIT = "vm.builtin.wait_for_readers"
 _GET_ITEM = "vm.builtin.tuple_getitem"
 _WORTH_RELEASING = 1 << 16  # bytes: below, what is given back is hardly a page
 
@@ -103,6 +111,11 @@ def _gives_back() -> bool:
     return target is not None and target.kind.name == "llvm"
 
 
+def _is_on_host() -> bool:
+    target = tvm.target.Target.current(allow_none=True)
+    return target is not None and target.kind.name in ("llvm", "c")
+
+
 def _with_known_lives(mod: ir.IRModule, functions: set[ir.GlobalVar]) -> ir.IRModule:
     """The module, in which a tensor has a storage of its own, and lives until it is killed."""
     return with_own_storages(kill_unused_registers(mod, functions), functions)
@@ -110,7 +123,20 @@ def _with_known_lives(mod: ir.IRModule, functions: set[ir.GlobalVar]) -> ir.IRMo
 
 def _with_donation(function: relax.Function, mod: ir.IRModule) -> relax.Function:
     params = function.params[:]
-    return rewrite_bindings(function, lambda sequence: _Writer(sequence, params, mod).rewrite)
+    writers: list[_Writer] = []
+
+    def write(sequence: relax.SeqExpr) -> Rewrite:
+        writers.append(_Writer(sequence, params, mod))
+        return writers[-1].rewrite
+
+    function = rewrite_bindings(function, write)
+    is_streamed = function.attrs and STREAMED in function.attrs
+    if _is_on_host() or is_streamed or not any(one.takes for one in writers):
+        return function  # a streamed function is given weights that nothing uses any more
+    shared = relax.Var("shared", relax.AnyType())
+    call = relax.Call(relax.ExternFunc(_WAIT), params, None, [shared.ty], ret_ty=shared.ty)
+    first = relax.BindingBlock([relax.VarBinding(shared, call)])
+    return with_body(function, with_blocks(function.body, [first, *function.body.blocks[:]]))
 
 
 class _Writer:
@@ -123,10 +149,12 @@ class _Writer:
         self.untyped: dict[relax.Var, relax.Var] = {}
         self.kill = ir.Op.get(KILL)
         self.allocations = _allocations(sequence)
+        self.takes = any(taken.donor is not None for taken in donation.taken)
         for taken in donation.taken:
             self._take(taken)
         for spent in donation.dropped:
-            if not isinstance(spent.size, int) or spent.size >= _WORTH_RELEASING:
+            is_small = isinstance(spent.size, int) and spent.size < _WORTH_RELEASING
+            if not (_is_on_host() and is_small):
                 self.kept.add(spent.register)
                 release = _statement(_RELEASE, [spent.register])
                 self.after[spent.at] += [release, self._killing(spent.register)]
@@ -168,6 +196,8 @@ class _Writer:
         before.append(relax.VarBinding(taken.tensor, call))
         if taken.donor is not None:
             gone = after if taken.in_place else before
+            if taken.in_place and not _is_on_host():
+                gone.append(_statement(_RELEASE, [donor]))  # if it was refused
             gone.append(self._killing(donor))
             if taken.shrinks:
                 gone.append(_statement(_SHRINK, [taken.tensor]))

@@ -1,6 +1,6 @@
 """A page's blocks: what stands between fences, with the language that the fence says.
 
-A page has a hidden part, ``hidden/<its name>.py``: cells, each with a line that says which block it
+A page has a hidden part, ``hidden/docs/runtime.py`` of ``docs/runtime.md``: cells, each with a line that says which block it
 belongs to, by words that no other block of the page has:
 
     # %% before: vm["prefill"](x, params)     is run before that block: what the page does not show
@@ -44,7 +44,7 @@ def blocks(page):
         line = text.count("\n", 0, match.start("text")) + 1
         code = re.sub(f"^{match['indent']}", "", match["text"], flags=re.M)
         found.append(Block(page, line, match["kind"], code))
-    cells = _cells(found, HIDDEN / f"{Path(page).stem}.py")
+    cells = _cells(found, (HIDDEN / page).with_suffix(".py"))
     result = []
     for block in found:
         mine = cells.get(block.line, [])
@@ -79,6 +79,6 @@ def _cells(found, file):
         for start, end in itertools.pairwise(starts):
             code = text[start.end() : end.start() if end else None]
             line = text.count("\n", 0, start.end()) + 1
-            cell = Block(f"hidden/{file.name}", line, start[1], code)
+            cell = Block(f"hidden/{file.relative_to(HIDDEN)}", line, start[1], code)
             cells.setdefault(only(found, start[2]).line, []).append(cell)
     return cells

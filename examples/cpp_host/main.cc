@@ -1,0 +1,235 @@
+// A host without Python and without the compiler: it loads a module that `make_model.py` has
+// exported, and its weights, converts them in the memory they occupy, and runs the decoder.
+//
+//   cpp_host MODEL.so WEIGHTS_FOLDER [--dump FILE]
+//
+// What is needed: TVM's runtime, tvm-ffi, and the builtins. They are reached as a module reaches
+// them, by tvm-ffi's global functions: relax_inplace has no headers, and those that TVM's wheel
+// ships lack one that they include (tvm/support/io.h).
+// Exit codes: 0 done, 1 refused or failed (one line on standard error), 2 wrong usage.
+#include <tvm/ffi/extra/json.h>
+#include <tvm/ffi/extra/module.h>
+#include <tvm/ffi/tvm_ffi.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <fstream>
+#include <iostream>
+#include <stdexcept>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#if defined(__GLIBC__)
+#include <malloc.h>
+#endif
+
+namespace ffi = tvm::ffi;
+namespace json = tvm::ffi::json;
+
+constexpr int kPooled = 2;  // tvm/runtime/memory/memory_manager.h, AllocatorType
+constexpr double kMegabyte = 1e6;
+constexpr double kSlack = 4.0;  // MB: pages of the process itself, of code that runs first here
+
+static ffi::Function GlobalFunction(const char* name) {
+  ffi::Optional<ffi::Function> function = ffi::Function::GetGlobal(name);
+  if (!function.has_value()) {
+    throw std::runtime_error(std::string("this process has no function `") + name +
+                             "`: link relax_inplace::shared, or export the module with "
+                             "--self-contained");
+  }
+  return function.value();
+}
+
+static ffi::Function FunctionOf(const ffi::Module& module, const std::string& name) {
+  ffi::Optional<ffi::Function> function = module->GetFunction(name);
+  if (!function.has_value()) throw std::runtime_error("the module has no function `" + name + "`");
+  return function.value();
+}
+
+/*! \brief A field of /proc/self/status, in MB: VmRSS is resident now, VmHWM was at the most. */
+static double ResidentMegabytes(const std::string& key) {
+  std::ifstream status("/proc/self/status");
+  for (std::string line; std::getline(status, line);) {
+    if (line.rfind(key + ":", 0) == 0) {
+      return std::stod(line.substr(key.size() + 1)) * 1024 / kMegabyte;
+    }
+  }
+  return 0;
+}
+
+/*! \brief Make VmHWM count from now; false where that cannot be done. */
+static bool ResetPeak() {
+#if defined(__GLIBC__)
+  malloc_trim(0);  // the buffers that files were read into
+#endif
+  std::ofstream refs("/proc/self/clear_refs");
+  return static_cast<bool>(refs << "5" << std::flush);
+}
+
+/*! \brief What the module says of its one transform: `inplace_param_map` (docs/runtime.md). */
+struct Plan {
+  std::string transform;
+  json::Array weights;
+  std::unordered_map<std::string, std::string> names;  // of the new weights, by their slots
+  size_t steps = 0;                                    // slots that are written
+  int64_t peak = 0;                                    // bytes, the weights included
+
+  explicit Plan(const ffi::Module& vm) {
+    const auto text = FunctionOf(vm, "inplace_param_map")().cast<ffi::String>();
+    for (const auto& [name, value] : json::Parse(text).cast<json::Object>()) {
+      const auto entry = value.cast<json::Object>();
+      if (entry["restores"] != nullptr || entry["streamed"].cast<bool>()) continue;
+      transform = name.cast<std::string>();
+      weights = entry["weights"].cast<json::Array>();
+      peak = entry["peak"].cast<int64_t>();
+      for (const ffi::Any& one : entry["params"].cast<json::Array>()) {
+        const auto param = one.cast<json::Object>();
+        names[param["slot"].cast<std::string>()] = param["name"].cast<std::string>();
+      }
+      for (const ffi::Any& one : entry["steps"].cast<json::Array>()) {
+        steps += one.cast<json::Object>()["writes"].cast<json::Array>().size();
+      }
+    }
+    if (transform.empty()) throw std::runtime_error("the module has no in-place transform");
+  }
+};
+
+static std::string TypeText(const ffi::Shape& shape, const std::string& dtype) {
+  std::string text = dtype + " [";
+  for (size_t i = 0; i < shape.size(); ++i) {
+    text += (i > 0 ? ", " : "") + std::to_string(shape[i]);
+  }
+  return text + "]";
+}
+
+/*! \brief The weights in a folder, in the order of the module, held by the array alone. */
+static ffi::Array<ffi::Tensor> LoadWeights(const std::string& folder, const Plan& plan) {
+  if (!std::ifstream(folder + "/tensor-cache.json")) {
+    throw std::runtime_error("no weights at " + folder + ": it has no tensor-cache.json");
+  }
+  ffi::Array<ffi::String> names;
+  for (const ffi::Any& one : plan.weights) {
+    names.push_back(one.cast<json::Object>()["name"].cast<ffi::String>());
+  }
+  GlobalFunction("vm.builtin.tensor_cache.load")(folder, static_cast<int>(kDLCPU), 0);
+  const auto weights = GlobalFunction("vm.builtin.param_array_from_cache_by_name")(names)
+                           .cast<ffi::Array<ffi::Tensor>>();
+  // TVM's cache is an owner, too: what it holds would not be freed.
+  GlobalFunction("vm.builtin.tensor_cache.clear")();
+  for (size_t i = 0; i < weights.size(); ++i) {
+    const auto wanted = plan.weights[i].cast<json::Object>();
+    std::vector<int64_t> shape;
+    for (const ffi::Any& size : wanted["shape"].cast<json::Array>()) {
+      shape.push_back(size.cast<int64_t>());
+    }
+    const std::string expected = TypeText(ffi::Shape(shape), wanted["dtype"].cast<std::string>());
+    const std::string given =
+        TypeText(ffi::Shape(weights[i].shape()), ffi::DLDataTypeToString(weights[i].dtype()));
+    if (given != expected) {
+      throw std::runtime_error("weight `" + std::string(names[i]) + "` in " + folder + " is " +
+                               given + ", but the module takes " + expected);
+    }
+  }
+  return weights;
+}
+
+static double MegabytesOf(const ffi::Array<ffi::Tensor>& tensors) {
+  size_t total = 0;
+  for (const ffi::Tensor& tensor : tensors) total += ffi::GetDataSize(tensor);
+  return static_cast<double>(total) / kMegabyte;
+}
+
+/*! \brief Convert the weights, with a line for each that is done; check the peak by the plan. */
+static void Convert(const ffi::Module& vm, const Plan& plan,
+                    const ffi::Array<ffi::Tensor>& weights) {
+  size_t done = 0;
+  // Told of each update: the slot, the bytes of its new tensors, or -1 if it is emptied, and of its
+  // old ones; and once more, with no slot, when these are freed (cpp/update_observer.h).
+  const ffi::Function progress = ffi::Function::FromPacked([&](ffi::PackedArgs args, ffi::Any*) {
+    const auto slot = args[0].try_cast<std::string>();
+    if (!slot.has_value() || args[1].cast<int64_t>() < 0) return;
+    const auto name = plan.names.find(*slot);
+    std::printf("step %zu of %zu  %-40s %8.2f MB\n", ++done, plan.steps,
+                name == plan.names.end() ? slot->c_str() : name->second.c_str(),
+                static_cast<double>(args[1].cast<int64_t>()) / kMegabyte);
+  });
+  const ffi::Function run = GlobalFunction("relax_inplace.RunTransform");
+  const double planned = static_cast<double>(plan.peak) / kMegabyte - MegabytesOf(weights);
+  const bool is_measured = ResetPeak();
+  const double before = ResidentMegabytes("VmRSS");
+  run(progress, FunctionOf(vm, plan.transform), weights);
+  const double peak = ResidentMegabytes("VmHWM");
+  if (!is_measured) {
+    std::printf("peak: not measured, by the plan %.1f MB above the weights\n", planned);
+    return;
+  }
+  std::printf("resident: %.1f MB before, %.1f MB at the peak, %.1f MB after\n", before, peak,
+              ResidentMegabytes("VmRSS"));
+  std::printf("above the weights: %.1f MB measured, %.1f MB planned\n", peak - before, planned);
+  if (peak - before > planned + kSlack) {
+    throw std::runtime_error("the conversion took more memory than its plan says");
+  }
+}
+
+static ffi::Tensor Tokens(const std::vector<int32_t>& values) {
+  const ffi::Function allocate = GlobalFunction("runtime.TVMTensorAllocWithScope");
+  const ffi::Shape shape{1, static_cast<int64_t>(values.size())};
+  const auto tokens =
+      allocate(shape, DLDataType{kDLInt, 32, 1}, DLDevice{kDLCPU, 0}, nullptr).cast<ffi::Tensor>();
+  std::memcpy(tokens.data_ptr(), values.data(), values.size() * sizeof(int32_t));
+  return tokens;
+}
+
+static int32_t MostLikely(const ffi::Tensor& logits) {
+  const auto* first = static_cast<const float*>(logits.data_ptr());
+  return static_cast<int32_t>(std::max_element(first, first + logits.numel()) - first);
+}
+
+static void Dump(std::ofstream& file, const ffi::Tensor& tensor) {
+  file.write(static_cast<const char*>(tensor.data_ptr()),
+             static_cast<std::streamsize>(ffi::GetDataSize(tensor)));
+}
+
+static void Run(const std::string& library, const std::string& folder, const std::string& dump) {
+  if (!std::ifstream(library)) throw std::runtime_error("no module at " + library);
+  const ffi::Module vm =
+      FunctionOf(ffi::Module::LoadFromFile(library), "vm_load_executable")().cast<ffi::Module>();
+  FunctionOf(vm, "vm_initialization")(static_cast<int>(kDLCPU), 0, kPooled);
+  const Plan plan(vm);
+  const ffi::Array<ffi::Tensor> weights = LoadWeights(folder, plan);
+  std::printf("%s: %zu weights, %.1f MB\n", folder.c_str(), weights.size(), MegabytesOf(weights));
+  Convert(vm, plan, weights);
+
+  const auto prefilled =
+      FunctionOf(vm, "prefill")(Tokens({1, 8, 15, 22}), weights).cast<ffi::Array<ffi::Tensor>>();
+  const int32_t first = MostLikely(prefilled[0]);
+  const auto logits =
+      FunctionOf(vm, "decode")(Tokens({first}), prefilled[1], weights).cast<ffi::Tensor>();
+  std::printf("decode: after token %d comes %d\n", first, MostLikely(logits));
+  if (!dump.empty()) {
+    std::ofstream file(dump, std::ios::binary);
+    for (const ffi::Tensor& weight : weights) Dump(file, weight);
+    Dump(file, logits);
+    if (!file.flush()) throw std::runtime_error("cannot write " + dump);
+  }
+}
+
+int main(int argc, char** argv) {
+  const std::vector<std::string> args(argv + 1, argv + argc);
+  if (args.size() != 2 && !(args.size() == 4 && args[2] == "--dump")) {
+    std::cerr << "usage: cpp_host MODEL.so WEIGHTS_FOLDER [--dump FILE]\n";
+    return 2;
+  }
+  try {
+    Run(args[0], args[1], args.size() == 4 ? args[3] : "");
+  } catch (const std::exception& error) {  // a tvm::ffi::Error is one: its first line says it
+    std::fflush(stdout);
+    const std::string text = error.what();
+    std::cerr << "cpp_host: error: " << text.substr(0, text.find('\n')) << "\n";
+    return 1;
+  }
+  return 0;
+}
