@@ -1,4 +1,4 @@
-# %% before: python -m relax_inplace --libfiles
+# %% before: relax-inplace build model.py -o model.so
 from pathlib import Path
 
 model = Path("examples/attention.py").read_text()
@@ -8,7 +8,7 @@ Path("model.py").write_text(model)
 # %% before: options=self_contained_options()
 import relax_inplace
 import tvm
-from model import Attention
+from examples.attention import Attention
 
 mod = relax_inplace.transform.LiftInplaceTransformParams()(Attention)
 executable = tvm.compile(mod, "llvm")
