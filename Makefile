@@ -7,6 +7,7 @@
 # make fuzz    the random properties, 5,000 examples each; 200 graphs against brute force
 # make bench   conversions against a warm copy, TVM, numpy (and torch and jax, if they are in .venv);
 #              TVM's ways; time to compile and to lift; cold starts with 2 GB
+# make gpu-check  a folder that checks and measures conversions on a machine with a GPU: needs nvcc
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -80,6 +81,10 @@ bench: .venv/pyvenv.cfg
 	$(BIN)/python benchmarks/lift_time.py
 	$(BIN)/pip install --quiet '.[test]'
 	COLD_START_MB=2048 $(BIN)/pytest --capture=no tests/runtime/test_cold_start.py
+
+gpu-check: .venv/pyvenv.cfg
+	$(BIN)/pip install --quiet .
+	$(BIN)/python examples/gpu_check/build.py build/gpu-check $(GPU_CHECK_ARGS)
 
 .venv/pyvenv.cfg:
 	$(PYTHON) -m venv .venv
