@@ -10,16 +10,15 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 
 import tvm_ffi
 
 from ...libinfo import load_library
 from . import tasks  # noqa: F401  registers what a worker can be asked
+from .node_connections import connect_node
 from .sessions import processes_for_local_workers
 
 _PATIENCE = 60.0  # seconds that the controller may need until it listens
-_NOT_THERE = "Failed to connect"  # in what TVM says of it
 
 
 def main() -> int:
@@ -30,16 +29,10 @@ def main() -> int:
     host, port, workers = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     load_library()
     run = tvm_ffi.get_global_func("runtime.disco.RemoteSocketSession")
-    give_up = time.monotonic() + _PATIENCE
+    inner_port = connect_node(host, port, _PATIENCE)
     with processes_for_local_workers():
-        while True:
-            try:
-                run(host, port, workers)
-                return 0
-            except RuntimeError as error:
-                if _NOT_THERE not in str(error) or time.monotonic() > give_up:
-                    raise
-            time.sleep(0.1)
+        run("127.0.0.1", inner_port, workers)
+    return 0
 
 
 if __name__ == "__main__":

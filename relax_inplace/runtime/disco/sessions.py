@@ -120,11 +120,11 @@ class SocketSession(disco.SocketSession):
         self._nodes = NodeConnections(host, port, num_nodes)
         try:
             with processes_for_local_workers() as local:
-                self.__init_handle_by_constructor__(
-                    tvm_ffi.get_global_func("runtime.disco.SocketSession"),
-                    *(num_nodes, num_workers_per_node, num_groups),
-                    *("127.0.0.1", self._nodes.inner_port),
-                )
+                # A constructor would keep the interpreter while it waits for the connections.
+                make = tvm_ffi.get_global_func("runtime.disco.SocketSession")
+                sizes = (num_nodes, num_workers_per_node, num_groups)
+                made = make(*sizes, "127.0.0.1", self._nodes.inner_port)
+                self.__move_handle_from__(made)
         except BaseException:
             self._nodes.close()
             raise
@@ -167,8 +167,10 @@ def processes_for_local_workers() -> Iterator[list[ProcessSession]]:
     made: list[ProcessSession] = []
 
     def create(num_workers: int) -> Any:
-        made.append(ProcessSession(num_workers))
-        return made[-1]
+        session = ProcessSession(num_workers)
+        _sessions.discard(session)  # it ends with the other one
+        made.append(session)
+        return session
 
     with _named(_LOCAL_WORKERS, create):
         yield made

@@ -241,33 +241,14 @@ class Workers:
 
     def _require_ours(self) -> None:
         session = self.session
-        if isinstance(session, (disco.ThreadedSession, ProcessSession)):
+        if isinstance(session, (disco.ThreadedSession, ProcessSession, SocketSession)):
             return
-        given, remedy = "", "make the session with relax_inplace.runtime.disco.{}"
-        if not isinstance(session, SocketSession):
-            given = f"a {type(session).__name__} of TVM's, whose workers have no builtins"
-            remedy = remedy.format(type(session).__name__)
-        else:
-            for rank in range(0, self.count, session.num_workers_per_node):
-                if rank and not self._knows_tasks(rank):
-                    given = f"worker {rank}, whose node was started by another program"
-                    remedy = "start the node with `python -m relax_inplace.runtime.disco.node`"
-        if given:
-            raise ModuleError.of(
-                where="relax_inplace.runtime.disco",
-                given=given,
-                expected="workers that have them, and whose end this process survives",
-                remedy=remedy,
-            )
-
-    def _knows_tasks(self, rank: int) -> bool:
-        """Whether the functions are registered; a worker that is asked for others ends."""
-        call = self.session.call_packed
-        names = call(self.session.get_global_func("ffi.FunctionListGlobalNamesFunctor"))
-        count = int(call(names, -1).debug_get_from_remote(rank))
-        return any(
-            str(call(names, index).debug_get_from_remote(rank)) == NAMES["begin"]
-            for index in range(count)
+        kind = type(session).__name__
+        raise ModuleError.of(
+            where="relax_inplace.runtime.disco",
+            given=f"a {kind} of TVM's, whose workers do not have the builtins",
+            expected="one whose workers have them, and whose end this process survives",
+            remedy=f"make the session with relax_inplace.runtime.disco.{kind}",
         )
 
 
