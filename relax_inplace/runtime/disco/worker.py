@@ -1,7 +1,7 @@
 """The entry point of a worker process: TVM's protocol, the builtins, and what it can be asked.
 
-``python -m relax_inplace.runtime.disco.worker RANK WORKERS GROUPS READ_FD WRITE_FD``, which
-:class:`ProcessSession` does.
+It is called with the worker's rank, the numbers of workers and of groups, and two file descriptors;
+`worker_processes.py` does.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from typing import NoReturn
 
 import tvm_ffi
 
@@ -26,13 +27,14 @@ def main() -> None:
     tvm_ffi.get_global_func("runtime.disco.WorkerProcess")(rank, workers, groups, reading, writing)
 
 
-if __name__ == "__main__":
+def run() -> NoReturn:
+    """Be a worker, and end the process."""
     status = 1
     try:
         main()
         status = 0
     except Exception as error:  # of what the controller's program has called
-        print(f"worker {sys.argv[1:2]}: {error}", file=sys.stderr)
+        print(f"worker {sys.argv[1]}: {error}", file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)  # a conversion that is still running would be waited for

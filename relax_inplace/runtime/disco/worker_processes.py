@@ -19,7 +19,9 @@ from tvm_ffi import Shape
 
 __all__ = ["WorkerProcesses"]
 
-_ENTRYPOINT = "relax_inplace.runtime.disco.worker"
+# A worker finds what this process finds, this package before all; `-m` would look in the current
+# folder first.
+_PROGRAM = "import sys; sys.path[:] = {path!r}; from {package} import worker; worker.run()"
 _PATIENCE = 5.0  # seconds that a worker has to end when its session does
 
 
@@ -79,10 +81,11 @@ class _Worker:
         self._watched, self.writing = os.pipe()
         # The worker needs TVM's runtime, and starts in half the time without its compiler.
         environment = {"TVM_USE_RUNTIME_LIB": "1", **os.environ}
+        program = _PROGRAM.format(path=sys.path, package=__package__)
         try:
             self.process = subprocess.Popen(
                 [
-                    *(sys.executable, "-m", _ENTRYPOINT, str(number), *arguments),
+                    *(sys.executable, "-c", program, str(number), *arguments),
                     *(str(self._watched), str(theirs_to_write)),
                 ],
                 pass_fds=(self._watched, theirs_to_write),
