@@ -5,6 +5,7 @@ import faulthandler
 import gc
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -249,6 +250,20 @@ def test_pre_sharded_names(session, built, tmp_path):
     assert ask(session, "digest", params.fields) == expected
 
 
+def test_tvms_loader_reads_the_same(session, built, tmp_path):
+    """Pre-sharded weights are what it can read without a communication library."""
+    whole = arrays(8, rows=2 * ROWS)
+    names = [f"param_{i}_shard-{k + 1}-of-2" for k in range(2) for i in range(COUNT)]
+    write(tmp_path, [halves(one)[k] for k in range(2) for one in whole], names)
+    manifest = tmp_path / "tensor-cache.json"
+    get = session.get_global_func
+    loader = get("runtime.disco.ShardLoader")(str(manifest), manifest.read_text(), "{}", None)
+    theirs = get("runtime.disco.ShardLoaderLoadAllPresharded")(loader)
+    transform = disco.load_transform(session, built / "stock.so")
+    ours = disco.load_params(session, tmp_path, transform)
+    assert ask(session, "digest", ours.fields) == ask(session, "digest", theirs)
+
+
 def test_shard_info(session, built, tmp_path):
     """Cut by the functions that TVM's loader calls, one after the other."""
     whole = arrays(6, rows=2 * ROWS)[:-1]
@@ -322,7 +337,7 @@ def test_a_reference_is_reported(session, built, tmp_path):
     params = disco.load_params(session, path, transform)
     fields = params.fields
     held = session.call_packed(session.get_global_func("test.disco.field"), fields, 1)
-    with pytest.raises(disco.WorkerError, match="slot 1 `w1` .* Nothing has changed") as caught:
+    with pytest.raises(disco.WorkerError, match=r"slot 1 `w1` .* Nothing has changed") as caught:
         disco.transform_params(transform, params, strict=True)
     assert [one.original for one in caught.value.workers] == [("w0", "w1", "w2", "w3")] * 2
     disco.transform_params(transform, params)
@@ -435,7 +450,7 @@ def test_a_worker_that_dies(kind, built, tmp_path):
         how = "killed by signal 9" if kind == "processes" else "node 1 does not answer for it"
         assert error.workers[1].message == how
         assert (error.workers[0].status, error.workers[0].converted) == ("stopped", ("w0", "w1"))
-        with pytest.raises(disco.WorkerError, match="worker 1 of 2 has ended .* a new session"):
+        with pytest.raises(disco.WorkerError, match=r"worker 1 of 2 has ended .* a new session"):
             disco.load_params(session, tmp_path / "{rank}")
         for _ in range(2000):  # more than a pipe holds, which nobody reads
             session.get_global_func("test.disco.digest")
@@ -484,9 +499,11 @@ def test_a_stranger_is_no_node():
         connection.recv(1)
         break
     """
-    with subprocess.Popen([sys.executable, "-c", textwrap.dedent(program)]):
-        with pytest.raises(ModuleError, match=r"says 'GET .*start the nodes with `python -m"):
-            disco.SocketSession(2, 1, 1, "127.0.0.1", port)
+    with (
+        subprocess.Popen([sys.executable, "-c", textwrap.dedent(program)]),
+        pytest.raises(ModuleError, match=r"says 'GET .*start the nodes with `python -m"),
+    ):
+        disco.SocketSession(2, 1, 1, "127.0.0.1", port)
 
 
 @pytest.mark.parametrize(("library", "shutdown"), [("0", ""), ("1", "session.shutdown()")])
@@ -521,3 +538,17 @@ def test_in_a_program(built, tmp_path, library, shutdown):
         cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_documentation(built, tmp_path):
+    """The example of docs/disco.md."""
+    text = (Path(__file__).parents[2] / "docs" / "disco.md").read_text()
+    (program,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    os.symlink(built / "model.so", tmp_path / "lib.so")
+    for rank in range(2):
+        write(tmp_path / "weights" / str(rank), arrays(rank), [f"param_{i}" for i in range(COUNT)])
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("2 workers: 0.0 MB converted in ")
