@@ -5,14 +5,18 @@
 # make format  let ruff and clang-format rewrite
 # make sanitize  the library's and the runtime's tests under gcc's sanitizers
 # make fuzz    the random properties, 5,000 examples each; 200 graphs against brute force
+# make docs    the pages in docs/ as HTML, in build/docs
+# make wheel   the sdist and the manylinux wheel in dist/, and the sdist's tests against the wheel
+#              with each of PYTHONS="python3.10 python3.14"
 # make bench   conversions against a warm copy, TVM, numpy (and torch and jax, if they are in .venv);
 #              TVM's ways; time to compile and to lift; cold starts with 2 GB
 # make gpu-check  a folder that checks and measures conversions on a machine with a GPU: needs nvcc
 
 PYTHON ?= python3
+PYTHONS ?= $(PYTHON)
 BIN := .venv/bin
 
-.PHONY: demo cpp-host test lint format sanitize fuzz bench clean
+.PHONY: demo cpp-host test lint format sanitize fuzz docs wheel bench clean
 
 demo: .venv/pyvenv.cfg
 	$(BIN)/pip install --quiet .
@@ -70,6 +74,32 @@ fuzz: .venv/pyvenv.cfg
 	LEAST_PEAK_GRAPHS=200 $(BIN)/pytest --hypothesis-profile=fuzz \
 	    -k "any_transform or any_model or any_restore or any_row_wise or any_file or any_reference \
 	    or program_is or no_order_has or whoever_sees"
+
+# A warning is an error: a page that is linked and not there, a docstring that is not numpydoc.
+docs: .venv/pyvenv.cfg
+	$(BIN)/pip install --quiet '.[docs]'
+	rm -rf build/docs
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet docs build/docs
+
+# The wheel is built from the sdist. auditwheel gives it the tag of the oldest system that has what
+# the library needs; libtvm_ffi comes with tvm-ffi's wheel. Each Python gets an environment of its
+# own, outside of the repository, with the wheel and what the sdist unpacks to.
+wheel: .venv/pyvenv.cfg
+	$(BIN)/pip install --quiet '.[release]'
+	rm -rf dist build/release
+	$(BIN)/python -m build --outdir build/release .
+	PATH="$(CURDIR)/$(BIN):$$PATH" auditwheel repair --exclude libtvm_ffi.so --wheel-dir dist \
+	    build/release/*.whl
+	! $(BIN)/python -m zipfile --list dist/*.whl | grep '\.libs/' # a library that it had to bring
+	mv build/release/*.tar.gz dist/
+	set -e; for python in $(PYTHONS); do \
+	    folder=$$(mktemp -d); \
+	    tar -xzf dist/*.tar.gz --strip-components=1 -C $$folder; \
+	    $$python -m venv $$folder/.venv; \
+	    $$folder/.venv/bin/pip install --quiet "$$(ls dist/*.whl)[test]"; \
+	    (cd $$folder && .venv/bin/python --version && .venv/bin/pytest $(WHEEL_PYTEST_ARGS)); \
+	    rm -rf $$folder; \
+	done
 
 bench: .venv/pyvenv.cfg
 	$(BIN)/pip install --quiet '.[plot]'

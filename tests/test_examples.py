@@ -36,29 +36,6 @@ def test_decoder(layout):
     assert "FAIL" not in done.stdout
 
 
-def test_three_commands(tmp_path):
-    """What the README says a user does, in the folder that they are in."""
-
-    def run(*command):
-        done = subprocess.run(
-            [sys.executable, *map(str, command)], cwd=tmp_path, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    inplace, model = ["-m", "relax_inplace"], EXAMPLES / "attention.py"
-    assert "permute_dims(concat(q_proj, k_proj, v_proj))" in run(*inplace, "explain", model)
-    assert "peak 134,217,728" in run(*inplace, "build", model, "-o", "lib.so")
-    run(EXAMPLES / "random_weights.py", "lib.so", "weights", "safetensors")
-    said = run(
-        *inplace, "run", "lib.so", "--params", "weights", "--save", "converted", "--plot", "m.svg"
-    )
-    assert "83.9 MB converted in" in said
-    assert "50.3 MB planned" in said
-    assert (tmp_path / "m.svg").stat().st_size > 1000
-    assert "nothing to convert" in run(*inplace, "run", "lib.so", "--params", "converted")
-
-
 def test_decoder_explains():
     done = run_example("--explain")
     assert done.returncode == 0, done.stderr

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 __all__ = ["write_module"]
 
+_FUTURE = "from __future__ import annotations\n\n"  # has to be what a file begins with
+
 
 def write_module(mod: ir.IRModule, output: str | None, as_json: bool) -> None:
     """Write a module to a file, in the format of its ending, or to standard output."""
@@ -43,6 +45,8 @@ def _script(mod: ir.IRModule) -> str:
     text = mod.script()
     if "metadata[" in text:
         raise RefusedError("the module has constants that TVMScript does not print: use JSON")
-    head, _, body = text.partition("\n\n")
+    # From Python 3.12 on, where symbolic dimensions are parameters of a function: `f[n](...)`.
+    future = _FUTURE if text.startswith(_FUTURE) else ""
+    head, _, body = text.removeprefix(future).partition("\n\n")
     imports = re.sub(r"^# (?=from |import )", "", head, flags=re.MULTILINE)
-    return f"import relax_inplace\n{imports}\n\n{body}\n"
+    return f"{future}import relax_inplace\n{imports}\n\n{body}\n"

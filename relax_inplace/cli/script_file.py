@@ -44,7 +44,10 @@ def read_script(text: str, file: str) -> ir.IRModule:
     RefusedError
         ``file:line:column: reason``
     """
-    return _ScriptFile(text, file).module()
+    try:
+        return _ScriptFile(text, file).module()
+    except RecursionError:  # Python 3.14 parses what is nested deeper than it recurses
+        raise RefusedError(f"{file}: nested too deeply") from None
 
 
 class _ScriptFile:
@@ -168,7 +171,7 @@ class _ScriptFile:
             return ast.parse(source)
         except SyntaxError as error:
             raise self.refused(error.lineno or 1, error.offset or 1, error.msg) from None
-        except (RecursionError, MemoryError):
+        except MemoryError:  # how Python 3.10's parser says so
             raise RefusedError(f"{self.file}: nested too deeply") from None
         except ValueError as error:
             raise RefusedError(f"{self.file}: {error}") from None
@@ -240,6 +243,8 @@ def _plain(node: ast.expr, known: dict[str, Any]) -> Any:
         left, right = _number(node.left, known), _number(node.right, known)
         try:
             result = _ARITHMETIC[type(node.op)](left, right)
+        except ZeroDivisionError:  # its text depends on Python's version
+            raise NotScriptError(node, "division by zero") from None
         except ArithmeticError as error:
             raise NotScriptError(node, str(error)) from None
         if abs(result) <= _LARGEST:

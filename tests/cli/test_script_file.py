@@ -140,7 +140,7 @@ def test_reductions_over_threads_are_read():
         ),
         (
             relax_function(head="N = 1 // 0\n", dimension="N"),
-            ":1:5: integer division or modulo by zero",
+            ":1:5: division by zero",
         ),
     ],
 )

@@ -1,0 +1,22 @@
+"""The pages as HTML: `make docs`. Markdown by MyST; the reference from the installed package."""
+
+from importlib import metadata
+
+project = "relax_inplace"
+version = release = metadata.version("relax-inplace")
+copyright = "its contributors, Apache-2.0"
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+exclude_patterns = ["pictures"]
+
+myst_enable_extensions = ["colon_fence"]
+myst_heading_anchors = 3  # links to headings, as GitHub makes them
+
+autodoc_typehints = "none"  # the docstrings say types
+autodoc_member_order = "bysource"
+napoleon_google_docstring = False
+napoleon_use_rtype = False
+
+html_theme = "alabaster"
+html_theme_options = {"page_width": "70em", "sidebar_collapse": True}
+html_copy_source = False

@@ -1,0 +1,120 @@
+"""What the pages show, runs, and prints what they say.
+
+Every page is run: in a fresh process, an empty folder that has the examples, block by block, as a
+reader would (`run_page.py`). A block of `python` or `sh` is run. A block of `text` is what the block
+before it printed, or what a hidden cell prints (`blocks.py`), word by word. Everything else is listed
+here, with the reason; a reason that has become none is an error.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from blocks import ROOT, blocks, only, pages, unfenced
+
+HERE = Path(__file__).resolve().parent
+
+# Languages that are shown only.
+SHOWN = {
+    "cmake": "tests/deploy builds examples/cpp_host",
+    "cpp": "tests/deploy builds examples/cpp_host",
+    "{toctree}": "Sphinx reads it",
+}
+
+DECODER = "takes minutes; tests/test_examples.py runs it with a smaller decoder"
+TESTED_IR = "shortened; tests/transform compares whole functions"
+
+# Blocks that are not run, or not compared: page, words that the block has, reason.
+NOT_RUN = [
+    ("README.md", "make demo", "make test is this; tests/test_examples.py runs the demonstration"),
+    ("README.md", "293 weights, 496 MB", DECODER),
+    ("docs/command-line.md", "--target cuda", "needs nvcc; tests/cli runs each option"),
+    ("docs/deploy.md", "Cannot find ffi::Function", "tests/deploy/test_missing_builtins.py"),
+    ("docs/deploy.md", "arm/librelax_inplace.a", "needs another machine's libraries and compiler"),
+    ("docs/deploy.md", "cmake -S . -B build", "tests/deploy/test_cpp_host.py"),
+    ("docs/deploy.md", "tvm.exec.rpc_server", "tests/deploy/test_rpc.py"),
+    ("docs/deploy.md", "rpc.connect(host, port", "tests/deploy/test_rpc.py"),
+    ("docs/figures.md", "examples/gpu_check/build.py check", "needs nvcc, and a GPU"),
+    ("docs/gpu.md", "load_stub()", "needs nvcc"),
+    ("examples/cpp_host/README.md", "make cpp-host", "tests/deploy/test_cpp_host.py"),
+    ("examples/cpp_host/README.md", "step 30 of 30", "tests/deploy/test_cpp_host.py"),
+    ("docs/how-it-works.md", "w0 = R.permute_dims(params[0])\np0", TESTED_IR),
+    ("docs/how-it-works.md", "w0_given = get_weight(0)", TESTED_IR),
+    ("docs/how-it-works.md", "check_contiguous(params)", TESTED_IR),
+    ("docs/how-it-works.md", "r0 = donate_storage(None", TESTED_IR),
+    ("docs/runtime.md", '"layout": "9f0c..."', "a form, with names for values"),
+    (
+        "docs/quick-start.md",
+        "step 3 of 5 (`t2`)",
+        "tests/runtime/test_failures.py: test_the_message",
+    ),
+    ("examples/one_format_many_machines.md", "--layout kn\n", DECODER),
+    ("examples/one_format_many_machines.md", "--layout tiles\n", DECODER),
+    ("examples/one_format_many_machines.md", "--layout ft\n", DECODER),
+]
+
+# Pages of which nothing is run. One that another branch brings is no error.
+NOT_RUN_PAGES = {
+    "docs/disco.md": "tests/runtime/disco does what it shows",
+}
+
+# Blocks that have seconds and resident memory, which differ: compared without their numbers.
+MEASURED = [
+    ("README.md", "inplace_transform_params: 83.9 MB converted"),
+]
+
+
+def words(text, is_measured):
+    return (re.sub(r"[\d.,]*\d", "#", text) if is_measured else text).split()
+
+
+def run(to_run, folder):
+    """What each of the blocks prints, run one after the other."""
+    files = [folder / "blocks.json", folder / "printed.json"]
+    files[0].write_text(json.dumps([block._asdict() for block in to_run]))
+    (folder / "here").mkdir()
+    shutil.copytree(ROOT / "examples", folder / "here" / "examples")
+    commands = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        [sys.executable, HERE / "run_page.py", *files],
+        cwd=folder / "here",
+        env={**os.environ, "PATH": commands},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(files[1].read_text())
+
+
+@pytest.mark.parametrize("page", [page for page in pages() if page not in NOT_RUN_PAGES])
+def test_page(page, tmp_path):
+    found = blocks(page)
+    not_run = [only(found, text) for where, text, _ in NOT_RUN if where == page]
+    measured = [only(found, text) for where, text in MEASURED if where == page]
+    found = [block for block in found if block not in not_run and block.kind not in SHOWN]
+    to_run = [block for block in found if block.kind != "text"]
+    unknown = {block.kind for block in to_run} - {"python", "sh", "before", "after", "prints"}
+    assert not unknown, "languages that are neither run nor listed"
+    printed = dict(zip(to_run, run(to_run, tmp_path) if to_run else [], strict=True))
+    for before, block in zip([None, *found], found, strict=False):
+        if block.kind == "text":
+            assert before in printed, (
+                f"{page}:{block.line}: nothing prints this, and it is not listed"
+            )
+            shown = words(block.text, block in measured)
+            # Of several commands the last.
+            assert words(printed[before], block in measured)[-len(shown) :] == shown
+
+
+@pytest.mark.parametrize("page", [page for page in pages() if page not in NOT_RUN_PAGES])
+def test_blocks_say_their_language(page):
+    assert not unfenced(page), "write ```python, ```sh or ```text: an indented block says nothing"
+
+
+def test_what_is_listed_is_there():
+    assert {page for page, *_ in NOT_RUN + MEASURED} <= set(pages())
