@@ -16,7 +16,7 @@ PYTHON ?= python3
 PYTHONS ?= $(PYTHON)
 BIN := .venv/bin
 
-.PHONY: demo cpp-host test lint format sanitize fuzz docs wheel bench clean
+.PHONY: demo cpp-host test lint format sanitize fuzz docs wheel gpu-check bench clean
 
 demo: .venv/pyvenv.cfg
 	$(BIN)/pip install --quiet .
