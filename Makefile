@@ -10,12 +10,13 @@
 #              with each of PYTHONS="python3.10 python3.14"
 # make bench   conversions against a warm copy, TVM, numpy (and torch and jax, if they are in .venv);
 #              TVM's ways; time to compile and to lift; cold starts with 2 GB
+# make gpu-check  a folder that checks and measures conversions on a machine with a GPU: needs nvcc
 
 PYTHON ?= python3
 PYTHONS ?= $(PYTHON)
 BIN := .venv/bin
 
-.PHONY: demo cpp-host test lint format sanitize fuzz docs wheel bench clean
+.PHONY: demo cpp-host test lint format sanitize fuzz docs wheel gpu-check bench clean
 
 demo: .venv/pyvenv.cfg
 	$(BIN)/pip install --quiet .
@@ -110,6 +111,10 @@ bench: .venv/pyvenv.cfg
 	$(BIN)/python benchmarks/lift_time.py
 	$(BIN)/pip install --quiet '.[test]'
 	COLD_START_MB=2048 $(BIN)/pytest --capture=no tests/runtime/test_cold_start.py
+
+gpu-check: .venv/pyvenv.cfg
+	$(BIN)/pip install --quiet .
+	$(BIN)/python examples/gpu_check/build.py build/gpu-check $(GPU_CHECK_ARGS)
 
 .venv/pyvenv.cfg:
 	$(PYTHON) -m venv .venv

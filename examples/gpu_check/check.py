@@ -120,10 +120,15 @@ class Machine:
         import tvm
         import tvm_ffi
 
+        if arch:  # TVM loads it only together with its compiler (tvm/backend/cuda/__init__.py)
+            try:
+                ctypes.CDLL(str(HERE / "site" / "tvm" / "lib" / "libtvm_runtime_cuda.so"))
+            except OSError as error:
+                cannot(f"TVM's CUDA runtime cannot be loaded ({error})")
         self.tvm, self.ffi, self.arch = tvm, tvm_ffi, arch
         self.device = tvm.cuda(0) if arch else tvm.cpu()
         if not self.device.exist:
-            cannot(f"TVM sees no {self.device}: libtvm_runtime_cuda.so could not be loaded")
+            cannot(f"TVM sees no {self.device}")
         from relax_inplace import runtime
 
         self.runtime = runtime

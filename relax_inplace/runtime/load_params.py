@@ -18,11 +18,11 @@ from .source_reader import SourceReader
 from .tensor_bytes import is_host
 from .weight_selection import Selection, select
 
-__all__ = ["clear_cache", "load_params"]
+__all__ = ["clear_cache", "load_params", "load_selected", "require_room"]
 
 
 def load_params(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | Source,
     device: Any,
     names: Any = None,
     *,
@@ -36,7 +36,7 @@ def load_params(
 
     Parameters
     ----------
-    path : path
+    path : path or Source
         See :func:`open_source`.
     device : tvm.runtime.Device
     names : sequence of str or Transform, optional
@@ -60,10 +60,17 @@ def load_params(
     """
     source = open_source(path)
     selection = select(source, names)
-    _check_memory(source, selection, device, checksum)
+    require_room(source, selection, device, checksum)
+    return load_selected(source, selection, SourceReader(source, device, checksum), progress)
+
+
+def load_selected(
+    source: Source, selection: Selection, reader: SourceReader, progress: ProgressOption
+) -> Params:
+    """Read what is selected, as the only owner of it: see :func:`load_params`."""
     tensors: dict[str, Any] = {}
     try:
-        _read(source, selection, SourceReader(source, device, checksum), progress, tensors)
+        _read(source, selection, reader, progress, tensors)
         return Params(
             in_slots((tensors[one.name] for one in selection.records), selection.slots),
             selection.names,
@@ -81,7 +88,8 @@ def clear_cache() -> None:
     tvm_ffi.get_global_func("vm.builtin.tensor_cache.clear")()
 
 
-def _check_memory(source: Source, selection: Selection, device: Any, checksum: bool) -> None:
+def require_room(source: Source, selection: Selection, device: Any, checksum: bool) -> None:
+    """Refuse weights that do not fit into what is free."""
     needed = sum(record.type.nbytes or 0 for record in selection.records)
     staged = max((file.nbytes for file in source.files), default=0) if checksum else 0
     if is_host(device):

@@ -15,22 +15,24 @@ __all__ = ["SEARCHED", "open_source"]
 SEARCHED = (*MANIFESTS, INDEX)  # in a folder, in this order; then the one .safetensors file in it
 
 
-def open_source(path: str | os.PathLike[str]) -> Source:
+def open_source(path: str | os.PathLike[str] | Source) -> Source:
     """Read what files of weights say of themselves, and check it against the files.
 
     Takes no memory for a weight, and reads none.
 
     Parameters
     ----------
-    path : path
+    path : path or Source
         A folder with TVM's tensor cache, or with safetensors; a manifest of either; a
-        ``.safetensors`` file.
+        ``.safetensors`` file. A source that is open is returned as it is.
 
     Raises
     ------
     SourceError
         There is nothing of the kind, or it is damaged.
     """
+    if isinstance(path, Source):
+        return path
     path = Path(path)
     if os.path.isdir(path):
         path = _manifest(path)

@@ -13,6 +13,7 @@ from .mark import Mark
 from .open_source import open_source
 from .params import Params
 from .progress import ProgressOption
+from .source import Source
 from .source_reader import SourceReader
 from .stream_reader import ReadAhead
 from .taking_over import taken_over
@@ -26,7 +27,7 @@ __all__ = ["stream_params"]
 
 def stream_params(
     function: Any,
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | Source,
     device: Any,
     *,
     inputs: Sequence[Any] = (),
@@ -42,7 +43,7 @@ def stream_params(
     ----------
     function : Transform, VirtualMachine or module
         A transform that was compiled with ``lazy=True``.
-    path : str or path
+    path : path or Source
         See :func:`~relax_inplace.runtime.open_source`.
     device : tvm.runtime.Device
     inputs : sequence

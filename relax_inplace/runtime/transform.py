@@ -165,8 +165,19 @@ def load_transform(path: str | os.PathLike, device: Any, name: str | None = None
     ModuleError
         It is no module of TVM's, was built for another machine or target, or has no transform.
     """
-    import tvm
     from tvm.runtime.vm import VirtualMachine
+
+    module = open_module(path)
+    return transform_in(VirtualMachine(module, device), name, device, str(path))
+
+
+def open_module(path: str | os.PathLike) -> Any:
+    """Load the library of a compiled module, which a virtual machine runs: see `load_transform`.
+
+    Where several are to run it, load it once: a library knows the last module that it was loaded
+    as (``__tvm_ffi__library_ctx``), and looks for its kernels in that one.
+    """
+    import tvm
 
     from ..libinfo import load_library
 
@@ -187,7 +198,12 @@ def load_transform(path: str | os.PathLike, device: Any, name: str | None = None
         raise ModuleError.of(
             where=str(path), given="no Relax executable", expected=expected, remedy=remedy
         )
-    return _find(VirtualMachine(module, device), name, None, device, str(path))
+    return module
+
+
+def transform_in(vm: Any, name: str | None, device: Any, where: str) -> Transform:
+    """The transform in a virtual machine on a device: see `load_transform`."""
+    return _find(vm, name, None, device, where)
 
 
 def _find(

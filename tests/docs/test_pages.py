@@ -39,7 +39,7 @@ NOT_RUN = [
     ("docs/deploy.md", "cmake -S . -B build", "tests/deploy/test_cpp_host.py"),
     ("docs/deploy.md", "tvm.exec.rpc_server", "tests/deploy/test_rpc.py"),
     ("docs/deploy.md", "rpc.connect(host, port", "tests/deploy/test_rpc.py"),
-    ("docs/figures.md", "examples/gpu_check/build.py check", "needs nvcc, and a GPU"),
+    ("docs/figures.md", "make gpu-check", "needs nvcc, and a GPU"),
     ("docs/gpu.md", "load_stub()", "needs nvcc"),
     ("examples/cpp_host/README.md", "make cpp-host", "tests/deploy/test_cpp_host.py"),
     ("examples/cpp_host/README.md", "step 30 of 30", "tests/deploy/test_cpp_host.py"),

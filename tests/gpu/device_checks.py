@@ -185,6 +185,38 @@ def reference_that_is_dropped_meanwhile():
     assert result.report.allocated == {"first of its size": 1, "something else refers to it": 1}
 
 
+def waits_before_it_frees():
+    """An error of a kernel would come in a destructor; another owner uses memory again at once."""
+    of = {pipeline: transform(pipeline=pipeline) for pipeline in PIPELINES}
+    for imported in (False, True):
+        for pipeline in PIPELINES:
+            params = weights()
+            if imported:
+                params = tvm_ffi.Array([tvm_ffi.from_dlpack(Lent(one)) for one in params])
+            calls()
+            of[pipeline].function(params)
+            said = list(map(str, calls()))
+            frees = [i for i, call in enumerate(said) if call == "free"]
+            assert len(frees) >= (1 if pipeline == "inplace" and not imported else 4), said
+            for i in frees:
+                before = [call for call in said[:i] if call != "free"]
+                assert before[-1] == "wait for the default stream", said
+            check_converted(params)
+
+
+class Lent:
+    """A tensor of another library."""
+
+    def __init__(self, tensor):
+        self._tensor = tensor
+
+    def __dlpack__(self, **options):
+        return self._tensor.__dlpack__(**options)
+
+    def __dlpack_device__(self):
+        return self._tensor.__dlpack_device__()
+
+
 def done_when_it_returns():
     """What transform_params returns can be read on any stream."""
     for pipeline in PIPELINES:

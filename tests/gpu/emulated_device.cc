@@ -160,6 +160,7 @@ void Reverse(const ffi::Tensor& from, const ffi::Tensor& to) {
   const size_t bytes = ffi::GetDataSize(*to.GetDLTensorPtr());
   const char* source = static_cast<const char*>(from.data_ptr());
   char* target = static_cast<char*>(to.data_ptr());
+  device.calls.push_back("launch");
   device.Enqueue(TVMFFIEnvGetStream(kDLCUDA, 0),
                  [=] { std::reverse_copy(source, source + bytes, target); });
 }

@@ -14,6 +14,7 @@ CHECKS = [
     "without_the_wait",
     "one_wait",
     "reference_that_is_dropped_meanwhile",
+    "waits_before_it_frees",
     "done_when_it_returns",
     "verified_and_saved",
     "out_of_memory",

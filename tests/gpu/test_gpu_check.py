@@ -12,6 +12,25 @@ from emulated_device import is_possible
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "gpu_check"
 SMALL = ["--gb", "0.002", "--shrink", "8", "--only", "transpose uint8"]
 
+LOADED = """
+import ctypes, os, sys
+from pathlib import Path
+
+sys.path[:0] = [sys.argv[1], str(Path(sys.argv[2]) / "site")]
+from cuda_stub import load_stub
+
+load_stub()
+os.environ["TVM_USE_RUNTIME_LIB"] = "1"
+import tvm
+
+assert tvm.__file__.startswith(sys.argv[2])
+ctypes.CDLL(str(Path(tvm.__file__).parent / "lib" / "libtvm_runtime_cuda.so"))
+compiled = []
+tvm.register_global_func("tvm_callback_cuda_compile", compiled.append, override=True)
+module = tvm.runtime.load_module(str(Path(sys.argv[2]) / "graph.sm_90.so"))
+assert module.implements_function("vm_load_executable") and not compiled
+"""
+
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on the PATH")
 
 
@@ -64,6 +83,9 @@ def test_cuda(tmp_path):
         content = file.read_bytes()
         assert b"\x50\xed\x55\xba" in content and b"__global__" not in content, file.name
     assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) < 64 << 20
+    # TVM's CUDA runtime takes it without the compiler, and compiles nothing.
+    done = run("-c", LOADED, EXAMPLE, folder)
+    assert done.returncode == 0, done.stdout + done.stderr
     if is_possible():
         done = run("-I", folder / "check.py")
         assert done.returncode == 2, done.stdout + done.stderr

@@ -170,8 +170,8 @@ def test_a_failure_while_verifying_changes_nothing(monkeypatch):
             raise MemoryError("no room for a copy")
         return stock(tensor)
 
-    stock = module._copy
-    monkeypatch.setattr(module, "_copy", copy)
+    stock = module.copy_of
+    monkeypatch.setattr(module, "copy_of", copy)
     transform = transposes(reference=True)
     params = Params(weights(transform))
     with pytest.raises(MemoryError, match="no room for a copy"):

@@ -1,0 +1,268 @@
+"""Which part of a folder of weights is a worker's.
+
+Three ways are known, all without a word between the workers:
+
+- **A folder each.** ``{rank}`` in a path is the worker's number, from 0.
+- **Pre-sharded names**, as MLC-LLM writes them: of ``NAME_shard-2-of-4`` the second of four workers
+  takes the weight ``NAME``; a name without such an end is for all.
+- **Shard info**, TVM's (``src/runtime/extra/disco/loader.cc``): functions that cut a weight. There
+  worker 0 reads it and scatters the parts, which takes a communication library that no CPU has.
+  Here each worker reads the weight, cuts it, and keeps its part: that takes one whole weight, and
+  what its functions make of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import tvm
+import tvm_ffi
+
+from ..manifest import parse_object
+from ..source import Record, Source
+from ..source_error import refuse, shown
+from ..source_reader import SourceReader
+from ..tensor_type import TensorType
+
+__all__ = [
+    "ShardFunction",
+    "ShardInfo",
+    "ShardedReader",
+    "is_presharded",
+    "numbered",
+    "read_shard_info",
+    "shard_info_of",
+    "sharded",
+    "shards_for",
+]
+
+_PRESHARDED = re.compile(r"(.+)_shard-([1-9][0-9]*)-of-([1-9][0-9]*)")
+
+
+# -- pre-sharded names ----------------------------------------------------------------------------
+
+
+def shards_for(source: Source, rank: int, workers: int) -> Source:
+    """What of a source is for a worker, under the names of the whole weights.
+
+    Raises
+    ------
+    SourceError
+        It was sharded for another number of workers, or a shard is missing.
+    """
+    ours: list[Record] = []
+    theirs: set[str] = set()
+    for record in source.records.values():
+        match = _PRESHARDED.fullmatch(record.name)
+        if match is None:
+            ours.append(record)
+            continue
+        name, number, of = match[1], int(match[2]), int(match[3])
+        if of != workers or number > of:
+            refuse(
+                f"{shown(source.path)}, {shown(record.name)}",
+                f"shard {number} of {of}",
+                f"shards for {workers} workers",
+                "shard the weights for as many workers as the session has",
+            )
+        theirs.add(name)
+        if number == rank + 1:
+            ours.append(dataclasses.replace(record, name=name))
+    if not theirs:
+        return source
+    missing = sorted(theirs - {record.name for record in ours})
+    if missing:
+        refuse(
+            shown(source.path),
+            f"no shard {rank + 1} of {shown(missing[0])}",
+            f"one for each of {workers} workers",
+        )
+    chosen = Source.of(source.path, source.format, ours, source.files, source.mark)
+    return dataclasses.replace(chosen, fingerprint=f"{source.fingerprint}-{rank + 1}-of-{workers}")
+
+
+def is_presharded(source: Source) -> bool:
+    """Whether any name says that it is a shard."""
+    return any(_PRESHARDED.fullmatch(name) for name in source.records)
+
+
+# -- shard info -----------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardFunction:
+    """A function that is called with a weight, the numbers, and a tensor for its result.
+
+    Attributes
+    ----------
+    name : str
+    shape : tuple of int
+        Of the result; of the last one, the first dimension counts the workers.
+    dtype : str
+    numbers : tuple of int
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    numbers: tuple[int, ...]
+
+
+ShardInfo = dict[str, list[ShardFunction]]  # by the names of the weights
+
+
+def read_shard_info(text: str) -> ShardInfo:
+    """Read ``{NAME: [[FUNCTION, [SHAPE, DTYPE], NUMBER, ...], ...]}``.
+
+    Raises
+    ------
+    SourceError
+        It is something else.
+    """
+    where = "shard info"
+    info: ShardInfo = {}
+    for name, functions in parse_object(text.encode(), where).items():
+        if not isinstance(functions, list):
+            refuse(f"{where}, {shown(name)}", f"{shown(functions)} given", "a list of functions")
+        info[name] = [_function(one, f"{where}, {shown(name)}") for one in functions]
+    return info
+
+
+def _function(entry: Any, where: str) -> ShardFunction:
+    try:
+        name, (shape, dtype), *numbers = entry
+        sizes = [*shape, *numbers]
+        is_right = isinstance(name, str) and all(type(one) is int for one in sizes)
+        tvm_ffi.dtype(dtype)
+    except (TypeError, ValueError):
+        is_right = False
+    if not is_right:
+        refuse(where, f"{shown(entry)} given", "[function, [shape, dtype], numbers...]")
+    return ShardFunction(name, tuple(shape), dtype, tuple(numbers))
+
+
+def sharded(source: Source, info: ShardInfo, workers: int) -> Source:
+    """The source as a worker will have it: to choose from, not to read.
+
+    Raises
+    ------
+    SourceError
+        A weight is cut for another number of workers, or is not there.
+    """
+    records = dict(source.records)
+    if source.mark is not None and any(info.values()):
+        refuse(
+            shown(source.path),
+            f"weights that {shown(source.mark.transform)} has converted",
+            "weights as they were stored, if they are to be cut",
+            "load those that each worker has saved in a folder of its own",
+        )
+    for name, functions in info.items():
+        if not functions:
+            continue
+        where = f"{shown(source.path)}, {shown(name)}"
+        if name not in records:
+            refuse(where, "shard info of a weight that is not there", "one that is")
+        last = functions[-1]
+        if not last.shape or last.shape[0] != workers:
+            refuse(
+                where,
+                f"cut into {last.dtype}{list(last.shape)}",
+                f"{workers} parts, one for each worker",
+                "make shard info for as many workers as the session has",
+            )
+        records[name] = dataclasses.replace(records[name], shape=last.shape[1:], dtype=last.dtype)
+    return dataclasses.replace(source, records=records)
+
+
+class ShardedReader(SourceReader):
+    """Reads weights, and cuts those that have shard functions.
+
+    Parameters
+    ----------
+    source : Source
+        With whole weights.
+    device : tvm.runtime.Device
+    checksum : bool
+    info : dict of str to list of ShardFunction
+    module : tvm.runtime.Module or None
+        Where the functions are looked for, before the global ones.
+    rank : int
+        Whose part is kept.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        device: Any,
+        checksum: bool,
+        info: ShardInfo,
+        module: Any,
+        rank: int,
+    ):
+        super().__init__(source, device, checksum)
+        self._rank = rank
+        self._steps = {
+            name: [(one, _found(one.name, module)) for one in functions]
+            for name, functions in info.items()
+            if functions
+        }
+
+    def read(self, name: str) -> Any:
+        """The worker's part of a weight, which nothing else refers to."""
+        weight = super().read(name)
+        if name not in self._steps:
+            return weight
+        for function, call in self._steps[name]:
+            result = tvm.runtime.empty(function.shape, function.dtype, self._device)
+            call(weight, *function.numbers, result)
+            weight = result
+        shape = function.shape[1:]
+        nbytes = TensorType("", shape, function.dtype).nbytes or 0
+        part = tvm.runtime.empty(shape, function.dtype, self._device)
+        weight._create_view(shape, function.dtype, self._rank * nbytes).copyto(part)
+        self._device.sync()
+        return part
+
+
+def _found(name: str, module: Any) -> Any:
+    if module is not None:
+        with contextlib.suppress(AttributeError):  # what tvm-ffi raises where there is none
+            return module.get_function(name, query_imports=True)
+    found = tvm_ffi.get_global_func(name, allow_missing=True)
+    if found is None:
+        refuse(
+            "shard info",
+            f"the function {shown(name)}",
+            "one of the module or one that is registered on the workers",
+            "compile it into the module, or import what registers it on each worker",
+        )
+    return found
+
+
+def shard_info_of(module: Any) -> str:
+    """What a module says of its shards; ``{}`` if it says nothing."""
+    name = "get_shard_info"  # as TVM's loader asks it
+    return str(module[name]()) if module.implements_function(name) else "{}"
+
+
+# -- names that are numbers -----------------------------------------------------------------------
+
+
+def numbered(source: Source, names: Sequence[str]) -> Source:
+    """Give weights that are called ``param_0``, ``param_1``, ... these names, in this order.
+
+    TVM's loader knows no other names. A source that has other ones is returned as it is.
+    """
+    numbers = {f"param_{index}": name for index, name in enumerate(names)}
+    if set(source.records) != set(numbers):
+        return source
+    records = [
+        dataclasses.replace(record, name=numbers[record.name]) for record in source.records.values()
+    ]
+    named = Source.of(source.path, source.format, records, source.files, source.mark)
+    return dataclasses.replace(named, fingerprint=source.fingerprint)

@@ -1,0 +1,71 @@
+"""Functions that the tests of Disco need on the workers: `session.import_python_module` of this."""
+
+import hashlib
+import os
+import signal
+import time
+
+import numpy as np
+import tvm
+import tvm_ffi
+
+from relax_inplace.runtime.disco import tasks
+
+# What a weight may begin with, and what its kernel does then.
+FAILS, DIES, WAITS = -1.0, -2.0, -3.0
+
+
+@tvm_ffi.register_global_func("test.disco.transpose", override=True)
+def transpose(source, target):
+    first = source.numpy().flat[0]
+    if first == FAILS:
+        raise ValueError("the kernel failed")
+    if first == DIES:
+        os.kill(os.getpid(), signal.SIGKILL)
+    give_up = time.monotonic() + 60
+    while first == WAITS and time.monotonic() < give_up:  # until it is told to stop
+        if any(one.is_stopped for one in list(tasks._tasks.values())):
+            break
+        time.sleep(0.005)
+    np.from_dlpack(target)[...] = source.numpy().T
+
+
+@tvm_ffi.register_global_func("test.disco.split_rows", override=True)
+def split_rows(source, workers, target):
+    """The shards are parts of the rows."""
+    array = source.numpy()
+    target.copyfrom(array.reshape(workers, array.shape[0] // workers, *array.shape[1:]))
+
+
+@tvm_ffi.register_global_func("test.disco.add_one", override=True)
+def add_one(source, target):
+    target.copyfrom(source.numpy() + 1)
+
+
+@tvm_ffi.register_global_func("test.disco.digest", override=True)
+def digest(value):
+    """Of a tensor or a tuple: text, which a node can pass on."""
+    tensors = [value] if isinstance(value, tvm_ffi.Tensor) else list(value)
+    return digest_of([tensor.numpy() for tensor in tensors])
+
+
+def digest_of(arrays):
+    said = [(str(one.dtype), one.shape, one.tobytes()) for one in arrays]
+    return hashlib.sha256(repr(said).encode()).hexdigest()
+
+
+@tvm_ffi.register_global_func("test.disco.field", override=True)
+def field(value, index):
+    return value[index]
+
+
+@tvm_ffi.register_global_func("test.disco.input", override=True)
+def input_of(rows, columns):
+    """The same numbers on all workers."""
+    return tvm.runtime.tensor(np.arange(rows * columns, dtype="float32").reshape(rows, columns))
+
+
+@tvm_ffi.register_global_func("test.disco.kept", override=True)
+def kept(rank):
+    """How many tasks a worker keeps, as text."""
+    return str(sum(one == rank for one, _ in tasks._tasks))
