@@ -39,6 +39,7 @@ NOT_RUN = [
     ("docs/deploy.md", "cmake -S . -B build", "tests/deploy/test_cpp_host.py"),
     ("docs/deploy.md", "tvm.exec.rpc_server", "tests/deploy/test_rpc.py"),
     ("docs/deploy.md", "rpc.connect(host, port", "tests/deploy/test_rpc.py"),
+    ("docs/disco.md", "relax_inplace.runtime.disco.node HOST", "tests/runtime/test_disco.py"),
     ("docs/figures.md", "make gpu-check", "needs nvcc, and a GPU"),
     ("docs/gpu.md", "load_stub()", "needs nvcc"),
     ("examples/cpp_host/README.md", "make cpp-host", "tests/deploy/test_cpp_host.py"),
@@ -57,11 +58,6 @@ NOT_RUN = [
     ("examples/one_format_many_machines.md", "--layout tiles\n", DECODER),
     ("examples/one_format_many_machines.md", "--layout ft\n", DECODER),
 ]
-
-# Pages of which nothing is run. One that another branch brings is no error.
-NOT_RUN_PAGES = {
-    "docs/disco.md": "tests/runtime/disco does what it shows",
-}
 
 # Blocks that have seconds and resident memory, which differ: compared without their numbers.
 MEASURED = [
@@ -91,7 +87,7 @@ def run(to_run, folder):
     return json.loads(files[1].read_text())
 
 
-@pytest.mark.parametrize("page", [page for page in pages() if page not in NOT_RUN_PAGES])
+@pytest.mark.parametrize("page", pages())
 def test_page(page, tmp_path):
     found = blocks(page)
     not_run = [only(found, text) for where, text, _ in NOT_RUN if where == page]
@@ -111,7 +107,7 @@ def test_page(page, tmp_path):
             assert words(printed[before], block in measured)[-len(shown) :] == shown
 
 
-@pytest.mark.parametrize("page", [page for page in pages() if page not in NOT_RUN_PAGES])
+@pytest.mark.parametrize("page", pages())
 def test_blocks_say_their_language(page):
     assert not unfenced(page), "write ```python, ```sh or ```text: an indented block says nothing"
 

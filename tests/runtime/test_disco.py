@@ -5,7 +5,6 @@ import faulthandler
 import gc
 import json
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -538,17 +537,3 @@ def test_in_a_program(built, tmp_path, library, shutdown):
         cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr
-
-
-def test_documentation(built, tmp_path):
-    """The example of docs/disco.md."""
-    text = (Path(__file__).parents[2] / "docs" / "disco.md").read_text()
-    (program,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    os.symlink(built / "model.so", tmp_path / "lib.so")
-    for rank in range(2):
-        write(tmp_path / "weights" / str(rank), arrays(rank), [f"param_{i}" for i in range(COUNT)])
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, cwd=tmp_path
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("2 workers: 0.0 MB converted in ")

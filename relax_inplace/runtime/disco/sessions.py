@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import ctypes
 import threading
 import weakref
 from collections.abc import Iterator
@@ -105,8 +106,6 @@ class SocketSession(disco.SocketSession):
     Attributes
     ----------
     num_workers_per_node : int
-    processes : WorkerProcesses
-        Of this node.
     is_shut_down : bool
     """
 
@@ -147,6 +146,8 @@ class SocketSession(disco.SocketSession):
 @atexit.register
 def _shut_down() -> None:
     for session in list(_sessions):
+        # For ever: the destructor of TVM's session calls Python, and may run when that is gone.
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
         if not session.is_shut_down:
             threads = session.num_workers if isinstance(session, ThreadedSession) else 1
             with contextlib.suppress(Exception):
