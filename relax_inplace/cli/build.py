@@ -95,6 +95,12 @@ def command(
         library.export_library(output, options=self_contained_options() if self_contained else [])
     if not made and not functions_that_update(mod):
         said.note("no weights are converted: the module has no transform, and none to lift")
+    if chosen_target.kind.name == "cuda" and not _compiles_cuda():
+        said.note(
+            f"{output} holds CUDA source: TVM's CUDA runtime cannot be loaded here (libcuda.so.1). "
+            "The machine that loads the library compiles it, by nvcc or NVRTC; docs/gpu.md says "
+            "how to compile it here"
+        )
     summaries = [_summary(plan, mod) for plan in made]
     built = Built(output, chosen_target.kind.name, _functions(mod), summaries)
     if as_json:
@@ -142,6 +148,13 @@ def _summary(plan: MemoryPlan, mod: ir.IRModule) -> dict[str, Any]:
         "steps": len(plan.steps),
         "streamed": any(weight.loaded_by for weight in plan.weights),
     }
+
+
+def _compiles_cuda() -> bool:
+    """Or else TVM keeps the source (src/backend/cuda/codegen/cuda_fallback_module.h)."""
+    import tvm_ffi
+
+    return tvm_ffi.get_global_func("ffi.Module.create.cuda", allow_missing=True) is not None
 
 
 def _has_weights(mod: ir.IRModule, choices: options.Choices) -> bool:

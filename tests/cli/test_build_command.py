@@ -104,9 +104,13 @@ def test_kernels_are_not_run_when_they_are_compiled(tmp_path):
 
 @needs_cuda
 def test_kernels_for_a_gpu_are_scheduled(tmp_path):
-    text = output("build", "-", "--target", "cuda", "-o", tmp_path / "lib.so", text=TRANSFORM)
-    assert text.startswith(f"{tmp_path / 'lib.so'}: inplace_transform_params; for cuda\n")
-    assert b"transpose_kernel" in (tmp_path / "lib.so").read_bytes()
+    done = run("build", "-", "--target", "cuda", "-o", tmp_path / "lib.so", text=TRANSFORM)
+    assert done.exit_code == 0, done.stderr
+    assert done.stdout.startswith(f"{tmp_path / 'lib.so'}: inplace_transform_params; for cuda\n")
+    library = (tmp_path / "lib.so").read_bytes()
+    assert b"transpose_kernel" in library
+    is_source = b"__global__" in library
+    assert is_source == (f"{tmp_path / 'lib.so'} holds CUDA source" in done.stderr)
 
 
 def test_refused(tmp_path):

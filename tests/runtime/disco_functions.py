@@ -23,8 +23,8 @@ def transpose(source, target):
     if first == DIES:
         os.kill(os.getpid(), signal.SIGKILL)
     give_up = time.monotonic() + 60
-    while first == WAITS and time.monotonic() < give_up:  # until it is told to stop
-        if any(one.is_stopped for one in list(tasks._tasks.values())):
+    while first == WAITS and time.monotonic() < give_up:  # until all who are at it are to stop
+        if all(one.is_stopped or one.outcome for one in list(tasks._tasks.values())):
             break
         time.sleep(0.005)
     np.from_dlpack(target)[...] = source.numpy().T

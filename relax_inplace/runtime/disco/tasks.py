@@ -88,9 +88,9 @@ class _Task:
     is_stopped: bool = False
 
     def told(self, progress: Progress) -> None:
-        self.progress = progress
         if self.is_stopped:
             raise _StoppedError("stopped")
+        self.progress = progress
 
     def run(self) -> None:
         try:
