@@ -15,6 +15,7 @@
 PYTHON ?= python3
 PYTHONS ?= $(PYTHON)
 BIN := .venv/bin
+PYTEST_JOBS ?= --numprocesses=auto --maxprocesses=8 --dist=worksteal
 
 .PHONY: demo cpp-host test lint format sanitize fuzz docs wheel gpu-check bench clean
 
@@ -31,7 +32,7 @@ cpp-host: .venv/pyvenv.cfg
 
 test: .venv/pyvenv.cfg
 	$(BIN)/pip install --quiet '.[test]'
-	$(BIN)/pytest $(PYTEST_ARGS)
+	$(BIN)/pytest $(PYTEST_JOBS) $(PYTEST_ARGS)
 
 lint: .venv/pyvenv.cfg
 	$(BIN)/pip install --quiet '.[lint]'
@@ -71,7 +72,7 @@ with = LD_PRELOAD="$$(gcc -print-file-name=$(2).so) $$(gcc -print-file-name=libs
 
 fuzz: .venv/pyvenv.cfg
 	$(BIN)/pip install --quiet '.[test]'
-	LEAST_PEAK_GRAPHS=200 $(BIN)/pytest --hypothesis-profile=fuzz \
+	LEAST_PEAK_GRAPHS=200 $(BIN)/pytest $(PYTEST_JOBS) --hypothesis-profile=fuzz \
 	    -k "any_transform or any_model or any_restore or any_row_wise or any_file or any_reference \
 	    or program_is or no_order_has or whoever_sees"
 
@@ -97,7 +98,7 @@ wheel: .venv/pyvenv.cfg
 	    tar -xzf dist/*.tar.gz --strip-components=1 -C $$folder; \
 	    $$python -m venv $$folder/.venv; \
 	    $$folder/.venv/bin/pip install --quiet "$$(ls dist/*.whl)[test]"; \
-	    (cd $$folder && .venv/bin/python --version && .venv/bin/pytest $(WHEEL_PYTEST_ARGS)); \
+	    (cd $$folder && .venv/bin/python --version && .venv/bin/pytest $(PYTEST_JOBS) $(WHEEL_PYTEST_ARGS)); \
 	    rm -rf $$folder; \
 	done
 

@@ -26,7 +26,10 @@ pytestmark = pytest.mark.skipif(CMAKE is None, reason="needs CMake: pip install 
 
 
 def run(*command):
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=300)
+    # In the clone's root `-m relax_inplace` would be the source tree.
+    done = subprocess.run(
+        [*map(str, command)], cwd=EXAMPLE, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
