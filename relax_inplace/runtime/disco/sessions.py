@@ -55,6 +55,7 @@ class ThreadedSession(disco.ThreadedSession):
     def shutdown(self) -> None:
         """End the workers; nothing can be asked of them any more."""
         if not self.is_shut_down:
+            _wait_for_threads(self, self.num_workers)
             self.is_shut_down = True
             super().shutdown()
 
@@ -89,9 +90,13 @@ class ProcessSession(disco.ProcessSession):
     def shutdown(self) -> None:
         """End the workers; nothing can be asked of them any more."""
         if not self.is_shut_down:
-            self.is_shut_down = True
-            super().shutdown()
-            self.processes.finish()
+            _wait_for_threads(self, 1)
+            self._finish()
+
+    def _finish(self) -> None:
+        self.is_shut_down = True
+        super().shutdown()
+        self.processes.finish()
 
 
 class SocketSession(disco.SocketSession):
@@ -138,9 +143,20 @@ class SocketSession(disco.SocketSession):
     def shutdown(self) -> None:
         """End the workers, and the other nodes; nothing can be asked of them any more."""
         if not self.is_shut_down:
+            _wait_for_threads(self, 1)
             self.is_shut_down = True
             super().shutdown()
-            self._local.shutdown()  # TVM does not, until the session is destroyed
+            self._local._finish()  # TVM does not, until the session is destroyed
+
+
+def _wait_for_threads(session: Any, count: int) -> None:
+    """Waits for the first workers, threads of this process: they may still have Python to run.
+
+    If the interpreter ends before, it ends the process with a signal.
+    """
+    with contextlib.suppress(Exception):
+        for rank in range(count):
+            session._sync_worker(rank)
 
 
 @atexit.register
@@ -148,12 +164,8 @@ def _shut_down() -> None:
     for session in list(_sessions):
         # For ever: the destructor of TVM's session calls Python, and may run when that is gone.
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
-        if not session.is_shut_down:
-            threads = session.num_workers if isinstance(session, ThreadedSession) else 1
-            with contextlib.suppress(Exception):
-                for rank in range(threads):
-                    session._sync_worker(rank)  # they may still have Python to run
-                session.shutdown()
+        with contextlib.suppress(Exception):
+            session.shutdown()
 
 
 @contextlib.contextmanager
