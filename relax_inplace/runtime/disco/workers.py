@@ -233,6 +233,8 @@ class Workers:
 
     def _how_it_ended(self, rank: int) -> str:
         session, node = self.session, 0
+        if isinstance(session, disco.ThreadedSession):
+            return "it gives no answer"
         if isinstance(session, SocketSession):
             node, rank = divmod(rank, session.num_workers_per_node)
         if node:
