@@ -69,3 +69,13 @@ def input_of(rows, columns):
 def kept(rank):
     """How many tasks a worker keeps, as text."""
     return str(sum(one == rank for one, _ in tasks._tasks))
+
+
+@tvm_ffi.register_global_func("test.disco.echo", override=True)
+def echo(value):
+    return value
+
+
+@tvm_ffi.register_global_func("test.disco.slow", override=True)
+def slow():
+    time.sleep(0.05)

@@ -1,15 +1,18 @@
 """Weights of the workers of a Disco session: threads, processes, and nodes on the loopback."""
 
+import concurrent.futures
 import contextlib
 import faulthandler
 import gc
 import json
 import os
+import queue
 import signal
 import socket
 import subprocess
 import sys
 import textwrap
+import threading
 from pathlib import Path
 
 import disco_functions
@@ -348,6 +351,86 @@ def test_a_reference_is_reported(session, built, tmp_path):
     assert ask(session, "digest", fields) == [converted(arrays(rank)) for rank in range(2)]
 
 
+# -- threads of the controller ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["threads", "processes"])
+def test_references_that_another_thread_drops(kind):
+    """As Python's garbage collector may, in a worker's thread: no two messages at once."""
+    dropped = queue.SimpleQueue()
+
+    def drop():
+        while dropped.get() is not None:
+            pass
+
+    thread = threading.Thread(target=drop, daemon=True)
+    with session_of(kind) as (session, _):
+        thread.start()
+        echo = session.get_global_func("test.disco.echo")
+        for i in range(2000):
+            said = session.call_packed(echo, i)
+            assert said.debug_get_from_remote(i % 2) == i
+            dropped.put(said)
+        dropped.put(None)
+        thread.join()
+        again = [session.call_packed(echo, i) for i in range(10)]
+        assert [one.debug_get_from_remote(1) for one in again] == list(range(10))
+
+
+def test_threads_that_use_a_session_together(session):
+    """Each gets its own answers."""
+    echo = session.get_global_func("test.disco.echo")
+
+    def use(first):
+        asked = range(first, first + 100)
+        return [session.call_packed(echo, i).debug_get_from_remote(i % 2) == i for i in asked]
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        assert all(all(one) for one in pool.map(use, range(0, 4000, 1000)))
+
+
+@pytest.mark.parametrize("kind", ["threads", "processes"])
+def test_a_session_that_is_dropped_is_shut_down(kind):
+    """TVM's destructor waits for threads that wait for Python, which it holds."""
+    program = f"""
+    import gc, threading
+    from relax_inplace.runtime import disco
+    for _ in range(2):
+        session = disco.{"ThreadedSession" if kind == "threads" else "ProcessSession"}(2)
+        session.import_python_module("disco_functions")
+        slow = session.get_global_func("test.disco.slow")
+        for _ in range(3):
+            slow()
+        del session, slow
+        gc.collect()
+        for thread in threading.enumerate():
+            if thread.name == "shuts down a session":
+                thread.join()
+    print("shut down")
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=FOLDER,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "shut down\n", "")
+
+
+def test_after_shutdown():
+    """TVM would wait for an answer for ever."""
+    session = disco.ThreadedSession(2)
+    echo = session.get_global_func("test.disco.echo")
+    said = session.call_packed(echo, 1)
+    session.shutdown()
+    session.shutdown()
+    with pytest.raises(RuntimeError, match="ThreadedSession: the session has been shut down"):
+        said.debug_get_from_remote(0)
+    with pytest.raises(RuntimeError, match="make a new one"):
+        session.call_packed(echo, 1)
+
+
 # -- failures --------------------------------------------------------------------------------------
 
 
@@ -473,15 +556,15 @@ def test_a_worker_that_was_killed_before(built):
 # -- sessions that are not ours --------------------------------------------------------------------
 
 
-def test_a_session_of_tvms_own(built, tmp_path):
-    """Its threads will do; its processes do not have the builtins."""
+def test_a_session_of_tvms_own(built):
+    """Its threads are not safe beside workers that run Python; its processes lack the builtins."""
     from tvm.runtime import disco as theirs
 
-    session = theirs.ThreadedSession(2)
-    session.import_python_module("disco_functions")
-    works(session, built, tmp_path)
-    with pytest.raises(ModuleError, match=r"make the session with .*\.disco\.ProcessSession"):
-        disco.load_transform(theirs.ProcessSession(2), built / "stock.so")
+    for kind in (theirs.ThreadedSession, theirs.ProcessSession):
+        session = kind(2)
+        with pytest.raises(ModuleError, match=rf"make the session with .*\.disco\.{kind.__name__}"):
+            disco.load_transform(session, built / "stock.so")
+        session.shutdown()
     with pytest.raises(TypeError, match="expected a session of TVM's Disco, but got int"):
         disco.load_transform(3, built / "stock.so")
 

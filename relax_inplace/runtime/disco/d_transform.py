@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 from ..transform import ModuleError
-from .tvm_disco import disco
+from .serial_session import DModule
 from .workers import Kept, Workers
 
 __all__ = ["DTransform", "load_transform"]
@@ -27,7 +27,7 @@ class DTransform(Kept):
         super().__init__(workers, number)
         self.name = name
         self.is_streamed = is_streamed
-        self.module = disco.DModule(workers.value(number), workers.session)
+        self.module = DModule(workers.value(number), workers.session)
 
 
 def load_transform(
@@ -38,7 +38,7 @@ def load_transform(
     Parameters
     ----------
     session : tvm.runtime.disco.Session
-        TVM's ``ThreadedSession``, or a :class:`ProcessSession` or :class:`SocketSession` of this
+        A :class:`ThreadedSession`, :class:`ProcessSession` or :class:`SocketSession` of this
         package.
     path : path
         Of the module on the workers' machines. ``{rank}`` is the worker's number.

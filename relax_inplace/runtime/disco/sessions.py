@@ -1,9 +1,11 @@
 """Sessions whose workers have the builtins, and whose controller survives them.
 
 They are TVM's own, and differ in who starts the processes and holds the connections
-(`worker_processes.py`, `node_connections.py`), and in how a program ends that has one: a worker
-that is a thread of it and runs Python when the interpreter goes ends it by a signal. So they are
-shut down before.
+(`worker_processes.py`, `node_connections.py`), in that several threads may use them
+(`serial_session.py`), and in how they end. A worker that is a thread of this program ends it by a
+signal, if it runs Python when the interpreter goes; and the destructor of TVM's session waits for
+such threads, and keeps them from running Python meanwhile. So a session is shut down before: when
+the program ends, or when nothing refers to it any more.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from typing import Any
 import tvm_ffi
 
 from .node_connections import NodeConnections
+from .serial_session import SerialSession, SessionLock
 from .tvm_disco import disco
 from .worker_processes import WorkerProcesses
 
@@ -32,7 +35,7 @@ _naming = threading.RLock()
 _sessions: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
-class ThreadedSession(disco.ThreadedSession):
+class ThreadedSession(SerialSession, disco.ThreadedSession):
     """TVM's: each worker is a thread of this process.
 
     Parameters
@@ -45,22 +48,21 @@ class ThreadedSession(disco.ThreadedSession):
     is_shut_down : bool
     """
 
-    __slots__ = ("__weakref__", "is_shut_down")
+    __slots__ = ("__weakref__", "is_shut_down", "lock")
 
     def __init__(self, num_workers: int, num_groups: int = 1):
-        super().__init__(num_workers, num_groups)
+        self.lock = SessionLock()
         self.is_shut_down = False
+        super().__init__(num_workers, num_groups)
         _sessions.add(self)
 
-    def shutdown(self) -> None:
-        """End the workers; nothing can be asked of them any more."""
-        if not self.is_shut_down:
-            _wait_for_threads(self, self.num_workers)
-            self.is_shut_down = True
-            super().shutdown()
+    def _end(self) -> None:
+        _wait_for_threads(self, self.num_workers)
+        self.is_shut_down = True
+        disco.Session.shutdown(self)
 
 
-class ProcessSession(disco.ProcessSession):
+class ProcessSession(SerialSession, disco.ProcessSession):
     """TVM's, with processes that have the builtins; worker 0 is a thread of this one.
 
     Parameters
@@ -74,9 +76,10 @@ class ProcessSession(disco.ProcessSession):
     is_shut_down : bool
     """
 
-    __slots__ = ("__weakref__", "is_shut_down", "processes")
+    __slots__ = ("__weakref__", "is_shut_down", "lock", "processes")
 
     def __init__(self, num_workers: int, num_groups: int = 1):
+        self.lock = SessionLock()
         self.is_shut_down = False
         processes = self.processes = WorkerProcesses(num_workers, num_groups)
         with _named(_POOL, lambda *_: tvm_ffi.convert(processes.__call__)):
@@ -87,19 +90,17 @@ class ProcessSession(disco.ProcessSession):
         _sessions.add(self)
         self._configure_structlog()
 
-    def shutdown(self) -> None:
-        """End the workers; nothing can be asked of them any more."""
-        if not self.is_shut_down:
-            _wait_for_threads(self, 1)
-            self._finish()
+    def _end(self) -> None:
+        _wait_for_threads(self, 1)
+        self._finish()
 
     def _finish(self) -> None:
         self.is_shut_down = True
-        super().shutdown()
+        disco.Session.shutdown(self)
         self.processes.finish()
 
 
-class SocketSession(disco.SocketSession):
+class SocketSession(SerialSession, disco.SocketSession):
     """TVM's: this machine is node 0, the others run `relax_inplace.runtime.disco.node`.
 
     Parameters
@@ -114,11 +115,14 @@ class SocketSession(disco.SocketSession):
     is_shut_down : bool
     """
 
-    __slots__ = ("__weakref__", "_local", "_nodes", "is_shut_down", "num_workers_per_node")
+    __slots__ = (
+        *("__weakref__", "_local", "_nodes", "is_shut_down", "lock", "num_workers_per_node"),
+    )
 
     def __init__(
         self, num_nodes: int, num_workers_per_node: int, num_groups: int, host: str, port: int
     ):
+        self.lock = SessionLock()
         self.is_shut_down = False
         self.num_workers_per_node = num_workers_per_node
         self._nodes = NodeConnections(host, port, num_nodes)
@@ -140,13 +144,11 @@ class SocketSession(disco.SocketSession):
         """The worker processes of this node."""
         return self._local.processes
 
-    def shutdown(self) -> None:
-        """End the workers, and the other nodes; nothing can be asked of them any more."""
-        if not self.is_shut_down:
-            _wait_for_threads(self, 1)
-            self.is_shut_down = True
-            super().shutdown()
-            self._local._finish()  # TVM does not, until the session is destroyed
+    def _end(self) -> None:
+        _wait_for_threads(self, 1)
+        self.is_shut_down = True
+        disco.Session.shutdown(self)
+        self._local._finish()  # TVM does not, until the session is destroyed
 
 
 def _wait_for_threads(session: Any, count: int) -> None:

@@ -48,7 +48,7 @@ from .sharding import (
     shards_for,
 )
 
-__all__ = ["NAMES", "arrivals"]
+__all__ = ["NAMES"]
 
 _KEPT_SAMPLES = 64  # of memory over time, which a report may have thousands of
 
@@ -104,9 +104,6 @@ class _Task:
             self.inputs = ()
 
 
-# Of controllers in this process that wait for its worker threads to have done all that was asked.
-arrivals: dict[int, threading.Semaphore] = {}
-
 # By the worker's number and the task's: worker threads of one process have the same numbers.
 _tasks: dict[tuple[int, int], _Task] = {}
 
@@ -153,11 +150,6 @@ def _forget(number: int) -> None:
     del _tasks[_worker("worker_rank"), number]
 
 
-def _arrive(number: int) -> None:
-    if number in arrivals:
-        arrivals[number].release()
-
-
 def _worker(what: str) -> Any:
     """What Disco says of the worker whose thread this is."""
     return tvm_ffi.get_global_func(f"runtime.disco.{what}")()
@@ -177,7 +169,7 @@ def _harmless(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 NAMES: dict[str, str] = {}
-for _function in (_begin, _state, _stop, _value, _forget, _arrive):
+for _function in (_begin, _state, _stop, _value, _forget):
     _name = _function.__name__[1:]
     NAMES[_name] = f"relax_inplace.disco.{_name}"
     tvm_ffi.register_global_func(NAMES[_name], _harmless(_function), override=True)

@@ -8,20 +8,18 @@ noticed at the next question, whose answer is the end of a file.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import itertools
 import json
-import threading
 import time
 import weakref
-from collections import deque
 from typing import Any, ClassVar
 
 from ..progress import Progress, ProgressBar, ProgressOption, progress_bar
 from ..transform import ModuleError
-from .sessions import ProcessSession, SocketSession
-from .tasks import NAMES, arrivals
+from .serial_session import SerialSession
+from .sessions import SocketSession, ThreadedSession
+from .tasks import NAMES
 from .tvm_disco import disco
 from .worker_error import WorkerState, failure_of
 
@@ -29,7 +27,6 @@ __all__ = ["Kept", "Workers"]
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.002, 0.05  # seconds between two questions
 _PATIENCE = 5.0  # seconds that workers have to stop, once one has failed
-_PATIENCE_AT_EXIT = 1.0
 _numbers = itertools.count(1)  # of tasks
 
 
@@ -66,8 +63,6 @@ class Workers:
     def __init__(self, session: Any):
         self.session = session
         self.count = int(session.num_workers)
-        self._lock = threading.RLock()  # a session is used by one thread at a time
-        self._forgotten: deque[int] = deque()
         self._ended: dict[int, str] = {}
         self._require_ours()
         self._functions = {name: session.get_global_func(full) for name, full in NAMES.items()}
@@ -100,57 +95,45 @@ class Workers:
         """
         if getattr(self.session, "is_shut_down", False):
             raise RuntimeError(f"{what}: the session has been shut down; make a new one")
+        return self.session.lock.run(lambda: self._run(what, request, inputs, progress))
+
+    def _run(
+        self,
+        what: str,
+        request: dict[str, Any],
+        inputs: tuple[Any, ...],
+        progress: ProgressOption,
+    ) -> tuple[int, list[Any]]:
         number = next(_numbers)
         ends: dict[int, dict[str, Any]] = {}
         cause: BaseException | None = None
-        with self._lock:
-            self._forget_pending()
-            has_begun = not self._ended
-            try:
-                if has_begun:
-                    self._ask("begin", number, json.dumps(request), *inputs)
-                    self._wait(number, request["do"], ends, progress)
-            except BaseException as error:
-                cause = error
-            if cause is None and not self._failed(ends):
-                return number, [ends[rank]["said"] for rank in range(self.count)]
+        has_begun = not self._ended
+        try:
             if has_begun:
-                self._stop(number, ends)
-                self.forget(number)
-            states = [self._state(rank, ends.get(rank), has_begun) for rank in range(self.count)]
+                self._ask("begin", number, json.dumps(request), *inputs)
+                self._wait(number, request["do"], ends, progress)
+        except BaseException as error:
+            cause = error
+        if cause is None and not self._failed(ends):
+            return number, [ends[rank]["said"] for rank in range(self.count)]
+        if has_begun:
+            self._stop(number, ends)
+            self.forget(number)
+        states = [self._state(rank, ends.get(rank), has_begun) for rank in range(self.count)]
         raise failure_of(what, states, cause) from cause
-
-    def close(self) -> None:
-        """Before the program ends: have the threads of a session of TVM's own finish, and end."""
-        if hasattr(self.session, "is_shut_down"):
-            return  # one of ours does it (`sessions.py`)
-        number = next(_numbers)
-        arrived = arrivals[number] = threading.Semaphore(0)
-        with contextlib.suppress(Exception):
-            self._ask("arrive", number)
-            for _ in range(self.count):
-                if not arrived.acquire(timeout=_PATIENCE_AT_EXIT):
-                    return  # it was shut down, which it does not say
-            self.session.shutdown()
 
     def value(self, number: int) -> Any:
         """A DRef of what the workers keep under a number."""
-        with self._lock:
-            return self._ask("value", number)
+        return self._ask("value", number)
 
     def forget(self, number: int) -> None:
-        """Have the workers drop what they keep under a number, at once or before the next task."""
-        self._forgotten.append(number)
-        if self._lock.acquire(blocking=False):  # a garbage collector calls from any thread
-            try:
-                self._forget_pending()
-            finally:
-                self._lock.release()
+        """Have the workers drop what they keep under a number, at once or after what they do."""
 
-    def _forget_pending(self) -> None:
-        with contextlib.suppress(Exception):  # the session may have ended
-            while self._forgotten:
-                self._ask("forget", self._forgotten.popleft())
+        def forget() -> None:
+            with contextlib.suppress(Exception):  # the session may have ended
+                self._ask("forget", number)
+
+        self.session.lock.run_without_wait(forget)
 
     def _ask(self, name: str, *args: Any) -> Any:
         return self.session.call_packed(self._functions[name], *args)
@@ -233,7 +216,7 @@ class Workers:
 
     def _how_it_ended(self, rank: int) -> str:
         session, node = self.session, 0
-        if isinstance(session, disco.ThreadedSession):
+        if isinstance(session, ThreadedSession):
             return "it gives no answer"
         if isinstance(session, SocketSession):
             node, rank = divmod(rank, session.num_workers_per_node)
@@ -243,21 +226,15 @@ class Workers:
 
     def _require_ours(self) -> None:
         session = self.session
-        if isinstance(session, (disco.ThreadedSession, ProcessSession, SocketSession)):
+        if isinstance(session, SerialSession):
             return
         kind = type(session).__name__
         raise ModuleError.of(
             where="relax_inplace.runtime.disco",
-            given=f"a {kind} of TVM's, whose workers do not have the builtins",
-            expected="one whose workers have them, and whose end this process survives",
+            given=f"a {kind} of TVM's, which is for one thread alone; its processes lack the builtins",
+            expected="one that is safe where workers are threads, and has the builtins",
             remedy=f"make the session with relax_inplace.runtime.disco.{kind}",
         )
-
-
-@atexit.register
-def _close() -> None:
-    for workers in list(Workers._of_session.values()):
-        workers.close()
 
 
 class Kept:
