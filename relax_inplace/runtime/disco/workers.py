@@ -231,7 +231,7 @@ class Workers:
         kind = type(session).__name__
         raise ModuleError.of(
             where="relax_inplace.runtime.disco",
-            given=f"a {kind} of TVM's, which is for one thread alone; its processes lack the builtins",
+            given=f"a {kind} of TVM's, for one thread alone; its processes lack the builtins",
             expected="one that is safe where workers are threads, and has the builtins",
             remedy=f"make the session with relax_inplace.runtime.disco.{kind}",
         )
