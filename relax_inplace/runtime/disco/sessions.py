@@ -33,6 +33,8 @@ _LOCAL_WORKERS = "runtime.disco.create_socket_session_local_workers"
 _naming = threading.RLock()
 
 _sessions: weakref.WeakSet[Any] = weakref.WeakSet()
+# Those that are a part of another session, which alone ends them.
+_local_sessions: set[Any] = set()
 
 
 class ThreadedSession(SerialSession, disco.ThreadedSession):
@@ -98,6 +100,7 @@ class ProcessSession(SerialSession, disco.ProcessSession):
         self.is_shut_down = True
         disco.Session.shutdown(self)
         self.processes.finish()
+        _local_sessions.discard(self)
 
 
 class SocketSession(SerialSession, disco.SocketSession):
@@ -126,6 +129,7 @@ class SocketSession(SerialSession, disco.SocketSession):
         self.is_shut_down = False
         self.num_workers_per_node = num_workers_per_node
         self._nodes = NodeConnections(host, port, num_nodes)
+        local: list[ProcessSession] = []
         try:
             with processes_for_local_workers() as local:
                 # A constructor would keep the interpreter while it waits for the connections.
@@ -135,6 +139,8 @@ class SocketSession(SerialSession, disco.SocketSession):
                 self.__move_handle_from__(made)
         except BaseException:
             self._nodes.close()
+            for one in local:
+                one.shutdown()
             raise
         (self._local,) = local
         _sessions.add(self)
@@ -183,7 +189,8 @@ def processes_for_local_workers() -> Iterator[list[ProcessSession]]:
 
     def create(num_workers: int) -> Any:
         session = ProcessSession(num_workers)
-        _sessions.discard(session)  # it ends with the other one
+        _sessions.discard(session)
+        _local_sessions.add(session)
         made.append(session)
         return session
 
