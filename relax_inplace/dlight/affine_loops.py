@@ -26,6 +26,7 @@ from tvm import ir, relax, sym, tirx
 
 from ..analysis.inplace_kernel import flat_index
 from ..analysis.te_block import loads_in
+from .emulated_floats import can_be_vector
 from .register_transpose import VECTOR_BYTES, transpose_block
 from .simple_indices import with_simple_indices
 
@@ -133,7 +134,8 @@ class _Loops:
                 return self._in_turn(axes, depth, store, whole)
             # Few bytes that are computed are left to LLVM.
             wide = size * _widest(store) >= _LEAST_VECTOR
-            if size <= lanes and (wide or _moved(store.value) is not None):
+            few = size <= lanes and (wide or _moved(store.value) is not None)
+            if few and can_be_vector(store.value):
                 kind = tirx.ForKind.VECTORIZED
         body = self.over(axes, depth + 1, store)
         if kind == tirx.ForKind.SERIAL and depth and size * _stores(body) <= _MOST_UNROLLED:
@@ -153,7 +155,9 @@ class _Loops:
         outer, inner, left = self._new(var, vectors), self._new(var, lanes), self._new(var, None)
         zero = tirx.const(0, var.ty.dtype)
         body = self._at(store, var, outer * lanes + inner)
-        body = tirx.For(inner, zero, tirx.const(lanes, var.ty.dtype), tirx.ForKind.VECTORIZED, body)
+        is_vector = can_be_vector(store.value)
+        kind = tirx.ForKind.VECTORIZED if is_vector else tirx.ForKind.SERIAL
+        body = tirx.For(inner, zero, tirx.const(lanes, var.ty.dtype), kind, body)
         rest = self._at(store, var, vectors * lanes + left)
         count = self.analyzer.simplify(extent - vectors * lanes)
         return tirx.SeqStmt(

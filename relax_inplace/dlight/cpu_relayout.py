@@ -24,7 +24,7 @@ input for as many elements as the processor can know pages of the output, then c
 Where a size is not a multiple of a tile, the last tile begins earlier, and writes some elements a
 second time. Outer loops are one parallel loop.
 
-Nothing is computed otherwise than it was. There is no block any more: later passes see loops.
+Nothing is computed otherwise than it was. One block is around all; in it later passes see loops.
 """
 
 from __future__ import annotations
@@ -36,9 +36,11 @@ from typing import TypeAlias
 
 import tvm_ffi
 from tvm import ir, relax, tirx
+from tvm.s_tir import SBlock, SBlockRealize
 from tvm.target import Target
 
 from ..analysis.te_block import buffer_params, te_blocks
+from .emulated_floats import bits_of_constant, can_be_vector
 from .inlining import with_producers_inlined
 from .register_transpose import VECTOR_BYTES, transpose_block
 from .relayout import (
@@ -115,9 +117,15 @@ def schedule_cpu_relayout(function: tirx.PrimFunc, target: Target) -> tirx.PrimF
         pieces = relayout_pieces(block, flat) if _is_exact(block.value) else None
         if pieces is None or block.buffer not in params:
             return None
-        statements += [_scheduled(_of_words(piece, flat), flat) for piece in pieces]
+        pieces = [_of_words(piece, flat) for piece in pieces]
+        if not all(can_be_vector(piece.value) for piece in pieces):
+            return None
+        statements += [_scheduled(piece, flat) for piece in pieces]
     body = tirx.SeqStmt(statements) if len(statements) > 1 else statements[0]
-    scheduled = function.with_body(flat.declared(body))
+    # TVM's FuseOps may leave this kernel's result to another one, and then RewriteDataflowReshape
+    # looks for a block (src/relax/analysis/tir_op_pattern_kind.cc).
+    root = SBlock([], [], [], "root", flat.declared(body))
+    scheduled = function.with_body(SBlockRealize([], True, root))
     return scheduled.with_attr("tirx.is_scheduled", True)
 
 
@@ -133,10 +141,17 @@ def _is_exact(value: ir.Expr) -> bool:
 def _of_words(piece: Piece, flat: FlatBuffers) -> Piece:
     """A piece that only moves elements, as one that moves unsigned integers: its bits.
 
-    A short run of elements that stay together is one integer.
+    A short run of elements that stay together is one integer. A constant that cannot be a vector is
+    one, too.
     """
     if not piece.moves_only:
-        return piece
+        bits = bits_of_constant(piece.value)
+        if bits is None:
+            return piece
+        output = dataclasses.replace(
+            piece.output, buffer=flat.of(piece.output.buffer, str(bits.ty))
+        )
+        return dataclasses.replace(piece, output=output, value=bits)
     element, source = piece.value, piece.inputs[piece.value]
     size = element_bytes(str(source.buffer.ty.dtype))
     digits = list(piece.digits)

@@ -66,14 +66,20 @@ def test_rows_are_vectors():
         compute: T.Buffer((T.int64(8192), T.int64(64)), "float16"),
     ):
         T.func_attr({"op_pattern": 0, "tirx.is_scheduled": True, "tirx.noalias": True})
-        x0_float32 = T.decl_buffer((T.int64(524288),), data=x0.data)
-        compute_float16 = T.decl_buffer((T.int64(524288),), "float16", data=compute.data)
-        for task in T.parallel(T.int64(64)):
-            for vector in range(T.int64(512)):
-                for lane in T.vectorized(T.int64(16)):
-                    compute_float16[task * T.int64(8192) + vector * T.int64(16) + lane] = T.Cast(
-                        "float16", x0_float32[task * T.int64(8192) + vector * T.int64(16) + lane]
-                    )
+        with T.sblock("root"):
+            T.reads()
+            T.writes()
+            x0_float32 = T.decl_buffer((T.int64(524288),), data=x0.data)
+            compute_float16 = T.decl_buffer((T.int64(524288),), "float16", data=compute.data)
+            for task in T.parallel(T.int64(64)):
+                for vector in range(T.int64(512)):
+                    for lane in T.vectorized(T.int64(16)):
+                        compute_float16[task * T.int64(8192) + vector * T.int64(16) + lane] = (
+                            T.Cast(
+                                "float16",
+                                x0_float32[task * T.int64(8192) + vector * T.int64(16) + lane],
+                            )
+                        )
 
     made = scheduled(lambda x: op.astype(x, "float16"), ((8192, 64), "float32"))
     tvm.ir.assert_structural_equal(made, expected)

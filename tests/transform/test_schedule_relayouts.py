@@ -7,12 +7,13 @@ import pytest
 import tvm
 import tvm_ffi
 from pipelines import LLVM
+from restoring import assert_restores
 from tvm import relax, tirx
 from tvm.script import from_source
 from tvm.script import ir as I
 from tvm.script import relax as R
 
-from relax_inplace import runtime
+from relax_inplace import layout, runtime
 from relax_inplace.pipeline import inplace_pipeline
 from relax_inplace.transform import InplaceTransformParams, ScheduleRelayouts
 
@@ -82,6 +83,20 @@ def test_a_kernel_of_transforms_alone_is_replaced():
     mod = Model.clone()
     del mod["main"]
     assert kernels(scheduled(legalized(mod))) == {"transpose": True, "sum": False}
+
+
+def test_a_kernel_whose_result_another_one_reads():
+    """TVM asks each kernel before the last one of a step whether it is a reshape: by its block."""
+    builder = relax.BlockBuilder()
+    params = relax.Var("params", relax.TupleType([relax.TensorType((3, 5), "float32")]))
+    with builder.function("transform_params", [params]):
+        with builder.dataflow():
+            first = builder.emit(relax.op.flatten(builder.emit(layout.tiles.pack(params[0], 1, 8))))
+            same = builder.emit(builder.emit(relax.op.permute_dims(first)))  # FuseOps stops here
+            last = builder.emit(relax.op.flatten(builder.emit(relax.op.permute_dims(same))))
+            out = builder.emit_output(relax.Tuple([last]))
+        builder.emit_func_output(out)
+    assert_restores(builder.finalize(), "inplace")
 
 
 def test_a_cast_that_llvm_leaves_undefined():
