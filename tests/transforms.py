@@ -309,7 +309,7 @@ class _Writer:
             if int(np.prod(shape)) == int(np.prod(a.shape)):
                 return [self.emit(shape, f"R.reshape({a.name}, {shape})")]
         if kind == "cast":
-            dtype = self.pick(["float16", "int8"])
+            dtype = self.pick(["float16", "int8", "bfloat16", "float8_e4m3fn"])
             return [self.emit(a.shape, f'R.astype({a.name}, "{dtype}")', dtype)]
         if kind == "cast back":
             return [self.emit(a.shape, f'R.astype({a.name}, "float32")')]

@@ -4,8 +4,9 @@ import collections
 import itertools
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from profiles import examples
 from transforms import transforms
 from tvm.script import from_source
 
@@ -133,7 +134,7 @@ class Shown(Problem):
 
 
 @given(problems(), st.data())
-@settings(max_examples=500)
+@examples(500)
 def test_no_order_has_a_lower_peak(problem, data):
     count = data.draw(st.integers(0, 2))
     first = next(valid_orders(problem, []))[:count]
@@ -176,7 +177,7 @@ def side_by_side(parts):
 
 
 @given(st.lists(problems(most_steps=3), min_size=4, max_size=4))
-@settings(max_examples=200)
+@examples(200)
 def test_merged_groups_are_as_good_as_one_search(parts):
     problem = side_by_side(parts)
     order, _ = least_peak_order(problem)
@@ -190,7 +191,7 @@ def chain(sizes):
 
 
 @given(st.lists(st.lists(st.integers(0, 9), min_size=4, max_size=4), min_size=6, max_size=6))
-@settings(max_examples=20)
+@examples(20)
 def test_six_chains_of_three_steps(sizes):
     problem = side_by_side(map(chain, sizes))
     order, _ = least_peak_order(problem)
@@ -245,7 +246,7 @@ def test_a_large_group_says_so():
 
 
 @given(transforms(), st.integers(0, 20))
-@settings(max_examples=50)
+@examples(50)
 def test_a_schedule_is_never_worse_than_the_order_of_the_function(transform, limit):
     mod = from_source(transform.source)
     graph = TransformGraph.build("f", mod["transform_params"], mod, transform.params)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tvm
 import tvm_ffi
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from kernels_of import (
     assert_same_bits,
@@ -17,6 +17,7 @@ from kernels_of import (
     symbol,
     tensors_of,
 )
+from profiles import examples
 from tvm import relax, te, tirx
 from tvm.target import Target
 
@@ -143,7 +144,7 @@ def test_blocks_of_any_number(way, shape):
 
 
 @given(st.data())
-@settings(max_examples=40)
+@examples(40)
 def test_any_order_of_the_bits(data):
     """Of two elements, parts of some bits each, in any order of parts and of blocks of any size."""
     extents = data.draw(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tvm
 import tvm_ffi
-from hypothesis import given, settings
+from hypothesis import given
 from inplace_kernels import (
     TARGET,
     assert_right,
@@ -16,6 +16,7 @@ from inplace_kernels import (
     run,
     te_kernel,
 )
+from profiles import examples
 from tvm import relax, te, tirx
 from tvm.relax import op
 from tvm.script import from_source
@@ -247,7 +248,7 @@ def test_other_targets_are_left_alone():
     assert schedule_cpu_inplace(kernel, tvm.target.Target("cuda")) is None
 
 
-@settings(max_examples=25)
+@examples(25)
 @given(moves(dtypes=("uint8", "float16", "bfloat16", "int64"), may_cast=False))
 def test_any_moves(drawn):
     """Whatever is found to be in place has numpy's bytes, in place and not."""
@@ -258,7 +259,7 @@ def test_any_moves(drawn):
         assert_right(scheduled, [array], [bits[drawn.sources].tobytes()])
 
 
-@settings(max_examples=15)
+@examples(15)
 @given(moves(dtypes=("float32", "int64")))
 def test_any_casts(drawn):
     scheduled = schedule_cpu_inplace(drawn.kernel, TARGET)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tvm
 import tvm_ffi
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from kernels_of import (
     assert_same_bits,
@@ -15,6 +15,7 @@ from kernels_of import (
     symbol,
     tensors_of,
 )
+from profiles import examples
 from tvm import relax, te, tirx
 from tvm.relax import op
 from tvm.script import tirx as T
@@ -269,7 +270,7 @@ def test_as_tvm_does_without_a_schedule(name):
 
 
 @given(st.data())
-@settings(max_examples=40)
+@examples(40)
 def test_any_permutation(data):
     """Of any shape, with or without symbolic sizes, reshaped before or not."""
     rank = data.draw(st.integers(1, 5))
@@ -320,7 +321,7 @@ def _draw_step(data, value, shape, dtype):
 
 
 @given(st.data())
-@settings(max_examples=40)
+@examples(40)
 def test_any_chain(data):
     """Operators that FuseTIR makes one kernel of, or several."""
     shape = data.draw(st.lists(st.integers(1, 24), min_size=1, max_size=3))
@@ -348,7 +349,7 @@ def test_any_chain(data):
 
 
 @given(st.data())
-@settings(max_examples=25)
+@examples(25)
 def test_any_blocks(data):
     """What index arithmetic there is in layouts: sizes and blocks that do not divide each other."""
     height, width = data.draw(st.integers(1, 70)), data.draw(st.integers(1, 70))

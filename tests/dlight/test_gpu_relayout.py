@@ -14,8 +14,9 @@ from emulated_gpu import (
     legalized,
     random_arrays,
 )
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from profiles import examples
 from tvm import relax, te, tirx
 from tvm.target import Target
 
@@ -130,7 +131,7 @@ DTYPES = ["uint8", "int8", "float16", "float32", "int64"]
 SIZES = st.sampled_from([1, 2, 3, 4, 5, 8, 24, 31, 32, 33, 64, 100, 129])
 
 
-@settings(max_examples=20)
+@examples(20)
 @given(data=st.data())
 def test_any_permutation(data):
     shape = data.draw(st.lists(SIZES, min_size=2, max_size=4).filter(lambda s: np.prod(s) < 200000))

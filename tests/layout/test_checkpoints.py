@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import references
 from compiled import assert_bits, compiled, random_bits
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from profiles import examples
 
 from relax_inplace.layout import LayoutError, awq, gptq
 
@@ -63,7 +64,7 @@ def test_a_small_case_of_gptq():
     assert list(out[1][0]) == [0x7F012345]
 
 
-@settings(max_examples=20)
+@examples(20)
 @given(
     st.sampled_from(list(FORMATS)),
     st.sampled_from(["int32", "uint32"]),
@@ -98,7 +99,7 @@ def symbolic(request):
     return request.param, per, compiled(to, *stored), compiled(back, *groups)
 
 
-@settings(max_examples=25)
+@examples(25)
 @given(words=st.integers(1, 6), columns=st.integers(1, 4), groups=st.integers(1, 4))
 def test_symbolic_sizes(symbolic, words, columns, groups):
     name, per, to, back = symbolic

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import references
 from compiled import assert_bits, compiled, pattern, random_bits
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from profiles import examples
 
 from relax_inplace.layout import LayoutError, faster_transformer
 
@@ -64,7 +65,7 @@ def test_cutlass_makes_the_same_bytes(form):
     assert hashlib.sha256(out.tobytes()).hexdigest()[:16] == CUTLASS[form]
 
 
-@settings(max_examples=20)
+@examples(20)
 @given(st.sampled_from(FORMS), st.integers(1, 3), st.integers(1, 3))
 def test_static_sizes(form, height, width):
     bits, arch = form
@@ -82,7 +83,7 @@ def symbolic(request):
     return bits, arch, *(compiled(way(bits, arch), (shape, "int8")) for way in (there, back))
 
 
-@settings(max_examples=12)
+@examples(12)
 @given(height=st.integers(1, 4), width=st.integers(1, 4))
 def test_symbolic_sizes(symbolic, height, width):
     bits, arch, to, back = symbolic

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import references
 from compiled import assert_bits, compiled, pattern, random_bits
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from profiles import examples
 
 from relax_inplace.layout import LayoutError, ggml
 
@@ -60,7 +61,7 @@ def test_ggml_makes_the_same_bytes(form):
     assert hashlib.sha256(out.tobytes()).hexdigest()[:16] == GGML[form]
 
 
-@settings(max_examples=20)
+@examples(20)
 @given(st.sampled_from(list(GGML)), st.integers(1, 3), st.integers(1, 4))
 def test_static_sizes(form, groups, blocks):
     weight = random_bits(
@@ -84,7 +85,7 @@ def symbolic(request):
     )
 
 
-@settings(max_examples=15)
+@examples(15)
 @given(groups=st.integers(1, 6), blocks=st.integers(1, 6))
 def test_symbolic_sizes(symbolic, groups, blocks):
     form, interleave, deinterleave = symbolic

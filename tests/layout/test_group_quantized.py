@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import references
 from compiled import assert_bits, compiled, random_bits
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from profiles import examples
 
 from relax_inplace.layout import LayoutError, group_quantized
 
@@ -33,7 +34,7 @@ def test_the_numbers_are_the_same():
     assert_bits(numbers, references.numbers_of_groups(codes, scales).T)
 
 
-@settings(max_examples=20)
+@examples(20)
 @given(
     st.sampled_from([3, 4, 8]),
     st.sampled_from(["float16", "bfloat16", "float32"]),
@@ -62,7 +63,7 @@ def symbolic(request):
     )
 
 
-@settings(max_examples=25)
+@examples(25)
 @given(height=st.integers(1, 20), groups=st.integers(1, 6))
 def test_symbolic_sizes(symbolic, height, groups):
     words, to, back = symbolic

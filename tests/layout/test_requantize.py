@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import references
 from compiled import assert_bits, compiled, kernels, random_bits
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from profiles import examples
 
 from relax_inplace.layout import LayoutError, faster_transformer, requantize
 
@@ -42,7 +43,7 @@ def symbolic():
     )
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(pairs=st.integers(1, 12), groups=st.integers(1, 5), seed=st.integers(0, 99))
 def test_symbolic_sizes(symbolic, pairs, groups, seed):
     generator = np.random.default_rng(seed)

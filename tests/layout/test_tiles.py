@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import references
 from compiled import assert_bits, compiled, random_bits
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from profiles import examples
 from tvm import relax
 
 from relax_inplace.layout import LayoutError, tiles
@@ -29,7 +30,7 @@ def test_a_small_case():
     )
 
 
-@settings(max_examples=20)
+@examples(20)
 @given(st.integers(1, 13), st.integers(1, 13), st.integers(1, 5), st.integers(1, 5), st.data())
 def test_static_sizes(height, width, rows, columns, data):
     dtype = data.draw(st.sampled_from(DTYPES))
@@ -52,7 +53,7 @@ def symbolic(request):
     return rows, columns, dtype, compiled(both, (("n", "k"), dtype))
 
 
-@settings(max_examples=25)
+@examples(25)
 @given(height=st.integers(1, 40), width=st.integers(1, 40))
 def test_symbolic_sizes(symbolic, height, width):
     rows, columns, dtype, both = symbolic
@@ -72,7 +73,7 @@ def vnni(request):
     return v, request.param, compiled(both, (("n", f"k * {v}"), request.param))
 
 
-@settings(max_examples=25)
+@examples(25)
 @given(height=st.integers(1, 20), count=st.integers(1, 20))
 def test_vnni(vnni, height, count):
     v, dtype, both = vnni

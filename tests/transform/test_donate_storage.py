@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import tvm
 import tvm_ffi
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from memory import extra_mb, in_fresh_process, needs_clear_refs
+from profiles import examples
 from transforms import (
     RANDOM,
     run_both,
@@ -434,7 +435,7 @@ def _references(weights, how):
 KINDS = ["none", "none", "variable", "export", "view"]
 
 
-@settings(max_examples=settings().max_examples // 2)
+@examples(50)
 @given(transforms(), st.lists(st.sampled_from(KINDS), min_size=8, max_size=8))
 def test_any_reference(transform, how):
     """The outside sees its old bytes, and the results are those of the out-of-place function."""

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import tvm_ffi
-from hypothesis import assume, given, note, settings
+from hypothesis import assume, given, note
 from hypothesis import strategies as st
 from memory import extra_mb, in_fresh_process, needs_clear_refs
 from pipelines import DONATES, IS_FUSED, LLVM, PIPELINES, load
+from profiles import examples
 from transforms import argument, assert_bitwise, passed, run_both, transforms
 from tvm import relax
 from tvm.script import from_source
@@ -316,7 +317,7 @@ def row_wise(draw):
 
 
 @given(row_wise(), st.floats(0, 1), st.sampled_from(sorted(PIPELINES)))
-@settings(max_examples=40)
+@examples(40)
 def test_any_row_wise_transform_within_any_limit(parts, share, pipeline):
     mod = transform(*parts)
     whole = plan(mod)

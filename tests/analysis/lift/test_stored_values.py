@@ -3,8 +3,9 @@
 import itertools
 
 import pytest
-from hypothesis import given, note, settings
+from hypothesis import given, note
 from hypothesis import strategies as st
+from profiles import examples
 from tvm.script import from_source
 
 from relax_inplace.analysis import LiftError
@@ -87,7 +88,7 @@ def moved_by(graph, left, needed_by):
     return total
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(models(), st.floats(0.2, 2))
 def test_no_choice_is_better(source, max_resident):
     graph = values_of(from_source(source))
