@@ -249,12 +249,14 @@ class Value:
         return f'R.Tensor(({dims}{"," if len(self.shape) == 1 else ""}), "{self.dtype}")'
 
 
+CASTS = ["float16", "int8", "bfloat16", "float8_e4m3fn"]
 SHAPES = [(4, 4), (4, 4), (3, 4), (2, 3, 4), (6,), ("n", 4)]
 
 
 class _Writer:
-    def __init__(self, draw):
+    def __init__(self, draw, casts):
         self.draw = draw
+        self.casts = casts
         self.lines = []
         self.functions = []
         self.symbols = []
@@ -309,7 +311,7 @@ class _Writer:
             if int(np.prod(shape)) == int(np.prod(a.shape)):
                 return [self.emit(shape, f"R.reshape({a.name}, {shape})")]
         if kind == "cast":
-            dtype = self.pick(["float16", "int8", "bfloat16", "float8_e4m3fn"])
+            dtype = self.pick(self.casts)
             return [self.emit(a.shape, f'R.astype({a.name}, "{dtype}")', dtype)]
         if kind == "cast back":
             return [self.emit(a.shape, f'R.astype({a.name}, "float32")')]
@@ -431,9 +433,9 @@ def {name}(x: {a.ty}) -> {a.ty}:
 
 
 @st.composite
-def transforms(draw):
+def transforms(draw, casts=CASTS):
     """Any transform that TVM compiles."""
-    w = _Writer(draw)
+    w = _Writer(draw, casts)
     fields, values, reads = [], [], []
     is_tuple = not w.chance(4)
     for index in range(draw(st.integers(1, 5))):

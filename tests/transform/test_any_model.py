@@ -13,13 +13,13 @@ from relax_inplace.transform import LiftInplaceTransformParams
 
 
 @given(
-    models(),
+    st.data(),
     st.sampled_from(sorted(PIPELINES)),
     st.sampled_from([None, 0.8, 1.0, 1.5]),
     st.booleans(),
 )
-def test_any_model(drawn, pipeline, max_resident, lazy):
-    before = as_model(drawn)
+def test_any_model(data, pipeline, max_resident, lazy):
+    before = as_model(data.draw(models(pipeline)))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
