@@ -21,7 +21,7 @@ PYTEST_JOBS ?= --numprocesses=auto --maxprocesses=8 --dist=worksteal
 .PHONY: demo cpp-host test lint format sanitize fuzz docs wheel gpu-check bench clean
 
 demo: .venv/pyvenv.cfg
-	$(BIN)/pip install --quiet .
+	$(BIN)/pip install --quiet '.[plot]'
 	$(BIN)/relax-inplace demo
 
 cpp-host: .venv/pyvenv.cfg

@@ -142,9 +142,12 @@ static double MegabytesOf(const ffi::Array<ffi::Tensor>& tensors) {
   return static_cast<double>(total) / kMegabyte;
 }
 
-/*! \brief Convert the weights, with a line for each that is done; check the peak by the plan. */
-static void Convert(const ffi::Module& vm, const Plan& plan,
-                    const ffi::Array<ffi::Tensor>& weights) {
+/*!
+ * \brief Convert the weights, with a line for each that is done; check the peak by the plan.
+ * \return The given array, or a new one if the transform makes another number of weights.
+ */
+static ffi::Array<ffi::Tensor> Convert(const ffi::Module& vm, const Plan& plan,
+                                       const ffi::Array<ffi::Tensor>& weights) {
   size_t done = 0;
   // Told of each update: the slot, the bytes of its new tensors, or -1 if it is emptied, and of its
   // old ones; and once more, with no slot, when these are freed (cpp/update_observer.h).
@@ -160,11 +163,12 @@ static void Convert(const ffi::Module& vm, const Plan& plan,
   const double planned = static_cast<double>(plan.peak) / kMegabyte - MegabytesOf(weights);
   const bool is_measured = ResetPeak();
   const double before = ResidentMegabytes("VmRSS");
-  run(progress, FunctionOf(vm, plan.transform), weights);
+  const auto converted =
+      run(progress, FunctionOf(vm, plan.transform), weights).cast<ffi::Array<ffi::Tensor>>();
   const double peak = ResidentMegabytes("VmHWM");
   if (!is_measured) {
     std::printf("peak: not measured, by the plan %.1f MB above the weights\n", planned);
-    return;
+    return converted;
   }
   std::printf("resident: %.1f MB before, %.1f MB at the peak, %.1f MB after\n", before, peak,
               ResidentMegabytes("VmRSS"));
@@ -172,6 +176,7 @@ static void Convert(const ffi::Module& vm, const Plan& plan,
   if (peak - before > planned + kSlack) {
     throw std::runtime_error("the conversion took more memory than its plan says");
   }
+  return converted;
 }
 
 static ffi::Tensor Tokens(const std::vector<int32_t>& values) {
@@ -199,9 +204,9 @@ static void Run(const std::string& library, const std::string& folder, const std
       FunctionOf(ffi::Module::LoadFromFile(library), "vm_load_executable")().cast<ffi::Module>();
   FunctionOf(vm, "vm_initialization")(static_cast<int>(kDLCPU), 0, kPooled);
   const Plan plan(vm);
-  const ffi::Array<ffi::Tensor> weights = LoadWeights(folder, plan);
+  ffi::Array<ffi::Tensor> weights = LoadWeights(folder, plan);
   std::printf("%s: %zu weights, %.1f MB\n", folder.c_str(), weights.size(), MegabytesOf(weights));
-  Convert(vm, plan, weights);
+  weights = Convert(vm, plan, weights);
 
   const auto prefilled =
       FunctionOf(vm, "prefill")(Tokens({1, 8, 15, 22}), weights).cast<ffi::Array<ffi::Tensor>>();
