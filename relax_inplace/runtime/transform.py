@@ -12,6 +12,7 @@ from typing import Any
 import tvm_ffi
 
 from ..errors import StructuredError
+from .library_size import expected_bytes
 from .symbolic_size import size_at
 from .tensor_type import TensorType
 
@@ -187,6 +188,7 @@ def open_module(path: str | os.PathLike) -> Any:
         raise FileNotFoundError(f"no compiled module at {path}")
     expected = "a module that `relax-inplace build` or export_library wrote for this machine"
     remedy = "build it for the target it is to run on"
+    _require_whole(path)
     try:
         module = tvm.runtime.load_module(str(path))
     except Exception as error:
@@ -199,6 +201,25 @@ def open_module(path: str | os.PathLike) -> Any:
             where=str(path), given="no Relax executable", expected=expected, remedy=remedy
         )
     return module
+
+
+def _require_whole(path: Path) -> None:
+    try:
+        expected, found = expected_bytes(path), path.stat().st_size
+    except OSError as error:
+        raise ModuleError.of(
+            where=str(path),
+            given=f"not readable ({error.strerror})",
+            expected="a file that this process may read",
+            remedy="give its owner's permission, or another file",
+        ) from error
+    if expected is not None and found < expected:
+        raise ModuleError.of(
+            where=str(path),
+            given=f"{found:,} bytes of a library",
+            expected=f"{expected:,} bytes, by its headers",
+            remedy="it was cut off: copy it again",
+        )
 
 
 def transform_in(vm: Any, name: str | None, device: Any, where: str) -> Transform:

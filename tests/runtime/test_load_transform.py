@@ -90,6 +90,24 @@ def test_no_library(tmp_path, content):
     refused(path, r"not loadable .*, expected a module that `relax-inplace build` .* wrote")
 
 
+@pytest.mark.parametrize("part", [20, 64, 1000, 0.1, 0.5, 0.9, -1])
+def test_a_library_that_was_cut_off(library, tmp_path, part):
+    """The dynamic linker would map what is not there: SIGBUS."""
+    content = library.read_bytes()
+    path = tmp_path / "lib.so"
+    path.write_bytes(content[: int(part * len(content)) if isinstance(part, float) else part])
+    refused(path, r"bytes of a library, expected [\d,]+ bytes, by its headers.*copy it again")
+
+
+@pytest.mark.parametrize("at", [32, 40, 54, 56, 58, 60, 72, 96])
+def test_a_library_with_damaged_headers(library, tmp_path, at):
+    content = bytearray(library.read_bytes())
+    content[at : at + 2 if 54 <= at < 64 else at + 8] = b"\xff" * (2 if 54 <= at < 64 else 8)
+    path = tmp_path / "lib.so"
+    path.write_bytes(content)
+    refused(path, r"bytes of a library|not loadable")
+
+
 def test_another_kind_of_file(tmp_path):
     path = tmp_path / "lib.txt"
     path.write_text("x")
