@@ -14,6 +14,7 @@ from . import options
 from .compilation import compiled, rewritten, target_of
 from .messages import Messages, RefusedError
 from .module_file import read_module
+from .output_file import output_file, require_folder
 from .plan import planned, transforms_of
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ def command(
         raise click.UsageError(f"-o {output}: expected a library, .so", click.get_current_context())
     if not Path(output).resolve().parent.is_dir():
         raise RefusedError(f"{output}: no such folder")
+    require_folder(Path(output), f"-o {output}")
     mod = read_module(module, said)
     from ..analysis import functions_that_update
 
@@ -90,9 +92,10 @@ def command(
     with said.tvm_speaks():
         mod = rewritten(mod, choices, lifts)
     said.progress(f"compiling for {chosen_target.kind.name}")
-    with said.tvm_speaks():
+    with said.tvm_speaks(), output_file(output) as file:
         library = compiled(mod, chosen_target, pipeline)
-        library.export_library(output, options=self_contained_options() if self_contained else [])
+        linked = self_contained_options() if self_contained else []
+        library.export_library(str(file), options=linked)
     if not made and not functions_that_update(mod):
         said.note("no weights are converted: the module has no transform, and none to lift")
     if chosen_target.kind.name == "cuda" and not _compiles_cuda():

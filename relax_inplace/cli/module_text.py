@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from .messages import RefusedError
+from .output_file import output_file
 
 if TYPE_CHECKING:
     from tvm import ir
@@ -28,10 +29,8 @@ def write_module(mod: ir.IRModule, output: str | None, as_json: bool) -> None:
         wanted = ".json" if as_json else ".py (TVMScript) or .json"
         raise RefusedError(f"{output}: expected a file that ends in {wanted}")
     text = _json(mod) if ending == ".json" else _script(mod)
-    try:
-        Path(output).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise RefusedError(f"{output}: {error.strerror}") from None
+    with output_file(output) as file:
+        file.write_text(text, encoding="utf-8")
 
 
 def _json(mod: ir.IRModule) -> str:

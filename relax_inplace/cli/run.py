@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import shutil
 import sys
 import warnings
 from pathlib import Path
@@ -12,6 +14,7 @@ import click
 
 from . import options
 from .messages import Messages, RefusedError
+from .output_file import require_folder
 
 __all__ = ["command"]
 
@@ -74,6 +77,14 @@ def command(
         raise click.UsageError(
             f"--plot {plot}: expected .svg, .png or .pdf", click.get_current_context()
         )
+    if plot is not None:
+        if importlib.util.find_spec("matplotlib") is None:
+            raise RefusedError("--plot: pictures need matplotlib: pip install matplotlib")
+        if not Path(plot).absolute().parent.is_dir():
+            raise RefusedError(f"--plot {plot}: no such folder")
+        require_folder(Path(plot), f"--plot {plot}")
+    if save is not None:
+        require_folder(Path(save, "file"), f"--save {save}")
     if "tvm" not in sys.modules:
         os.environ.setdefault("TVM_USE_RUNTIME_LIB", "1")  # the compiler is not needed
     from .. import runtime
@@ -89,6 +100,8 @@ def command(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         transform = runtime.load_transform(library, device, name)
+        if save is not None:
+            _require_room(save, transform)
         params = runtime.convert_params(
             transform,
             path,
@@ -108,12 +121,25 @@ def command(
         click.echo(report.to_json())
     elif not said.quiet:
         click.echo(str(report))
-    if plot is not None:
-        report.plot(plot)
-        said.note(f"drawn: {plot}")
     if save is not None:
         runtime.save_params(params, save, format, progress=progress)
         said.note(f"saved: {save}")
+    if plot is not None:
+        report.plot(plot)
+        said.note(f"drawn: {plot}")
+
+
+def _require_room(folder: str, transform: Any) -> None:
+    """Refuse, before the weights are converted, what the disk cannot hold."""
+    needed = sum(one.nbytes or 0 for one in transform.params or [])
+    there = Path(folder).absolute()
+    while not there.exists():
+        there = there.parent
+    free = shutil.disk_usage(there).free
+    if needed > free:
+        raise RefusedError(
+            f"--save {folder}: {free:,} bytes are free, expected {needed:,}; make room"
+        )
 
 
 def _device(name: str) -> Any:

@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import termios
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -90,6 +91,11 @@ def test_the_originals_are_not_replaced(folder):
         (["{lib}", "--params", "{weights}", "--device", "gpu?"], "--device gpu?"),
         (["{lib}", "--params", "{weights}", "--function", "f"], "expected `f`; name one of them"),
         (["{lib}", "--params", "{lib}"], "no such file or folder|no weights there"),
+        (["{lib}", "--params", "{weights}", "--save", "{lib}"], "is no folder; give another path"),
+        (
+            ["{lib}", "--params", "{weights}", "--plot", "nowhere/x.svg"],
+            "--plot .*: no such folder",
+        ),
     ],
 )
 def test_refused(folder, arguments, message):
@@ -97,6 +103,16 @@ def test_refused(folder, arguments, message):
     assert re.search(
         message.replace("?", r"\?"), error("run", *(a.format(**places) for a in arguments))
     )
+
+
+def test_no_room_is_found_before_the_work(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=0))
+    monkeypatch.setattr("relax_inplace.runtime.convert_params", None)  # is not called
+    said = error(
+        *("run", folder / "lib.so", "--params", folder / "weights", "--save", tmp_path / "a" / "b")
+    )
+    assert "0 bytes are free, expected 6,144; make room" in said
+    assert not (tmp_path / "a").exists()
 
 
 def test_usage(folder):
