@@ -43,8 +43,7 @@ def convert(
     total = before if is_filled else _sum(transform.params)
     names = _names_of_slots(transform, params)
     done = converted = grown = 0
-    # A streamed transform has one weight read ahead, and has freed what it has read before.
-    ahead = 0 if is_filled else max((one.nbytes or 0 for one in transform.weights or ()), default=0)
+    ahead = _read_ahead(transform)
     trim_heap()
     with WatchedMemory(device) as memory, progress_bar(progress, total, doing) as bar:
 
@@ -84,7 +83,7 @@ def convert(
         before if is_filled else _sum(transform.weights),
         before,
         sum(one.nbytes or 0 for one in params._types()),
-        transform.peak if isinstance(transform.peak, int) else None,
+        transform.peak + ahead if isinstance(transform.peak, int) else None,
         memory.samples,
         memory.peak,
         list(held),
@@ -103,13 +102,20 @@ def require_memory(transform: Transform, before: int, device: Any) -> None:
     if not isinstance(transform.peak, int) or device is None:
         return
     available = available_bytes(device)
-    needed = transform.peak - before
+    needed = transform.peak + _read_ahead(transform) - before
     if available is not None and needed > available:
         raise MemoryError(
             f"`{transform.name}` needs {needed:,} bytes beside what is loaded ({transform.peak:,} "
             f"by its plan), but {available:,} are free on {device}. No field has changed; compile "
             "it with memory_limit, or stream the weights"
         )
+
+
+def _read_ahead(transform: Transform) -> int:
+    """Bytes of the weight that is read while another one is converted, which no plan knows of."""
+    if not transform.is_streamed or len(transform.weights or ()) < 2:
+        return 0
+    return max(one.nbytes or 0 for one in transform.weights or ())
 
 
 def _names_of_slots(transform: Transform, params: Params) -> dict[str, str]:

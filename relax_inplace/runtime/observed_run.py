@@ -48,7 +48,8 @@ class _Failure:
     computes : str
         What that step computes; empty if it is not known.
     converted, original, lost : list of str
-        Names of weights whose slots hold the new one, the old one, and None.
+        Names of weights: whose slots hold the new one, or None because all that is made of them is
+        in other slots; whose slots hold the old one; and whose slots hold None else.
     is_device_lost : bool
         The device has failed: nothing on it can be read any more, nor freed.
     params : Params
@@ -188,10 +189,8 @@ class ObservedRun:
         failure: Any
         state: dict[str, list[str]] = {"converted": [], "original": [], "lost": []}
         for name, slot, value in self._slots():
-            parts = slot.split(".")
-            outer = {".".join(parts[: i + 1]) for i in range(len(parts))}
             is_gone = is_device_lost and (value is None or not self._is_filled)
-            if outer & self._converted and not is_gone:
+            if (self._is_converted(slot) or self._is_elsewhere(slot)) and not is_gone:
                 state["converted"].append(name)
             elif value is not None or not self._is_filled:  # in its slot, or in its file
                 state["original"].append(name)
@@ -220,6 +219,16 @@ class ObservedRun:
         failure.lost, failure.params = state["lost"], self.params
         failure.is_device_lost = is_device_lost
         return failure
+
+    def _is_converted(self, slot: str) -> bool:
+        """Whether a new value is there, or in a tuple that it is in."""
+        parts = slot.split(".")
+        return any(".".join(parts[: i + 1]) in self._converted for i in range(len(parts)))
+
+    def _is_elsewhere(self, slot: str) -> bool:
+        """Whether it was emptied, and all that is made of its weight is in place."""
+        made = self.transform.made.get(slot)
+        return made is not None and slot in self._emptied and all(map(self._is_converted, made))
 
     def _slots(self) -> list[tuple[str, str, Any]]:
         """The names, places and values of the slots: those that it fills, if it is streamed."""

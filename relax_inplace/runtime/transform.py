@@ -82,6 +82,8 @@ class Transform:
     reference : tvm_ffi.Function or None
         The same transform streamed, for ``transform_params(verify=True)``.
     is_streamed : bool
+    made : dict of str to tuple of str
+        For the slot of each weight those of what is made of it; empty if it is not known.
     target : str
         What it was compiled for, as TVM prints it.
     vm : tvm.runtime.vm.VirtualMachine or None
@@ -100,6 +102,7 @@ class Transform:
     restores: str | None = None
     reference: tvm_ffi.Function | None = None
     is_streamed: bool = False
+    made: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     target: str = ""
     vm: Any = None
     device: Any = None
@@ -281,10 +284,20 @@ def _find(
         entry["restores"],
         None if entry["reference"] is None else module[entry["reference"]],
         entry["streamed"],
+        _made(entries[found[0]]),
         entry["target"] or "",
         vm,
         device,
     )
+
+
+def _made(entry: dict[str, Any]) -> dict[str, tuple[str, ...]]:
+    return {
+        weight["slot"]: tuple(
+            one["slot"] for one in entry["params"] if weight["name"] in one["from"]
+        )
+        for weight in entry["weights"]
+    }
 
 
 def _with_names_of_mlc(module: Any, entry: dict[str, Any]) -> dict[str, Any]:

@@ -16,9 +16,10 @@ import psutil
 import pytest
 import tvm
 import tvm_ffi
-from compiled_transforms import arrays, compiled, tensors
+from compiled_transforms import arrays, compiled, module, tensors
 from live_bytes import watched
 from memory import SANITIZED, needs_clear_refs
+from tvm import relax
 
 from relax_inplace.runtime import (
     ConvertedError,
@@ -30,6 +31,7 @@ from relax_inplace.runtime import (
     save_params,
     transform_params,
 )
+from relax_inplace.transform import InplaceTransformParams
 
 COUNT = 4
 _fail_at = None
@@ -231,6 +233,52 @@ def test_ctrl_c_when_no_update_is_left():
         transform_params(late, given)
     assert len(caught.value.converted) == COUNT
     assert len(given) == COUNT
+
+
+@pytest.mark.parametrize("pipeline", ["default", "inplace"])
+def test_a_weight_that_is_in_another_slot_is_not_lost(pipeline):
+    """Of two that become one, the second's slot is None: what it became is in the first's."""
+    body = "\n".join(f"w{i} = params[{i}]" for i in range(COUNT))
+    body += """
+both = R.concat((w0, w1), axis=0)
+t2 = R.permute_dims(w2)
+t3 = R.concat((w3, w0), axis=1)
+return (both, t2, t3)
+"""
+    types = tensors(*((4, 8) for _ in range(COUNT)))
+    mod = InplaceTransformParams()(module(types, body))
+    lowered = tvm.compile(mod, "llvm", relax_pipeline=pipeline)
+    transform = Transform.of(relax.VirtualMachine(lowered, tvm.cpu()))
+    assert transform.made == {"0": ("0", "2"), "1": ("0",), "2": ("1",), "3": ("2",)}
+    elsewhere = set()
+    for stop in range(1, 4):
+        originals = arrays(transform)
+        w0, w1, w2, w3 = originals
+        results = [np.concatenate([w0, w1]), w2.T, np.concatenate([w3, w0], axis=1)]
+        params = Params([tvm.runtime.tensor(array) for array in originals])
+        seen = []
+
+        def progress(one, seen=seen, stop=stop):
+            seen.append(one)
+            if len(seen) == stop:
+                raise InjectedError
+
+        with pytest.raises(TransformError) as caught:
+            transform_params(transform, params, progress=progress)
+        error = caught.value
+        assert sorted([*error.converted, *error.original, *error.lost]) == list(params.names)
+        assert error.lost == []
+        for index, name in enumerate(params.names):
+            value = params[name]
+            if name in error.original:
+                assert np.array_equal(value.numpy(), originals[index])
+            elif value is None:
+                elsewhere.add(name)
+                for slot in map(int, transform.made[str(index)]):
+                    assert np.array_equal(params[slot].numpy(), results[slot])
+            else:
+                assert np.array_equal(value.numpy(), results[index])
+    assert elsewhere
 
 
 def test_the_message():
