@@ -427,6 +427,42 @@ def test_a_session_that_is_dropped_is_shut_down(kind, in_a_cycle):
     assert "Exception" not in done.stderr  # one that Python ignores, in a destructor
 
 
+@pytest.mark.parametrize("kind", ["ThreadedSession(2)", "ProcessSession(2)"])
+def test_a_fork(kind):
+    """What it drops reaches no worker; what it asks is an error; it ends, as its parent does."""
+    program = f"""
+    import gc, os, sys
+    from relax_inplace.runtime import disco
+    session = disco.{kind}
+    session.import_python_module("disco_functions")
+    echo = session.get_global_func("test.disco.echo")
+    said = [session.call_packed(echo, i) for i in range(4)]
+    child = os.fork()
+    if child == 0:
+        del said
+        gc.collect()
+        try:
+            echo(1)
+        except RuntimeError as error:
+            print("forked from" in str(error), flush=True)
+        del echo, session
+        gc.collect()
+        sys.exit(5)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+    more = [session.call_packed(echo, 10 + i) for i in range(4)]
+    print([one.debug_get_from_remote(1) for one in said + more])
+    """
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", textwrap.dedent(program)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=FOLDER,
+    )
+    assert done.stderr == ""
+    assert done.stdout == "True\n5\n[0, 1, 2, 3, 10, 11, 12, 13]\n"
+
+
 def test_after_shutdown():
     """TVM would wait for an answer for ever."""
     session = disco.ThreadedSession(2)

@@ -9,11 +9,17 @@ messages at once are one that no worker understands, or two values in one regist
 
 So each session has a lock, every message is sent under it, and a reference that goes while another
 thread has it is destroyed by that thread.
+
+A process that is forked inherits the pipes of the workers, and none of the threads: what it said
+would come in between what its parent says, and no answer would be its own. So there it is an error
+to use a session, and nothing of it is ever destroyed.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import os
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -33,9 +39,20 @@ class SessionLock:
         self._lock = threading.RLock()
         self._postponed: deque[Callable[[], object]] = deque()
         self._is_catching_up = False
+        self._process = os.getpid()
+
+    @property
+    def is_inherited(self) -> bool:
+        """Whether this process was forked from the one whose session it is."""
+        return os.getpid() != self._process
 
     def run(self, use: Callable[[], _Result]) -> _Result:
         """Wait for the lock, and use the session."""
+        if self.is_inherited:  # so may the lock be, from a thread that is not here
+            raise RuntimeError(
+                f"process {os.getpid()} was forked from {self._process}, whose Disco session this "
+                "is; use it there, or make a new one here"
+            )
         try:
             with self._lock:
                 return use()
@@ -93,12 +110,16 @@ class SerialSession:
 
     def shutdown(self) -> None:
         """End the workers, and other nodes; nothing can be asked of them any more."""
-        self.lock.run(lambda: None if self.is_shut_down else self._end())
+        if not self.lock.is_inherited:
+            self.lock.run(lambda: None if self.is_shut_down else self._end())
 
     def _end(self) -> None:
         raise NotImplementedError
 
     def __del__(self) -> None:
+        if self.lock.is_inherited:
+            _keep_forever(self)
+            return
         # In a thread of its own, since this one may be a worker's, which has to end.
         if int(self.__chandle__()) and not self.is_shut_down:  # type: ignore[attr-defined]
             with contextlib.suppress(RuntimeError):  # the interpreter ends, and starts none
@@ -134,6 +155,10 @@ class SerialSession:
         self.send(disco.Session._sync_worker, self, worker_id)
 
 
+def _keep_forever(value: Any) -> None:
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(value))
+
+
 class _SerialRef:
     """What a reference of TVM's sends, under the lock of its session."""
 
@@ -145,6 +170,9 @@ class _SerialRef:
             return  # it never referred to anything
         last = [disco.DRef.__new__(disco.DRef)]
         last[0].__move_handle_from__(self)
+        if self.session.lock.is_inherited:
+            _keep_forever(last[0])
+            return
         self.session.lock.run_without_wait(last.clear)
 
     def debug_get_from_remote(self, worker_id: int) -> Any:
