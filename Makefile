@@ -74,7 +74,7 @@ with = LD_PRELOAD="$$(gcc -print-file-name=$(2).so) $$(gcc -print-file-name=libs
 fuzz: .venv/pyvenv.cfg
 	$(BIN)/pip install --quiet '.[test]'
 	$(BIN)/pytest $(PYTEST_JOBS) --hypothesis-profile=fuzz -m hypothesis $(PYTEST_ARGS)
-	LEAST_PEAK_GRAPHS=200 $(BIN)/pytest $(PYTEST_JOBS) tests/transform/test_least_peak.py
+	LEAST_PEAK_GRAPHS=200 $(BIN)/pytest $(PYTEST_JOBS) tests/inplace/test_least_peak.py
 
 # A warning is an error: a page that is linked and not there, a docstring that is not numpydoc.
 docs: .venv/pyvenv.cfg

@@ -34,7 +34,7 @@ def plot_plan(plan: MemoryPlan, file: str | os.PathLike[str]) -> None:
     ImportError
         There is no matplotlib.
     """
-    from .analysis.out_of_place import out_of_place_bytes
+    from .inplace.out_of_place import out_of_place_bytes
 
     before, peak, out_of_place, *weights = _numbers(
         plan,

@@ -25,7 +25,8 @@ def register() -> None:
     load_library()
     if tvm.base._RUNTIME_ONLY:
         return
-    from . import build, op, pipeline, script
+    from . import op, script
+    from .lower import build, pipeline
 
     op.register()
     script.register()

@@ -10,8 +10,8 @@ import dataclasses
 import tvm
 from tvm import ir, relax
 
-from relax_inplace.analysis.byte_size import at_bounds, size_of
-from relax_inplace.analysis.shape_heap import MAKE_SHAPE, MATCH_SHAPE, ShapeHeap
+from relax_inplace.ir.byte_size import at_bounds, size_of
+from relax_inplace.lower.shape_heap import MAKE_SHAPE, MATCH_SHAPE, ShapeHeap
 
 
 @dataclasses.dataclass(eq=False)
@@ -179,8 +179,8 @@ class LoweredMachine:
 
 def lowered(mod, target="llvm", donates=True):
     """What the pipeline "inplace" makes of a module, with storage donation or without."""
-    from relax_inplace.build import prepare
-    from relax_inplace.pipeline import inplace_pipeline
+    from relax_inplace.lower.build import prepare
+    from relax_inplace.lower.pipeline import inplace_pipeline
     from relax_inplace.transform import FreeTemporaries, KillUnusedRegisters
 
     target = tvm.target.Target(target)

@@ -11,7 +11,7 @@ from memory import needs_clear_refs
 from transforms import passed
 from tvm import relax
 
-from relax_inplace.transform.lifted_users import without_stops
+from relax_inplace.lift.lifted_users import without_stops
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 sys.path.insert(0, str(EXAMPLES))

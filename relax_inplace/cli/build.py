@@ -138,8 +138,8 @@ def _bytes(size: int | str) -> str:
 
 
 def _summary(plan: MemoryPlan, mod: ir.IRModule) -> dict[str, Any]:
-    from ..analysis.byte_size import tensors_in
-    from ..transform.inplace_transform_params import inplace_name
+    from ..inplace.inplace_transform_params import inplace_name
+    from ..ir.byte_size import tensors_in
 
     name = inplace_name(plan.function)
     sizes = {"before": plan.before, "after": plan.after, "peak": plan.peak}
@@ -163,7 +163,7 @@ def _compiles_cuda() -> bool:
 def _has_weights(mod: ir.IRModule, choices: options.Choices) -> bool:
     """Whether there is something to lift from."""
     from ..analysis import LiftError, functions_that_update
-    from ..analysis.lift.shared_weights import find_shared_weights
+    from ..lift.shared_weights import find_shared_weights
 
     if functions_that_update(mod):
         return False

@@ -48,7 +48,7 @@ def command(said: Messages, module: str, as_json: bool, **chosen: Any) -> None:
 def explained(mod: ir.IRModule, choices: options.Choices) -> list[LiftReport]:
     """A report for each set of functions that share weights."""
     from ..analysis import explain_lift
-    from ..analysis.lift.shared_weights import find_shared_weights
+    from ..lift.shared_weights import find_shared_weights
 
     chosen = choices.for_lifting()
     functions = chosen.pop("functions")

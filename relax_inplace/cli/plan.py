@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tvm import ir, relax
 
     from ..analysis import MemoryPlan
-    from ..analysis.storage_plan import StoragePlan
+    from ..lower.storage_plan import StoragePlan
 
 __all__ = ["command", "planned", "transforms_of"]
 
@@ -137,8 +137,8 @@ def _storages(
     target: str,
 ) -> list[StoragePlan]:
     """Which storage each new weight takes, for each plan."""
-    from ..pipeline import plan_storage
-    from ..transform.inplace_transform_params import inplace_name
+    from ..inplace.inplace_transform_params import inplace_name
+    from ..lower.pipeline import plan_storage
 
     compiled_for = target_of(target)
     inplace = rewritten(mod, choices, lifts)
@@ -163,10 +163,10 @@ def _function(mod: ir.IRModule, name: str) -> relax.Function:
 
 def _lifted(mod: ir.IRModule, choices: options.Choices) -> dict[str, relax.Function]:
     """The transforms that lifting makes, by the names of those whose place they take."""
-    from ..analysis.lift.plan import plan_lift
-    from ..analysis.lift.shared_weights import find_shared_weights
-    from ..analysis.lift.transform import write_transform
-    from ..analysis.lift.weight_values import find_values
+    from ..lift.plan import plan_lift
+    from ..lift.shared_weights import find_shared_weights
+    from ..lift.transform import write_transform
+    from ..lift.weight_values import find_values
 
     chosen = choices.for_lifting()
     functions = {}
@@ -178,8 +178,8 @@ def _lifted(mod: ir.IRModule, choices: options.Choices) -> dict[str, relax.Funct
 
 
 def _as_text(plan: MemoryPlan) -> str:
-    from ..analysis.out_of_place import out_of_place_bytes
-    from ..analysis.table import shown
+    from ..inplace.out_of_place import out_of_place_bytes
+    from ..ir.table import shown
 
     out_of_place = out_of_place_bytes(plan)
     text = (
@@ -192,7 +192,7 @@ def _as_text(plan: MemoryPlan) -> str:
 
 
 def _as_json(plan: MemoryPlan) -> dict[str, Any]:
-    from ..analysis.out_of_place import out_of_place_bytes
+    from ..inplace.out_of_place import out_of_place_bytes
 
     out_of_place = out_of_place_bytes(plan)
     return {

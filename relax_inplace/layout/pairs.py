@@ -5,7 +5,7 @@ A layout that moves bits within elements says in its kernels which it is, in the
 TVMScript and JSON. It is believed only if the layout makes the same kernel today.
 
 Layouts that move whole elements say nothing: their kernels can be read
-(:mod:`relax_inplace.analysis.kernel_inverse`).
+(:mod:`relax_inplace.relayout.kernel_inverse`).
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ SHOWN = {
 }
 
 DECODER = "takes minutes; tests/test_examples.py runs it with a smaller decoder"
-TESTED_IR = "shortened; tests/transform compares whole functions"
+TESTED_IR = "shortened; tests/inplace compares whole functions"
 
 # Blocks that are not run, or not compared: page, words that the block has, reason.
 NOT_RUN = [

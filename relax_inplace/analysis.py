@@ -1,0 +1,29 @@
+"""What is known of a function before it is changed. Reads IR, changes none."""
+
+import tvm  # noqa: F401  first: what is imported with it imports parts of this package
+
+from .inplace.memory_limit import MemoryLimitError
+from .inplace.memory_plan import MemoryPlan, plan_memory
+from .inplace.transform_graph import TransformGraph, UnsupportedTransformError
+from .ir.updates import functions_that_update
+from .lift.report import LiftReport, explain_lift
+from .lift.shared_weights import LiftError
+from .lower.ownership import OwnershipError, check_ownership
+from .restore.inverse import Inverse, InverseError, find_inverse
+
+__all__ = [
+    "Inverse",
+    "InverseError",
+    "LiftError",
+    "LiftReport",
+    "MemoryLimitError",
+    "MemoryPlan",
+    "OwnershipError",
+    "TransformGraph",
+    "UnsupportedTransformError",
+    "check_ownership",
+    "explain_lift",
+    "find_inverse",
+    "functions_that_update",
+    "plan_memory",
+]

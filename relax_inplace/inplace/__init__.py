@@ -1,0 +1,1 @@
+"""A transform -> the in-place function."""

@@ -1,0 +1,363 @@
+"""What a transform does in place, step by step, and the memory it needs: for a person to read."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+
+from tvm import ir, relax
+
+from ..ir.byte_size import LargestOf, Size, at_bounds, largest
+from ..ir.kernels import Kernels
+from ..ir.table import listed, plain_size, shown, table
+from .branches import find_branches
+from .memory_limit import bytes_of_limit, plan_within
+from .schedule import NOMINAL_DIMENSION, Schedule, bounds_of, plan_graph
+from .transform_graph import (
+    Buffer,
+    Container,
+    Known,
+    Load,
+    Step,
+    TransformGraph,
+    Weight,
+    buffers_of,
+)
+
+__all__ = ["MemoryPlan", "PlannedStep", "PlannedWeight", "plan_memory"]
+
+
+@dataclasses.dataclass
+class PlannedStep:
+    """A step, and the bytes that are live around it.
+
+    Attributes
+    ----------
+    name : str
+        The variable it computes.
+    reads, writes, frees : list of str
+        Weights, temporaries and outputs (``slot 3``).
+    before, worst, after : int or ByteSize
+        Live bytes before it, while it runs, and after it.
+    """
+
+    name: str
+    reads: list[str]
+    writes: list[str]
+    frees: list[str]
+    before: Size
+    worst: Size
+    after: Size
+
+
+@dataclasses.dataclass
+class PlannedWeight:
+    """A weight, and when its storage is freed.
+
+    Attributes
+    ----------
+    name : str
+    slot : str
+        Its place in the tuple, such as ``0`` or ``0.3`` in a nested one.
+    size : int or ByteSize
+        Bytes.
+    loaded_by : int or None
+        The step that loads it, counted from 1; None if it is resident, or not asked for.
+    freed_after : int or None
+        The step after which it is freed, counted from 1; 0 for before the first, None for never.
+    because : str
+        Why then.
+    """
+
+    name: str
+    slot: str
+    size: Size
+    loaded_by: int | None
+    freed_after: int | None
+    because: str
+
+
+@dataclasses.dataclass
+class MemoryPlan:
+    """What a transform does in place, step by step, and the memory it needs.
+
+    Attributes
+    ----------
+    function : str
+    steps : list of PlannedStep
+    weights : list of PlannedWeight
+    before, after : int or ByteSize
+        Bytes of the weights that are resident, and of what the function returns.
+    peak : int, ByteSize or LargestOf
+        The most that is live at any time.
+    lower_bound : int, ByteSize or LargestOf
+        The larger of ``before`` and ``after``: no order of any steps needs less.
+    order : str
+        How the order was found: ``exact``, no other has a lower peak, or ``heuristic``.
+    """
+
+    function: str
+    steps: list[PlannedStep]
+    weights: list[PlannedWeight]
+    before: Size
+    after: Size
+    peak: Size | LargestOf
+    lower_bound: Size | LargestOf
+    order: str
+
+    def __str__(self) -> str:
+        """Tables of the steps and of the weights."""
+        steps = table(
+            ["step", "computes", "reads", "writes", "frees", "before", "worst", "after"],
+            [
+                [
+                    str(number),
+                    step.name,
+                    listed(step.reads),
+                    listed(step.writes),
+                    listed(step.frees),
+                    shown(step.before),
+                    shown(step.worst),
+                    shown(step.after),
+                ]
+                for number, step in enumerate(self.steps, 1)
+            ],
+        )
+        weights = table(
+            ["slot", "weight", "bytes", "loaded by", "freed after", "because"],
+            [
+                [
+                    weight.slot,
+                    weight.name,
+                    shown(weight.size),
+                    _moment(weight.loaded_by),
+                    _moment(weight.freed_after),
+                    weight.because,
+                ]
+                for weight in self.weights
+            ],
+            without=[] if any(weight.loaded_by for weight in self.weights) else ["loaded by"],
+        )
+        return (
+            f"{self.function}: peak {shown(self.peak)}, before {shown(self.before)}, after "
+            f"{shown(self.after)}, lower bound {shown(self.lower_bound)}; order: {self.order}\n\n"
+            f"{steps}\n\n{weights}\n"
+        )
+
+    def to_json(self) -> str:
+        """All of it; sizes are numbers, or text where they are symbolic."""
+        # Not dataclasses.asdict, which would take a ByteSize apart.
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        fields["steps"] = [vars(step) for step in self.steps]
+        fields["weights"] = [vars(weight) for weight in self.weights]
+        return json.dumps(fields, default=plain_size, indent=1)
+
+
+def plan_memory(
+    function: relax.Function,
+    mod: ir.IRModule | None = None,
+    *,
+    params: Sequence[str | int] | None = None,
+    memory_limit: int | float | None = None,
+    lazy: bool = False,
+    fused: bool | None = None,
+    tir_var_upper_bound: Mapping[str, int] | None = None,
+) -> MemoryPlan:
+    """Plan a transform: the order that ``InplaceTransformParams`` runs it in, and its memory.
+
+    Parameters
+    ----------
+    function : relax.Function
+        A transform as it is before the pass.
+    mod : tvm.ir.IRModule, optional
+        The module it stands in, where it calls functions of it.
+    params : sequence of str or int, optional
+        The weights that may be modified: see ``InplaceTransformParams``.
+    memory_limit : int or float, optional
+        See ``InplaceTransformParams``.
+    lazy : bool
+        Plan the streamed transform: see ``InplaceTransformParams``.
+    fused : bool, optional
+        True for a pipeline that fuses, such as ``relax.get_default_pipeline``; False for one that
+        does not, such as ``tvm.compile`` for a CPU; by default the worse of both at each step.
+    tir_var_upper_bound : mapping of str to int, optional
+        Values for symbolic dimensions. By default the function's attribute of that name, which
+        TVM's planner takes them from.
+
+    Returns
+    -------
+    MemoryPlan
+        ``print`` shows it. Of a function that ends with a branch, that of the branch that needs
+        more.
+
+    Raises
+    ------
+    UnsupportedTransformError
+        The function cannot be rewritten in place.
+    MemoryLimitError
+        Nothing fits into ``memory_limit``.
+    """
+    attrs = function.attrs
+    name = str(attrs["global_symbol"]) if attrs and "global_symbol" in attrs else "transform_params"
+    branches = find_branches(function)
+    if branches is not None:
+        if lazy:
+            branches.require_streamable(name)
+        plans = [
+            plan_memory(
+                branch,
+                mod,
+                params=params,
+                memory_limit=memory_limit,
+                lazy=lazy,
+                fused=fused,
+                tir_var_upper_bound=tir_var_upper_bound,
+            )
+            for branch in (branches.on_true, branches.on_false)
+        ]
+        return max(plans, key=lambda plan: _number(plan.peak))
+    graph = TransformGraph.build(name, function, mod, params, lazy)
+    if memory_limit is not None:
+        limit = bytes_of_limit(graph, memory_limit, tir_var_upper_bound)
+        plan_within(graph, limit, Kernels(mod or ir.IRModule()), tir_var_upper_bound)
+    return _described(plan_graph(graph, fused, tir_var_upper_bound))
+
+
+def _number(size: Size | LargestOf) -> int:
+    sizes = size.sizes if isinstance(size, LargestOf) else [size]
+    return max(int(at_bounds(one, {}, NOMINAL_DIMENSION)) for one in sizes)  # type: ignore
+
+
+# -- for a person ---------------------------------------------------------------------------
+
+
+def _described(schedule: Schedule) -> MemoryPlan:
+    graph, problem = schedule.graph, schedule.with_sizes()
+    lives = problem.simulate(schedule.order)
+    finished = schedule.finished()
+    kept = {schedule.buffers[b] for b in problem.kept}
+    steps = []
+    for number, (step, frees, live) in enumerate(
+        zip(schedule.steps, schedule.frees, lives, strict=True), 1
+    ):
+        used_inside = {buffer for kernel in step.kernels for buffer in kernel.uses}
+        temporaries = [
+            buffer.name
+            for kernel in step.kernels
+            for buffer in kernel.allocates
+            if buffer not in kept and not (schedule.fused and buffer in used_inside)
+        ]
+        steps.append(
+            PlannedStep(
+                step.name,
+                sorted(buffer.name for buffer in step.uses()),
+                [*(f"slot {index}" for index in finished[number]), *temporaries],
+                [buffer.name for buffer in frees],
+                live.before,
+                live.worst,
+                live.after,
+            )
+        )
+    ends = [problem.live_at_start, problem.live_at_end]
+    return MemoryPlan(
+        graph.name,
+        steps,
+        _planned_weights(schedule),
+        problem.live_at_start,
+        problem.live_at_end - _stuck(schedule),
+        largest([*ends, *(live.worst for live in lives)]),
+        largest(ends),
+        _found(schedule),
+    )
+
+
+def _stuck(schedule: Schedule) -> Size:
+    """Bytes that are kept to the end, but not returned."""
+    returned = _outputs_in(schedule.graph)
+    stuck = [b for b in schedule.buffers if b.is_stuck and b not in returned]
+    return sum((at_bounds(buffer.size, schedule.bounds) for buffer in stuck), start=0)
+
+
+def _found(schedule: Schedule) -> str:
+    if not schedule.is_exact:
+        return "heuristic"
+    own_bounds = bounds_of(schedule.graph.function)
+    sizes = (at_bounds(buffer.size, own_bounds) for buffer in schedule.buffers)
+    if all(isinstance(size, int) for size in sizes):
+        return "exact"
+    return f"exact where symbolic dimensions are {NOMINAL_DIMENSION}"
+
+
+def _planned_weights(schedule: Schedule) -> list[PlannedWeight]:
+    graph = schedule.graph
+    freed = dict.fromkeys(schedule.freed_first, 0)
+    for number, frees in enumerate(schedule.frees, 1):
+        freed.update(dict.fromkeys(frees, number))
+    used_by = _outputs_in(graph)
+    read = set().union(*(step.uses() for step in schedule.steps))
+    loaded: dict[Weight, int] = {}
+    readers: dict[Weight, list[tuple[int, Step]]] = {}
+    for number, step in enumerate(schedule.steps, 1):
+        if isinstance(step, Load):
+            loaded[step.weight] = number
+            if step.weight.buffer not in read and step.weight.buffer not in used_by:
+                freed[step.weight.buffer] = number
+        for weight in step.reads:
+            readers.setdefault(weight, []).append((number, step))
+    result = []
+    for weight in graph.root.weights():
+        moment = freed.get(weight.buffer)
+        result.append(
+            PlannedWeight(
+                weight.name,
+                ".".join(map(str, weight.path)),
+                at_bounds(weight.buffer.size, schedule.bounds),
+                loaded.get(weight),
+                moment,
+                _reason(weight, moment, schedule, readers.get(weight, []), used_by),
+            )
+        )
+    return result
+
+
+def _outputs_in(graph: TransformGraph) -> dict[Buffer, tuple[int, Known]]:
+    """For each buffer that an output lies in, the first such output."""
+    used_by: dict[Buffer, tuple[int, Known]] = {}
+    for index, output in enumerate(graph.outputs):
+        for buffer in buffers_of(graph.layout(output)):
+            used_by.setdefault(buffer, (index, output))
+    return used_by
+
+
+def _reason(
+    weight: Weight,
+    moment: int | None,
+    schedule: Schedule,
+    readers: list[tuple[int, Step]],
+    used_by: Mapping[Buffer, tuple[int, Known]],
+) -> str:
+    if moment is None:
+        if weight.buffer in used_by:
+            index, output = used_by[weight.buffer]
+            what = "it is" if isinstance(output, (Weight, Container)) else "it holds"
+            return f"never: {what} output {index}"
+        if weight.is_streamed:
+            return "nothing reads it"
+        return "never: it is not among params"
+    if moment == 0:
+        return "nothing reads it"
+    step = schedule.steps[moment - 1]
+    if isinstance(step, Load):
+        return "its shape is needed"
+    last = step.name
+    if not any(position == moment for position, _ in readers):
+        return f"{last} is the last to use a view of it"
+    earlier = [f"{position} ({step.name})" for position, step in readers if position < moment]
+    if earlier:
+        return f"{last} reads it last; read before by step {listed(earlier)}"
+    return f"{last} reads it"
+
+
+def _moment(step: int | None) -> str:
+    return "-" if step is None else "start" if step == 0 else f"step {step}"

@@ -1,0 +1,245 @@
+"""LiftInplaceTransformParams: the weight transforms of a model become one that works in place.
+
+Definition
+----------
+What the functions that share weights compute from them alone (:mod:`..analysis.lift.weight_values`)
+is lifted out of them, all of it, and structurally equal computations once: the union, where TVM's
+``LiftTransformParams(shared_transform=True)`` keeps what all functions have in common. What is
+stored, and where, says :mod:`..analysis.lift.plan`; :mod:`.lifted_users` writes it:
+
+- ``inplace_transform_params(params)``, by :mod:`.inplace_transform_params`: in an order of least
+  peak, it replaces the weights by what is stored;
+- each function, which takes the new tuple in the place of its weights, and reads from it what it
+  computed before.
+
+So ``f(x, *weights)`` becomes ``f(x, inplace_transform_params(weights))``; with ``lazy=True``,
+``f(x, inplace_transform_params(get_weight, empty))``. Each value is computed by the operations it
+was computed by, from the same operands.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Sequence
+
+import tvm
+from tvm import ir, relax
+
+from ..inplace.inplace_transform_params import inplace_name, require_resident, write_family
+from ..inplace.param_map_entry import renamed
+from ..inplace.schedule import NOMINAL_DIMENSION
+from ..inplace.transform_graph import TRANSFORM
+from ..ir.byte_size import at_bounds
+from ..ir.table import shown
+from ..ir.updates import bindings_of
+from ..lower.param_map import with_param_map
+from ..restore.restore_params import restored
+from .lifted_users import without_stops, write_users
+from .plan import LiftPlan, plan_lift
+from .report import LiftReport, described
+from .shared_weights import LiftError, find_shared_weights
+from .transform import write_transform
+from .user import called_user
+from .weight_values import find_values, is_stop
+
+__all__ = ["LiftInplaceTransformParams"]
+
+
+def LiftInplaceTransformParams(  # noqa: N802  named as TVM names passes
+    functions: str | Sequence[str] | None = None,
+    *,
+    params: str | None = None,
+    names: Sequence[str] | None = None,
+    tied: Sequence[Sequence[str | int]] = (),
+    max_resident: int | float | None = None,
+    memory_limit: int | float | None = None,
+    lazy: bool = False,
+    restore: bool = False,
+    reference: bool = False,
+) -> tvm.transform.Pass:
+    """Create the pass that lifts what a model does to its weights into one in-place transform.
+
+    Parameters
+    ----------
+    functions : str or sequence of str, optional
+        The functions that share the weights. By default all that have weights: parameters after
+        ``num_input`` others, or a tuple as the last parameter.
+    params : str, optional
+        The name of the tuple of weights in functions without ``num_input``, if it is not the last
+        parameter.
+    names : sequence of str, optional
+        Of the weights, in the order of the tuple. By default what the functions call them.
+    tied : sequence of sequences of str or int
+        Weights that are known to be equal, by name or index, such as
+        ``[("embed.weight", "lm_head.weight")]``. The first of each stands for the others.
+    max_resident : int or float, optional
+        The most bytes that the transformed weights may take; a float is a factor of the original
+        ones. What would make them larger is not lifted: see
+        :mod:`relax_inplace.lift.stored_values` for the choice,
+        :func:`relax_inplace.analysis.explain_lift` for its result. Without it the pass warns if
+        they grow.
+    memory_limit : int or float, optional
+        The most bytes that the transform may hold at once: see :func:`InplaceTransformParams`.
+    lazy : bool
+        Whether the transform asks for the original weights one by one: see
+        :func:`InplaceTransformParams`.
+    restore : bool
+        Whether the module also gets what makes the original weights of the converted ones: see
+        :func:`InplaceTransformParams`. Weights that are tied are one tensor again.
+    reference : bool
+        Whether the module also gets what a conversion is compared with: see
+        :func:`InplaceTransformParams`.
+
+    Returns
+    -------
+    tvm.transform.Pass
+        Raises :class:`~relax_inplace.analysis.LiftError`, and then has changed nothing, for
+        functions that do not share their weights, or are called by others that hand them other
+        weights; with ``restore``, :class:`~relax_inplace.analysis.InverseError` if a weight cannot
+        be restored.
+
+    Notes
+    -----
+    All functions take one tuple afterwards, in the place of their first weight. Weights that none
+    of them needs are not in it. The attribute ``relax_inplace.param_map`` of the module says where
+    each came from and went to; in a compiled module, the function ``inplace_param_map`` returns it.
+
+    Where a ``transform_params`` of the module makes the weights of the functions
+    (``LiftTransformParams`` leaves it so), it is made part of the new one. A function that has a
+    ``<name>_transform_params`` of its own gets ``<name>_inplace_transform_params``.
+    """
+    selected = [functions] if isinstance(functions, str) else functions
+    require_resident("LiftInplaceTransformParams", lazy, restore, reference)
+
+    @tvm.transform.module_pass(opt_level=0, name="LiftInplaceTransformParams")
+    def run(mod: ir.IRModule, _context: tvm.transform.PassContext) -> ir.IRModule:
+        entries = {}
+        for shared in find_shared_weights(mod, selected, params, names):
+            plan = plan_lift(find_values(mod, shared, tied), max_resident)
+            made_by = shared.transform
+            new_name = inplace_name(TRANSFORM if made_by is None else made_by.name_hint)
+            if _is_lifted(mod, plan, new_name):
+                continue
+            _require_no_other_callers(mod, plan)
+            report = described(plan)
+            if max_resident is None:
+                _warn_if_larger(report)
+            lifted_map = report.param_map()
+            family = write_family(
+                mod,
+                new_name,
+                write_transform(plan, mod),
+                new_name,
+                memory_limit=memory_limit,
+                lazy=lazy,
+                reference=reference,
+                undo=restored if restore else None,
+                renamed=functools.partial(renamed, lifted=lifted_map),
+                equal=_equal_weights(plan),
+            )
+            mod = _lifted(mod, plan, family.functions)
+            entries.update(family.entries)
+        return with_param_map(_without_stops(mod), entries)
+
+    return run
+
+
+def _is_lifted(mod: ir.IRModule, plan: LiftPlan, new_name: str) -> bool:
+    """Whether the weights are those of an in-place transform of the module already."""
+    shared = plan.graph.shared
+    if new_name not in {gvar.name_hint for gvar in mod.get_global_vars()}:
+        return False
+    if shared.transform is None and plan.hands_on():
+        return True
+    raise LiftError.of(
+        functions=shared.listed,
+        reason=f"the module has a `{new_name}` already, but there is more to lift; run "
+        "LiftInplaceTransformParams once, after the passes that change what is done to weights",
+    )
+
+
+def _require_no_other_callers(mod: ir.IRModule, plan: LiftPlan) -> None:
+    graph = plan.graph
+    changed = [numbered.user.gvar for numbered in graph.users]
+    if graph.shared.transform is not None:
+        changed.append(graph.shared.transform)
+    numbered_of = {numbered.user.gvar: numbered for numbered in graph.users}
+    for gvar, function in mod.functions_items():
+        if not isinstance(function, relax.Function):
+            continue
+        numbered = numbered_of.get(gvar)
+        if numbered is None:
+            called = set(relax.analysis.all_global_vars(function)).intersection(changed) - {gvar}
+        else:
+            called = set()
+            for _, _, value, _ in numbered.bindings:
+                # all_global_vars would visit the type of the tuple at each read of a field.
+                if called_user(value, numbered, graph) is None:
+                    called.update(_global_vars(value).intersection(changed))
+        if called:
+            other = min(one.name_hint for one in called)
+            raise LiftError.of(
+                functions=graph.shared.listed,
+                reason=f"`{gvar.name_hint}` calls `{other}`, whose weights it would have to "
+                "transform; lift both, with functions=[...], or inline one",
+            )
+
+
+def _global_vars(value: relax.Expr) -> set[ir.GlobalVar]:
+    if type(value) is ir.Call:
+        return {one for one in (value.op, *value.args[:]) if type(one) is ir.GlobalVar}
+    if type(value) is relax.Function:
+        return set(relax.analysis.all_global_vars(value))
+    return {value} if type(value) is ir.GlobalVar else set()
+
+
+def _warn_if_larger(report: LiftReport) -> None:
+    before, after = (
+        at_bounds(size, {}, NOMINAL_DIMENSION) for size in (report.before, report.after)
+    )
+    assert isinstance(before, int) and isinstance(after, int)
+    if after > before:
+        warnings.warn(
+            f"LiftInplaceTransformParams: the transformed weights of {report.listed} take "
+            f"{shown(report.after)} bytes, the original ones {shown(report.before)}; "
+            "max_resident=1.0 leaves what makes them larger where it is, analysis.explain_lift "
+            "shows what that is",
+            stacklevel=2,
+        )
+
+
+def _lifted(
+    mod: ir.IRModule, plan: LiftPlan, transform: dict[ir.GlobalVar, ir.BaseFunc]
+) -> ir.IRModule:
+    shared = plan.graph.shared
+    functions = dict(mod.functions_items())
+    for gvar in [user.gvar for user in shared.users] + [shared.transform]:
+        functions.pop(gvar, None)
+    functions.update({**write_users(plan), **transform})
+    return ir.IRModule(functions, attrs=mod.attrs, global_infos=mod.global_infos)
+
+
+def _equal_weights(plan: LiftPlan) -> dict[str, str]:
+    """The slots of tied weights, and of those that stand for them."""
+    if plan.graph.shared.transform is not None:
+        return {}  # tied is what the other transform makes
+    return {
+        ".".join(map(str, weight.path)): ".".join(map(str, first.path))
+        for weight, first in plan.graph.tied.items()
+    }
+
+
+def _without_stops(mod: ir.IRModule) -> ir.IRModule:
+    """Without ``R.builtin.stop_lift_params``, in all functions."""
+    stopped = [
+        gvar
+        for gvar, function in mod.functions_items()
+        if isinstance(function, relax.Function)
+        and any(is_stop(binding.value) for binding in bindings_of(function))
+    ]
+    if stopped:
+        mod = mod.clone()
+        for gvar in stopped:
+            mod[gvar] = without_stops(mod[gvar])
+    return mod

@@ -1,0 +1,325 @@
+"""What is lifted from a model, for a person to read, and where each weight went, for a program."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from tvm import ir
+
+from ..inplace.memory_plan import MemoryPlan, plan_memory
+from ..ir.byte_size import Size
+from ..ir.names import unused
+from ..ir.table import listed, plain_size, shown, table
+from .plan import LiftPlan, plan_lift
+from .shared_weights import find_shared_weights
+from .transform import write_transform
+from .weight_values import Computation, Tree, Value, find_values, leaves
+
+__all__ = [
+    "LeftComputation",
+    "LiftReport",
+    "LiftedWeight",
+    "described",
+    "explain_lift",
+]
+
+
+@dataclasses.dataclass
+class LiftedWeight:
+    """A weight, and one value that is made from it; or the weight itself.
+
+    Attributes
+    ----------
+    name : str
+    slot : str
+        Its place in the tuple before, such as ``0``, or ``0.3`` in a nested one.
+    done : str
+        What is computed from it, such as ``permute_dims(concat(q, k))``; empty if it stays as it
+        is, or goes.
+    new_slot : str or None
+        Where that is in the tuple after; None if nothing needs the weight.
+    new_name : str or None
+        What is in that slot is called.
+    before, after : int or ByteSize
+        Bytes of the weight, and of what is in the slot.
+    used_by : list of str
+        The functions that read that slot.
+    """
+
+    name: str
+    slot: str
+    done: str
+    new_slot: str | None
+    new_name: str | None
+    before: Size
+    after: Size
+    used_by: list[str]
+
+
+@dataclasses.dataclass
+class LeftComputation:
+    """What the functions compute themselves though it could be lifted.
+
+    Attributes
+    ----------
+    done : str
+    because : str
+    """
+
+    done: str
+    because: str
+
+
+@dataclasses.dataclass
+class LiftReport:
+    """What is lifted from the functions that share weights, and where it goes.
+
+    Attributes
+    ----------
+    functions : list of str
+    weights : list of LiftedWeight
+        In the order of the tuple before; a weight from which several values are made is there once
+        for each.
+    left : list of LeftComputation
+    before, after : int or ByteSize
+        Bytes of the tuple before and after.
+    steps : int
+        Computations that the transform does.
+    dimensions : list of str
+        Symbolic dimensions that an extra last field holds.
+    names : list of str
+        The fields of the tuple before.
+    new_names : list of str
+        The fields of the tuple after.
+    plan : MemoryPlan or None
+        Of the transform; ``explain_lift`` makes it.
+    """
+
+    functions: list[str]
+    weights: list[LiftedWeight]
+    left: list[LeftComputation]
+    before: Size
+    after: Size
+    steps: int
+    dimensions: list[str]
+    names: list[str]
+    new_names: list[str]
+    plan: MemoryPlan | None = None
+
+    @property
+    def listed(self) -> str:
+        """The functions, for a person."""
+        return ", ".join(f"`{name}`" for name in self.functions)
+
+    def __str__(self) -> str:
+        """Tables of the weights and of what is left."""
+        text = (
+            f"{', '.join(self.functions)}: weights {len(self.names)} -> {len(self.new_names)}, "
+            f"bytes {shown(self.before)} -> {shown(self.after)}, steps {self.steps}\n\n"
+        )
+        text += table(
+            ["slot", "weight", "what is done to it", "new slot", "bytes", "then", "used by"],
+            [
+                [
+                    one.slot,
+                    one.name,
+                    one.done or ("stays" if one.new_slot is not None else "nothing needs it"),
+                    "-" if one.new_slot is None else one.new_slot,
+                    shown(one.before),
+                    "-" if one.new_slot is None else shown(one.after),
+                    listed(one.used_by) or "-",
+                ]
+                for one in self.weights
+            ],
+        )
+        if self.dimensions:
+            text += f"\n\nslot {len(self.new_names) - 1} holds {', '.join(self.dimensions)}"
+        if self.left:
+            rows = [[one.done, one.because] for one in self.left]
+            text += "\n\n" + table(["not lifted", "because"], rows)
+        return text + "\n"
+
+    def to_json(self) -> str:
+        """All of it; sizes are numbers, or text where they are symbolic."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        fields["plan"] = None if self.plan is None else json.loads(self.plan.to_json())
+        fields["weights"] = [vars(one) for one in self.weights]
+        fields["left"] = [vars(one) for one in self.left]
+        return json.dumps(fields, default=plain_size, indent=1)
+
+    def param_map(self) -> dict[str, Any]:
+        """From the old names to the new ones, for the parameter map.
+
+        ``weights`` are the names before, ``params`` those after, each with the weights it is made
+        ``from`` and what is ``done`` to them (empty for a weight as it was).
+        """
+        made_from: dict[str, dict[str, Any]] = {}
+        for one in self.weights:
+            if one.new_name is not None:
+                entry = made_from.setdefault(one.new_name, {"from": [], "done": one.done})
+                entry["from"].append(one.name)
+        return {
+            "weights": self.names,
+            "params": [
+                {"name": name, **made_from.get(name, {"from": [], "done": "shape"})}
+                for name in self.new_names
+            ],
+        }
+
+
+def explain_lift(
+    mod: ir.IRModule,
+    functions: str | Sequence[str] | None = None,
+    *,
+    params: str | None = None,
+    names: Sequence[str] | None = None,
+    tied: Sequence[Sequence[str | int]] = (),
+    max_resident: int | float | None = None,
+    memory_limit: int | float | None = None,
+    lazy: bool = False,
+) -> LiftReport:
+    """Explain what ``LiftInplaceTransformParams`` would do to a module, which stays as it is.
+
+    Parameters
+    ----------
+    mod : tvm.ir.IRModule
+    functions, params, names, tied, max_resident, memory_limit, lazy
+        See :func:`relax_inplace.transform.LiftInplaceTransformParams`.
+
+    Returns
+    -------
+    LiftReport
+        ``print`` shows it, and its ``plan``. Of a module with several sets of weights, that of the
+        first function; name others with ``functions``.
+
+    Raises
+    ------
+    LiftError
+        The functions do not share their weights, or nothing fits into ``max_resident``.
+    """
+    selected = [functions] if isinstance(functions, str) else functions
+    shared = find_shared_weights(mod, selected, params, names)[0]
+    lift = plan_lift(find_values(mod, shared, tied), max_resident)
+    report = described(lift)
+    report.plan = plan_memory(write_transform(lift, mod), mod, memory_limit=memory_limit, lazy=lazy)
+    return report
+
+
+def described(plan: LiftPlan) -> LiftReport:
+    """What a plan says, in names and numbers."""
+    graph, stored = plan.graph, list(plan.stored())
+    weights = list(leaves(graph.weights))
+    new_names = _new_names(plan, stored)
+    slots = _paths(plan.slots)
+    made_from: dict[Value, list[Value]] = {weight: [] for weight in weights}
+    cones: dict[Computation, dict[Value, None]] = {}
+    for made in graph.computations:
+        cone: dict[Value, None] = {}
+        for operand in made.operands:
+            cone.update({operand: None} if operand.made_by is None else cones[operand.made_by])
+        cones[made] = cone
+    for one in stored:
+        for weight in [one] if one.made_by is None else cones[one.made_by]:
+            made_from[weight].append(one)
+
+    rows = []
+    for weight in weights:
+        values: list[Value | None] = [*made_from[graph.tied.get(weight, weight)]]
+        for value in values or [None]:
+            rows.append(
+                LiftedWeight(
+                    weight.name,
+                    ".".join(map(str, weight.path)),
+                    "" if value is None or value.made_by is None else _done(value),
+                    None if value is None else slots[value],
+                    None if value is None else new_names[value],
+                    weight.size,
+                    0 if value is None else value.size,
+                    [] if value is None else sorted(plan.values.needed_by[value]),
+                )
+            )
+    left = plan.values.left | {
+        made: f"`{writer}` may write to it, so it is made anew each time"
+        for made, writer in graph.written.items()
+    }
+    names = [new_names[value] for value in stored]
+    if plan.dimensions:
+        names.append(unused("dimensions", set(names)))
+    return LiftReport(
+        [numbered.user.name for numbered in graph.users],
+        rows,
+        [
+            LeftComputation(_done_by(made), left[made])
+            for made in graph.computations
+            if made in left
+        ],
+        sum((weight.size for weight in weights), start=0),
+        sum((value.size for value in stored), start=0),
+        len(plan.computations()),
+        [str(var.name) for var in plan.dimensions],
+        [weight.name for weight in weights],
+        names,
+    )
+
+
+def _new_names(plan: LiftPlan, stored: list[Value]) -> dict[Value, str]:
+    """A value has the name of the weight whose slot it is in, or one made from it."""
+    in_slot_of = {value: weight for weight, value in plan.placed.items()}
+    names = {
+        value: value.name if value.made_by is None else in_slot_of[value].name
+        for value in stored
+        if value.made_by is None or value in in_slot_of
+    }
+    taken = set(names.values())
+    for value in stored:
+        if value not in names:
+            assert value.made_by is not None
+            name = names[value] = unused(plan.first_weight[value.made_by].name, taken)
+            taken.add(name)
+    return names
+
+
+def _paths(slots: Tree) -> dict[Value, str]:
+    paths: dict[Value, str] = {}
+
+    def visit(tree: Tree, path: str) -> None:
+        if isinstance(tree, list):
+            for index, field in enumerate(tree):
+                visit(field, f"{path}.{index}" if path else str(index))
+        elif isinstance(tree, Value):
+            paths[tree] = path
+
+    visit(slots, "")
+    return paths
+
+
+_LONGEST = 60
+
+
+def _done(value: Value) -> str:
+    """How a value is computed, as one expression."""
+    if value.made_by is None:
+        return value.name
+    field = "".join(f"[{index}]" for index in value.path)
+    return f"{_done_by(value.made_by)}{field}"
+
+
+def _done_by(made: Computation) -> str:
+    call = made.binding.value
+    operation = "match_cast" if made.is_cast else _operation(call)
+    text = f"{operation}({', '.join(map(_done, made.operands))})"
+    return text if len(text) <= _LONGEST else f"{operation}(...)"
+
+
+def _operation(call: ir.Call) -> str:
+    """What a call is of, in short."""
+    if isinstance(call.op, ir.GlobalVar):
+        return str(call.op.name_hint)
+    name = str(call.op.name).removeprefix("relax.")
+    if name.startswith("call_"):
+        callee = call.args[0]
+        return str(callee.name_hint if isinstance(callee, ir.GlobalVar) else callee.global_symbol)
+    return name

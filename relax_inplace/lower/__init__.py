@@ -1,0 +1,1 @@
+"""The in-place function -> what the virtual machine runs."""

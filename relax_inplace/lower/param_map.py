@@ -1,0 +1,50 @@
+"""The parameter map: what a module says of its in-place transforms, compiled or not.
+
+It is JSON, an entry for each transform, in an attribute of the module. An executable has no
+attributes; so a module that is compiled gets a function ``inplace_param_map() -> str``, as
+MLC-LLM's ``_metadata`` is one. docs/runtime.md shows an entry.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import tvm
+from tvm import ir, relax
+
+from ..ir.table import plain_size
+
+__all__ = ["Entry", "keep_param_map", "with_param_map"]
+
+PARAM_MAP = "relax_inplace.param_map"  # an attribute of the module
+_FUNCTION = "inplace_param_map"
+
+Entry = dict[str, Any]
+
+
+def with_param_map(mod: ir.IRModule, entries: Mapping[str, Entry]) -> ir.IRModule:
+    """The module, with entries added to its map."""
+    if not entries:
+        return mod
+    known = json.loads(mod.attrs[PARAM_MAP]) if mod.attrs and PARAM_MAP in mod.attrs else {}
+    return mod.with_attr(PARAM_MAP, json.dumps({**known, **entries}, default=plain_size))
+
+
+def keep_param_map(mod: ir.IRModule, target: Any = None) -> ir.IRModule:
+    """Give a module that has a map the function that returns it, for what it is compiled for."""
+    if not mod.attrs or PARAM_MAP not in mod.attrs:
+        return mod
+    if any(gvar.name_hint == _FUNCTION for gvar in mod.get_global_vars()):
+        return mod
+    entries = json.loads(mod.attrs[PARAM_MAP])
+    target = tvm.target.Target.current() if target is None else tvm.target.Target(target)
+    for entry in entries.values():
+        entry["target"] = None if target is None else str(target)
+    builder = relax.BlockBuilder()
+    with builder.function(_FUNCTION, [], attrs={"global_symbol": _FUNCTION}):
+        builder.emit_func_output(ir.StringImm(json.dumps(entries)))
+    mod = mod.clone()
+    mod[_FUNCTION] = builder.get()[_FUNCTION]
+    return mod

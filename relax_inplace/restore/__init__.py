@@ -1,0 +1,1 @@
+"""A transform -> its inverse."""

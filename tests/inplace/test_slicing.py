@@ -1,0 +1,213 @@
+"""Which operators run slice by slice, and along which axes of what they read."""
+
+import pytest
+from tvm.script import from_source
+
+from relax_inplace.inplace.slicing import find_slicing, split
+from relax_inplace.inplace.transform_graph import TransformGraph
+from relax_inplace.ir.kernels import Kernels
+
+KERNELS = """
+    @T.prim_func(private=True, s_tir=True)
+    def double(A: T.Buffer((8, 6), "float32"), B: T.Buffer((8, 6), "float32")):
+        for i0, i1 in T.grid(8, 6):
+            with T.sblock("block"):
+                v0, v1 = T.axis.remap("SS", [i0, i1])
+                B[v0, v1] = A[v0, v1] * T.float32(2)
+"""
+
+
+def module(steps, result="t", w="(8, 6)", v="(8, 6)", dtype="float32"):
+    """A transform of the weights w and v; the last of its lines computes t."""
+    body = "\n        ".join(steps)
+    return from_source(
+        f"""
+@I.ir_module
+class Module:
+{KERNELS}
+    @R.function
+    def transform_params(params: R.Tuple(R.Tensor({w}, "{dtype}"), R.Tensor({v}, "float32"))):
+        w = params[0]
+        v = params[1]
+        {body}
+        return ({result},)
+"""
+    )
+
+
+def axes_of(steps, **options):
+    """The axis along which each value is sliced where all steps run slice by slice, or None."""
+    mod = module(steps, **options)
+    graph = TransformGraph.build("f", mod["transform_params"], mod)
+    slicing = find_slicing(graph, graph.steps, Kernels(mod))
+    if slicing is None:
+        return None
+    return {getattr(value, "name", None): axis for value, axis in slicing.axes.items()}
+
+
+# -- one operator ------------------------------------------------------------------------------
+
+SLICED = {
+    "R.exp(a)": 0,
+    "R.add(a, v)": 0,
+    "R.add(a, R.const([[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]]))": 0,
+    "R.multiply(a, R.const(2.0))": 0,
+    'R.astype(a, "float16")': 0,
+    "R.clip(a, 0, 1)": 0,
+    "R.where(R.less(a, v), a, v)": 0,
+    "R.permute_dims(a)": 1,
+    "R.nn.softmax(a, axis=-1)": 0,
+    "R.sum(a, axis=1)": 0,
+    "R.sum(a, axis=0)": 1,
+    "R.max(a, axis=[1], keepdims=True)": 0,
+    "R.sum(R.permute_dims(a), axis=1)": 1,
+    "R.flip(a, axis=1)": 0,
+    "R.concat((a, v), axis=1)": 0,
+    "R.take(a, R.const([0, 2]), axis=1)": 0,
+    "R.strided_slice(a, axes=[1], begin=[1], end=[4])": 0,
+    "R.expand_dims(a, axis=1)": 0,
+    "R.repeat(a, 2, axis=1)": 0,
+    "R.nn.pad(a, (0, 0, 1, 1))": 0,
+}
+
+WHOLE = [
+    "R.nn.softmax(a, axis=0)",
+    "R.sum(a)",
+    "R.cumsum(a, axis=0)",
+    "R.cumsum(a, axis=1)",  # a kernel of one block for the whole tensor
+    "R.flip(a, axis=0)",
+    "R.tril(a)",
+    "R.triu(a)",
+    "R.add(a, R.const([[1.0], [2.0], [3.0], [4.0], [5.0], [6.0], [7.0], [8.0]]))",
+    "R.add(a, R.permute_dims(R.reshape(a, (6, 8))))",  # two axes of one value
+    "R.concat((a, v), axis=0)",
+    "R.take(a, R.const([0, 2]), axis=0)",
+    'R.take(v, R.astype(a, "int32"), axis=0)',
+    "R.reshape(a, (6, 8))",
+    "R.reshape(a, (8, 2, 3))",  # it names the shape
+    "R.broadcast_to(R.expand_dims(a, 0), (2, 8, 6))",
+    "R.repeat(a, 2, axis=0)",
+    "R.tile(a, (2, 1))",
+    "R.tile(a, (1, 2))",  # its index is v0 % 8
+    "R.strided_slice(a, axes=[0], begin=[1], end=[4])",
+    "R.strided_slice(a, axes=[0], begin=[0], end=[8], strides=[2])",
+    "R.nn.pad(a, (1, 1, 0, 0))",
+    "R.argsort(a, axis=1)",
+    "R.sort(a, axis=1)",
+    "R.matmul(R.permute_dims(v), a)",  # the second factor is needed as a whole, and computed
+    'R.call_tir(Module.double, (a,), out_ty=R.Tensor((8, 6), "float32"))',
+    'R.call_dps_packed("tests.negate", (a,), out_ty=R.Tensor((8, 6), "float32"))',
+    "R.split(a, 2, axis=1)[0]",
+    "R.zeros_like(a)",
+]
+
+
+@pytest.mark.parametrize("code", SLICED)
+def test_sliced(code):
+    axes = axes_of(["a = R.exp(w)", f"t = {code}"])
+    assert axes is not None
+    assert axes["w"] == SLICED[code]
+
+
+@pytest.mark.parametrize("code", WHOLE)
+def test_whole(code):
+    assert axes_of(["a = R.exp(w)", f"t = {code}"]) is None
+
+
+# -- a weight that is read as a whole ----------------------------------------------------------
+
+
+def test_a_second_factor_is_read_as_a_whole():
+    axes = axes_of(["a = R.exp(w)", "t = R.matmul(a, v)"], v="(6, 8)")
+    assert axes["w"] == 0
+    assert "v" not in axes
+
+
+def test_a_row_is_read_as_a_whole():
+    assert "v" not in axes_of(["a = R.exp(w)", "t = R.add(a, v)"], v="(6,)")
+    assert "v" not in axes_of(["a = R.exp(w)", "t = R.add(a, v)"], v="(1, 6)")
+
+
+def test_a_column_is_sliced():
+    assert axes_of(["a = R.exp(w)", "t = R.add(a, v)"], v="(8, 1)")["v"] == 0
+
+
+def test_a_weight_that_is_read_along_two_axes():
+    steps = ["a = R.exp(w)", "b = R.permute_dims(w)", "t = R.add(a, b)"]
+    assert axes_of(steps, w="(8, 8)") is None
+
+
+def test_a_weight_that_is_read_whole_and_sliced():
+    steps = ["a = R.exp(w)", "t = R.matmul(a, w)"]
+    assert axes_of(steps, w="(8, 8)") is None
+
+
+# -- shapes ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", ["(1, 6)", "()", '("n", 6)', "(0, 6)"])
+def test_nothing_to_slice(shape):
+    assert axes_of(["a = R.exp(w)", "t = R.negative(a)"], w=shape) is None
+
+
+@pytest.mark.parametrize("shape", ["(2,)", "(5,)", "(2, 3, 4, 5)"])
+def test_any_rank(shape):
+    assert set(axes_of(["a = R.exp(w)", "t = R.negative(a)"], w=shape).values()) == {0}
+
+
+# -- cones -------------------------------------------------------------------------------------
+
+
+def ways(steps, name, **options):
+    """The values that each way to split the step that computes ``name`` covers."""
+    mod = module(steps, **options)
+    graph = TransformGraph.build("f", mod["transform_params"], mod)
+    (step,) = [step for step in graph.steps if step.name == name]
+    return [
+        [kernel.binding.var.name for kernel in sliced.slicing.kernels]
+        for sliced in split(graph, step, Kernels(mod), graph.steps)
+    ]
+
+
+def test_a_step_alone_or_with_what_it_is_used_for():
+    steps = ["a = R.exp(w)", "b = R.negative(a)", "t = R.sum(b, axis=1)"]
+    assert ways(steps, "b") == [["a", "b"], ["a", "b", "t"]]
+    assert ways(steps, "a") == [["a", "b"], ["a", "b", "t"]]  # one operator has no temporaries
+
+
+def test_a_cone_ends_where_a_value_is_needed_twice():
+    steps = [
+        "a = R.exp(w)",
+        "b = R.negative(a)",
+        "c = R.tanh(b)",
+        "t = R.add(c, b)",
+        "u = R.exp(b)",
+    ]
+    assert ways(steps, "b", result="t, u") == [["a", "b"]]
+    assert ways(steps, "c", result="t, u") == [["c", "t"]]
+
+
+def test_an_output_is_in_no_cone():
+    steps = ["a = R.exp(w)", "b = R.negative(a)", "t = R.tanh(b)"]
+    assert ways(steps, "t", result="t, b") == []
+    assert ways(steps, "b", result="t, b") == [["a", "b"]]
+
+
+def test_a_step_that_has_to_run_between_those_of_a_cone():
+    """An impure call keeps its place among the steps that touch what it is given."""
+    mod = from_source(
+        """
+@I.ir_module
+class Module:
+    @R.function(pure=False)
+    def transform_params(params: R.Tuple(R.Tensor((8, 6), "float32"))):
+        w = params[0]
+        a = R.exp(w)
+        R.call_packed("tests.note", w, ty_args=R.Tuple())
+        b = R.negative(w)
+        t = R.add(a, b)
+        return (t,)
+"""
+    )
+    graph = TransformGraph.build("f", mod["transform_params"], mod)
+    assert split(graph, graph.steps[-1], Kernels(mod), graph.steps) == []

@@ -1,0 +1,240 @@
+"""ScheduleRelayouts, and the pipeline "inplace": which kernels are touched, and which are not."""
+
+import re
+
+import numpy as np
+import pytest
+import tvm
+import tvm_ffi
+from pipelines import LLVM
+from restoring import assert_restores
+from tvm import relax, tirx
+from tvm.script import from_source
+from tvm.script import ir as I
+from tvm.script import relax as R
+
+from relax_inplace import layout, runtime
+from relax_inplace.lower.pipeline import inplace_pipeline
+from relax_inplace.transform import InplaceTransformParams, ScheduleRelayouts
+
+
+@I.ir_module
+class Model:
+    """A transform, and a function that calls the same kernel."""
+
+    @R.function
+    def main(x: R.Tensor((64, 32), "float32")):
+        with R.dataflow():
+            y = R.permute_dims(x)
+            R.output(y)
+        return y
+
+    @R.function
+    def transform_params(
+        params: R.Tuple(R.Tensor((64, 32), "float32"), R.Tensor((8, 8), "float32")),
+    ):
+        with R.dataflow():
+            a = R.permute_dims(params[0])
+            b = R.sum(params[1], axis=[1])
+            out = (a, b)
+            R.output(out)
+        return out
+
+
+CAST = """
+@I.ir_module
+class Module:
+    @R.function
+    def transform_params(params: R.Tuple(R.Tensor((64, 32), "float32"))):
+        return (R.astype(params[0], "{}"),)
+"""
+
+
+def legalized(mod):
+    return relax.transform.LegalizeOps()(InplaceTransformParams()(mod))
+
+
+def scheduled(mod, target=LLVM):
+    with target:
+        return ScheduleRelayouts()(mod)
+
+
+def kernels(mod):
+    """By name, whether each has a schedule."""
+    return {
+        gvar.name_hint: bool(function.attrs.get("tirx.is_scheduled", False))
+        for gvar, function in mod.functions_items()
+        if isinstance(function, tirx.PrimFunc)
+    }
+
+
+def test_a_kernel_that_another_function_calls_is_copied():
+    before = legalized(Model)
+    after = scheduled(before)
+    assert kernels(before) == {"transpose": False, "sum": False}
+    assert kernels(after) == {"transpose": False, "transpose_relayout": True, "sum": False}
+    tvm.ir.assert_structural_equal(after["main"], before["main"], map_free_vars=True)
+    tvm.ir.assert_structural_equal(after["transpose"], before["transpose"])
+    assert "transpose_relayout" in after["inplace_transform_params"].script()
+    relax.analysis.well_formed(after)
+
+
+def test_a_kernel_of_transforms_alone_is_replaced():
+    mod = Model.clone()
+    del mod["main"]
+    assert kernels(scheduled(legalized(mod))) == {"transpose": True, "sum": False}
+
+
+def test_a_kernel_whose_result_another_one_reads():
+    """TVM asks each kernel before the last one of a step whether it is a reshape: by its block."""
+    builder = relax.BlockBuilder()
+    params = relax.Var("params", relax.TupleType([relax.TensorType((3, 5), "float32")]))
+    with builder.function("transform_params", [params]):
+        with builder.dataflow():
+            first = builder.emit(relax.op.flatten(builder.emit(layout.tiles.pack(params[0], 1, 8))))
+            same = builder.emit(builder.emit(relax.op.permute_dims(first)))  # FuseOps stops here
+            last = builder.emit(relax.op.flatten(builder.emit(relax.op.permute_dims(same))))
+            out = builder.emit_output(relax.Tuple([last]))
+        builder.emit_func_output(out)
+    assert_restores(builder.finalize(), "inplace")
+
+
+def test_a_cast_that_llvm_leaves_undefined():
+    """Of NaN to int8, say: a vector has other bits than an element."""
+    for dtype, takes in (("int8", False), ("float16", True)):
+        mod = from_source(CAST.format(dtype))
+        assert kernels(scheduled(legalized(mod))) == {"cast": takes}
+
+
+def test_again_changes_nothing():
+    once = scheduled(legalized(Model))
+    tvm.ir.assert_structural_equal(scheduled(once), once)
+
+
+def test_other_modules_stay_as_they_are():
+    mod = Model.clone()
+    del mod["transform_params"]
+    mod = relax.transform.LegalizeOps()(mod)
+    assert scheduled(mod).same_as(mod)
+
+
+def test_a_target_without_rules():
+    before = legalized(Model)
+    tvm.ir.assert_structural_equal(scheduled(before, tvm.target.Target("c")), before)
+
+
+def test_what_a_conversion_is_compared_with_is_compiled_as_tvm_does():
+    mod = relax.transform.LegalizeOps()(InplaceTransformParams(reference=True)(Model))
+    after = scheduled(mod)
+    assert "transpose_relayout" not in after["reference_transform_params"].script()
+    assert "transpose_relayout" in after["inplace_transform_params"].script()
+
+
+# -- the pipeline -----------------------------------------------------------------------------
+
+
+def test_the_pipeline_of_other_functions_is_tvms():
+    mod = Model.clone()
+    del mod["transform_params"]
+    with LLVM:
+        ours, tvms = inplace_pipeline()(mod), relax.get_default_pipeline(LLVM)(mod)
+    tvm.ir.assert_structural_equal(ours, tvms, map_free_vars=True)
+
+
+def test_it_needs_a_target():
+    with pytest.raises(ValueError, match=r"none is given: tvm\.compile"):
+        inplace_pipeline()(Model)
+
+
+def test_it_is_registered_once():
+    from relax_inplace.lower.pipeline import register
+
+    register()
+    assert relax.get_pipeline("inplace").info.name == "inplace_pipeline"
+
+
+@pytest.mark.parametrize("mode", ["bytecode", "compiled"])
+def test_numbers(mode):
+    mod = InplaceTransformParams()(Model)
+    executable = relax.build(mod, "llvm", relax_pipeline="inplace", exec_mode=mode)
+    vm = relax.VirtualMachine(executable, tvm.cpu())
+    arrays = [np.arange(64 * 32, dtype="float32").reshape(64, 32), np.eye(8, dtype="float32")]
+    weights = tvm_ffi.Array([tvm.runtime.tensor(array) for array in arrays])
+    vm["inplace_transform_params"](weights)
+    assert weights[0].numpy().tobytes() == arrays[0].T.tobytes()
+    assert weights[1].numpy().tobytes() == arrays[1].sum(axis=1).tobytes()
+
+
+def test_verified():
+    """By kernels that have no schedule of ours."""
+    mod = InplaceTransformParams(reference=True)(Model)
+    vm = relax.VirtualMachine(tvm.compile(mod, "llvm", relax_pipeline="inplace"), tvm.cpu())
+    arrays = [np.random.default_rng(0).random(shape, "float32") for shape in ((64, 32), (8, 8))]
+    weights = runtime.Params([tvm.runtime.tensor(array) for array in arrays])
+    assert runtime.transform_params(vm, weights, verify=True).report.verified
+
+
+# -- kernels that write over their input -------------------------------------------------------
+
+TWO = """
+@I.ir_module
+class Module:
+    @R.function
+    def main(x: R.Tensor((64, 32), "float32"), y: R.Tensor((64, 32), "float32")):
+        return R.add(x, y)
+
+    @R.function
+    def transform_params(params: R.Tuple(R.Tensor((64, 32), "float32"), R.Tensor((64, 32), "float32"))):
+        a = R.multiply(params[0], R.const(2.0, "float32"))
+        b = R.permute_dims(params[1])
+        return (a, b)
+"""
+
+
+@pytest.mark.parametrize("mode", ["bytecode", "compiled"])
+def test_only_they_may_have_one_memory_for_two_parameters(mode, tmp_path):
+    """LLVM is told of every other kernel that its parameters are distinct."""
+    mod = InplaceTransformParams()(from_source(TWO))
+    executable = relax.build(mod, "llvm", relax_pipeline="inplace", exec_mode=mode)
+    if mode == "bytecode":
+        noalias = {}
+        for library in executable.mod.imports:
+            for line in library.inspect_source("ll").splitlines():
+                name = re.match(r"define .*@__tvm_ffi_(\w+)\(", line)
+                if name:
+                    noalias[name.group(1)] = "noalias" in line
+        assert noalias["multiply"] is False
+        assert noalias["add"] is True
+    executable.export_library(str(tmp_path / "lib.so"))
+    arrays = [np.random.default_rng(0).random((64, 32), "float32") for _ in range(2)]
+    for library in (executable, tvm.runtime.load_module(str(tmp_path / "lib.so"))):
+        vm = relax.VirtualMachine(library, tvm.cpu())
+        weights = tvm_ffi.Array([tvm.runtime.tensor(array) for array in arrays])
+        vm["inplace_transform_params"](weights)
+        assert weights[0].numpy().tobytes() == (arrays[0] * 2).tobytes()
+        assert weights[1].numpy().tobytes() == arrays[1].T.tobytes()
+        total = vm["main"](*map(tvm.runtime.tensor, arrays))
+        assert total.numpy().tobytes() == (arrays[0] + arrays[1]).tobytes()
+
+
+FLIPPED = """
+@I.ir_module
+class Module:
+    @R.function
+    def transform_params(params: R.Tuple(R.Tensor((2, 3), "uint32"))):
+        with R.dataflow():
+            flat = R.reshape(params[0], R.shape([6]))
+            out = (R.flip(flat, axis=0),)
+            R.output(out)
+        return out
+"""
+
+
+def test_a_division_of_negatives_is_not_made():
+    """Inlined, the index is (5 - v) // 3 * 3 + (2 - v) % 3, which TVM lowers to 3 - v."""
+    mod = InplaceTransformParams()(from_source(FLIPPED))
+    vm = relax.VirtualMachine(tvm.compile(mod, "llvm", relax_pipeline="inplace"), tvm.cpu())
+    array = np.arange(6, dtype="uint32").reshape(2, 3)
+    weights = tvm_ffi.Array([tvm.runtime.tensor(array)])
+    vm["inplace_transform_params"](weights)
+    assert weights[0].numpy().tobytes() == array.reshape(6)[::-1].tobytes()

@@ -1,0 +1,395 @@
+"""The schedule rule for relayouts on a CPU: what it makes, and every bit of it."""
+
+import numpy as np
+import pytest
+import tvm
+import tvm_ffi
+from hypothesis import given
+from hypothesis import strategies as st
+from kernels_of import (
+    assert_same_bits,
+    compile_kernel,
+    kernels_of,
+    random_elements,
+    run_kernel,
+    symbol,
+    tensors_of,
+)
+from profiles import examples
+from tvm import relax, te, tirx
+from tvm.relax import op
+from tvm.script import tirx as T
+from tvm.target import Target
+
+from relax_inplace.layout import ggml, tiles
+from relax_inplace.relayout.cpu_relayout import schedule_cpu_relayout
+
+LLVM = Target({"kind": "llvm"})
+DTYPES = [
+    "float32",
+    "float16",
+    "bfloat16",
+    "int8",
+    "uint8",
+    "uint32",
+    "int64",
+    "float64",
+    "bool",
+    "float8_e4m3fn",
+]
+N, M = symbol("n"), symbol("m")
+
+
+def scheduled(function, *tensors):
+    (kernel,) = kernels_of(function, *tensors)
+    found = schedule_cpu_relayout(kernel, LLVM)
+    assert found is not None
+    assert found.attrs["tirx.is_scheduled"]
+    assert [p.ty for p in found.params] == [p.ty for p in kernel.params]
+    return found
+
+
+def nodes(function, kind):
+    found = []
+    tvm_ffi.structural_walk(function.body, (kind, lambda node: found.append(node)))
+    return found
+
+
+# -- what it makes ---------------------------------------------------------------------------------
+
+
+def test_rows_are_vectors():
+    """A cast of one long row: chunks in parallel, vectors in each."""
+
+    @T.prim_func(private=True, s_tir=True)
+    def expected(
+        x0: T.Buffer((T.int64(8192), T.int64(64)), "float32"),
+        compute: T.Buffer((T.int64(8192), T.int64(64)), "float16"),
+    ):
+        T.func_attr({"op_pattern": 0, "tirx.is_scheduled": True, "tirx.noalias": True})
+        with T.sblock("root"):
+            T.reads()
+            T.writes()
+            x0_float32 = T.decl_buffer((T.int64(524288),), data=x0.data)
+            compute_float16 = T.decl_buffer((T.int64(524288),), "float16", data=compute.data)
+            for task in T.parallel(T.int64(64)):
+                for vector in range(T.int64(512)):
+                    for lane in T.vectorized(T.int64(16)):
+                        compute_float16[task * T.int64(8192) + vector * T.int64(16) + lane] = (
+                            T.Cast(
+                                "float16",
+                                x0_float32[task * T.int64(8192) + vector * T.int64(16) + lane],
+                            )
+                        )
+
+    made = scheduled(lambda x: op.astype(x, "float16"), ((8192, 64), "float32"))
+    tvm.ir.assert_structural_equal(made, expected)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "lanes", "squares"), [("int8", 16, 64), ("float16", 8, 24), ("float32", 4, 8)]
+)
+def test_a_transposition_is_done_in_registers(dtype, lanes, squares):
+    """Vectors of 16 bytes, interleaved: log2(n) rounds of n. No element goes alone."""
+    made = scheduled(op.permute_dims, ((256, 512), dtype))
+    shuffles = nodes(made, tirx.Shuffle)
+    assert len(shuffles) == squares
+    assert all(len(shuffle.indices) == lanes for shuffle in shuffles)
+    in_loops = [
+        load
+        for loop in nodes(made, tirx.For)
+        if loop.kind == tirx.ForKind.VECTORIZED
+        for load in nodes(made.with_body(loop), tvm.ir.TensorLoad)
+    ]
+    loads = nodes(made, tvm.ir.TensorLoad)
+    assert all(isinstance(load.indices[0], tirx.Ramp) or load in in_loops for load in loads)
+    assert any(loop.kind == tirx.ForKind.PARALLEL for loop in nodes(made, tirx.For))
+    assert not nodes(made, (tirx.FloorDiv, tirx.FloorMod))
+
+
+def test_symbolic_sizes_have_the_same_tiles():
+    """And loops for what is smaller than a tile."""
+    made = scheduled(op.permute_dims, ((N, M), "float16"))
+    (choice,) = nodes(made, tirx.IfThenElse)
+    assert nodes(made.with_body(choice.then_case), tirx.Shuffle)
+    assert not nodes(made.with_body(choice.else_case), tirx.Shuffle)
+
+
+def test_short_runs_move_as_one_element():
+    """Two float16 next to each other are a uint32: a transposition of 4 x 4 squares."""
+    made = scheduled(lambda x: op.permute_dims(x, [1, 0, 2]), ((64, 64, 2), "float16"))
+    assert {str(shuffle.ty.dtype) for shuffle in nodes(made, tirx.Shuffle)} == {"uint32x4"}
+
+
+def test_a_concatenation_is_two_copies():
+    made = scheduled(lambda x, y: op.concat([x, y], 1), ((9, 64), "int8"), ((9, M), "int8"))
+    assert not nodes(made, (tirx.Select, tirx.IfThenElse))
+    assert len(nodes(made, tirx.DeclBuffer)) == 3
+
+
+def test_divisions_become_loops():
+    made = scheduled(lambda x: ggml.interleave(x), ((64, 18 * 4), "uint8"))
+    assert not nodes(made, (tirx.FloorDiv, tirx.FloorMod, tirx.Select))
+
+
+def _sum(x):
+    k = te.reduce_axis((0, x.shape[1]), "k")
+    return te.compute((x.shape[0],), lambda i: te.sum(x[i, k], k))
+
+
+def _of(*tensors):
+    return te.create_prim_func(list(tensors))
+
+
+def test_what_it_leaves_to_others():
+    x = te.placeholder((64, 64), "float32", "x")
+    at = te.placeholder((64,), "int64", "at")
+    gathered = te.compute((64, 64), lambda i, j: x[at[i], j])
+    for kernel in (
+        _of(x, _sum(x)),
+        _of(x, at, gathered),
+        _of(x, te.compute((64, 64), lambda i, j: te.exp(x[i, j]))),
+    ):
+        assert schedule_cpu_relayout(kernel, LLVM) is None
+    (moved,) = kernels_of(op.permute_dims, ((64, 64), "float32"))
+    assert schedule_cpu_relayout(moved, LLVM) is not None
+    assert schedule_cpu_relayout(schedule_cpu_relayout(moved, LLVM), LLVM) is None
+    assert schedule_cpu_relayout(moved, Target("c")) is None
+    (empty,) = kernels_of(op.permute_dims, ((0, 64), "float32"))
+    assert schedule_cpu_relayout(empty, LLVM) is None
+
+
+def test_one_element():
+    for shape in ((1,), (1, 1)):
+        made = scheduled(lambda x: op.astype(x, "float16"), (shape, "float32"))
+        x = np.full(shape, 1.5, "float32")
+        (result,) = run_kernel(made, [x], [(shape, "float16")])
+        assert_same_bits(result, x.astype("float16"))
+
+
+# -- numbers ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("target", ["host", "plain"])
+def test_transposed_elements_of_any_dtype(dtype, target):
+    """A rim on both sides; and whatever the bits are."""
+    x = random_elements(np.random.default_rng(0), (131, 77), dtype)
+    made = scheduled(op.permute_dims, (x.shape, dtype))
+    (result,) = run_kernel(made, [x], [((77, 131), dtype)], target)
+    assert_same_bits(result, x.T)
+
+
+def test_symbolic_sizes():
+    call = compile_kernel(scheduled(op.permute_dims, ((N, M), "float16")))
+    generator = np.random.default_rng(0)
+    for n in (0, 1, 31, 32, 300):
+        for m in (1, 33, 640):
+            x = random_elements(generator, (n, m), "float16")
+            (result,) = call([x], [((m, n), "float16")])
+            assert_same_bits(result, x.T)
+
+
+MOVES = {
+    "no tile, or nothing": (
+        lambda x: op.permute_dims(x, [3, 1, 2, 0]),
+        [((1, 16, N, 2), "float32")],
+    ),
+    "heads": (lambda x: op.permute_dims(x, [0, 2, 1, 3]), [((2, 33, 5, 24), "float16")]),
+    "short runs": (lambda x: op.permute_dims(x, [1, 0, 2]), [((37, 51, 12), "int8")]),
+    "experts": (lambda x: op.permute_dims(x, [0, 2, 1]), [((3, 65, 130), "int8")]),
+    "interleaved": (lambda x: op.permute_dims(x, [0, 2, 1]), [((5, 4, 99), "uint8")]),
+    "deinterleaved": (lambda x: op.permute_dims(x, [0, 2, 1]), [((5, 99, 2), "float16")]),
+    "columns": (lambda x: op.permute_dims(x), [((300, 3), "int8")]),
+    "slice": (
+        lambda x: op.strided_slice(x, axes=[0, 1], begin=[3, 8], end=[97, 71]),
+        [((100, 80), "float32")],
+    ),
+    "every third": (
+        lambda x: op.strided_slice(x, axes=[1], begin=[1], end=[200], strides=[3]),
+        [((20, 200), "float16")],
+    ),
+    "concat": (
+        lambda x, y: op.concat([x, y], 1),
+        [((33, 70), "bfloat16"), ((33, M), "bfloat16")],
+    ),
+    "concat, transposed": (
+        lambda x, y: op.permute_dims(op.concat([x, y], 0)),
+        [((70, 64), "int8"), ((64, 64), "int8")],
+    ),
+    "split": (lambda x: op.split(x, 2, 1), [((33, 128), "float32")]),
+    "reshaped and transposed": (
+        lambda x: op.permute_dims(op.reshape(x, (N, 4, 40)), [2, 0, 1]),
+        [((N, 160), "float32")],
+    ),
+    "cast": (lambda x: op.astype(x, "float16"), [((N, 77), "float32")]),
+    "cast, transposed": (
+        lambda x: op.permute_dims(op.astype(x, "float16")),
+        [((77, 80), "float32")],
+    ),
+    "transposed, cast": (
+        lambda x: op.astype(op.permute_dims(x), "float16"),
+        [((77, 80), "int8")],
+    ),
+    "bool, cast": (lambda x: op.astype(op.permute_dims(x), "float32"), [((40, 67), "bool")]),
+    "transposed and added": (
+        lambda x, y: op.add(op.permute_dims(x), y),
+        [((40, 67), "float32"), ((67, 40), "float32")],
+    ),
+    "both transposed": (
+        lambda x, y: op.multiply(op.permute_dims(x), op.astype(op.permute_dims(y), "float32")),
+        [((40, 67), "float32"), ((40, 67), "int8")],
+    ),
+    "tiles": (lambda x: tiles.pack(x, 4, 16), [((16, 48), "float16")]),
+    "tiles with a rim": (lambda x: tiles.pack(x, 4, 16), [((19, 50), "float16")]),
+    "tiles, undone": (lambda x: tiles.unpack(x, (18, 40)), [((5, 3, 4, 16), "float16")]),
+    "tiles of a transposed one": (
+        lambda x: tiles.pack(op.permute_dims(x), 8, 16),
+        [((160, 96), "int8")],
+    ),
+    "neighbours": (tiles.pack_vnni, [((70, 64), "int8")]),
+    "neighbours, undone": (tiles.unpack_vnni, [((32, 70, 2), "bfloat16")]),
+    "ggml": (lambda x: ggml.interleave(x, rows=8, bytes=8), [((16, 180), "uint8")]),
+    "ggml, undone": (lambda x: ggml.deinterleave(x), [((4, N, 72), "uint8")]),
+}
+
+
+@pytest.mark.parametrize("name", MOVES)
+def test_as_tvm_does_without_a_schedule(name):
+    function, tensors = MOVES[name]
+    generator = np.random.default_rng(0)
+    for kernel in kernels_of(function, *tensors):
+        made = schedule_cpu_relayout(kernel, LLVM)
+        assert made is not None
+        known = tensors_of(kernel, {"n": 19, "m": 45})
+        inputs = [random_elements(generator, *tensor) for tensor in known[: len(tensors)]]
+        outputs = known[len(tensors) :]
+        results = run_kernel(made, inputs, outputs)
+        for result, plain in zip(results, run_kernel(kernel, inputs, outputs), strict=True):
+            assert_same_bits(result, plain)
+
+
+@given(st.data())
+@examples(40)
+def test_any_permutation(data):
+    """Of any shape, with or without symbolic sizes, reshaped before or not."""
+    rank = data.draw(st.integers(1, 5))
+    shape = data.draw(st.lists(st.integers(1, 40), min_size=rank, max_size=rank))
+    while np.prod(shape) > 60_000:
+        shape[int(np.argmax(shape))] //= 2
+    axes = data.draw(st.permutations(range(rank)))
+    dtype = data.draw(st.sampled_from(DTYPES))
+    symbolic = data.draw(st.lists(st.booleans(), min_size=rank, max_size=rank))
+    sizes = zip(shape, symbolic, strict=True)
+    types = [symbol(f"s{i}") if s else size for i, (size, s) in enumerate(sizes)]
+    x = random_elements(np.random.default_rng(0), shape, dtype)
+    made = scheduled(lambda x: op.permute_dims(x, axes), (types, dtype))
+    (result,) = run_kernel(made, [x], [([shape[axis] for axis in axes], dtype)])
+    assert_same_bits(result, x.transpose(axes))
+
+
+def _divisors(number):
+    return [d for d in range(1, number + 1) if number % d == 0]
+
+
+def _draw_step(data, value, shape, dtype):
+    """One more operator on an expression; and what its result is."""
+    kind = data.draw(st.sampled_from(["permute", "split", "merge", "slice", "concat", "cast"]))
+    axis = data.draw(st.integers(0, len(shape) - 1))
+    size = shape[axis]
+    if kind == "permute":
+        axes = data.draw(st.permutations(range(len(shape))))
+        return op.permute_dims(value, axes), [shape[a] for a in axes], dtype
+    if kind == "split" and len(shape) < 5:
+        inner = data.draw(st.sampled_from(_divisors(size)))
+        shape = [*shape[:axis], size // inner, inner, *shape[axis + 1 :]]
+        return op.reshape(value, shape), shape, dtype
+    if kind == "merge" and axis + 1 < len(shape):
+        shape = [*shape[:axis], size * shape[axis + 1], *shape[axis + 2 :]]
+        return op.reshape(value, shape), shape, dtype
+    if kind == "slice":
+        begin, step = data.draw(st.integers(0, size - 1)), data.draw(st.integers(1, 3))
+        end = data.draw(st.integers(begin + 1, size))
+        value = op.strided_slice(value, axes=[axis], begin=[begin], end=[end], strides=[step])
+        return value, [*shape[:axis], -(-(end - begin) // step), *shape[axis + 1 :]], dtype
+    if kind == "concat":
+        shape = [*shape[:axis], 2 * size, *shape[axis + 1 :]]
+        return op.concat([value, value], axis), shape, dtype
+    if kind == "cast" and dtype == "int8":
+        return op.astype(value, "float16"), shape, "float16"
+    return value, shape, dtype
+
+
+@given(st.data())
+@examples(40)
+def test_any_chain(data):
+    """Operators that FuseTIR makes one kernel of, or several."""
+    shape = data.draw(st.lists(st.integers(1, 24), min_size=1, max_size=3))
+    dtype = data.draw(st.sampled_from(["int8", "float16", "float32"]))
+    x = random_elements(np.random.default_rng(0), shape, dtype)
+
+    def chain(value):
+        known = (value, list(shape), dtype)
+        for _ in range(data.draw(st.integers(1, 4))):
+            known = _draw_step(data, *known)
+            builder = relax.BlockBuilder.current()
+            known = (builder.emit(known[0]), *known[1:])
+        return known[0]
+
+    for kernel in kernels_of(chain, (shape, dtype)):
+        made = schedule_cpu_relayout(kernel, LLVM)
+        if made is None:  # not one of operators that move whole tensors
+            assert "reshape" in str(kernel) or len(nodes(kernel, tvm.s_tir.SBlock)) > 2
+            continue
+        (given_, *outputs) = tensors_of(kernel, {})
+        x = random_elements(np.random.default_rng(0), *given_)
+        results = run_kernel(made, [x], outputs)
+        for result, plain in zip(results, run_kernel(kernel, [x], outputs), strict=True):
+            assert_same_bits(result, plain)
+
+
+@given(st.data())
+@examples(25)
+def test_any_blocks(data):
+    """What index arithmetic there is in layouts: sizes and blocks that do not divide each other."""
+    height, width = data.draw(st.integers(1, 70)), data.draw(st.integers(1, 70))
+    rows, columns = data.draw(st.integers(1, 20)), data.draw(st.integers(1, 20))
+    dtype = data.draw(st.sampled_from(["int8", "float16", "float32"]))
+    x = random_elements(np.random.default_rng(0), (height, width), dtype)
+    transposed = data.draw(st.booleans())
+    padded = np.zeros((-(-height // rows) * rows, -(-width // columns) * columns), x.dtype)
+    padded[:height, :width] = x
+    blocks = padded.reshape(len(padded) // rows, rows, -1, columns)
+    order = [2, 0, 3, 1] if transposed else [0, 2, 1, 3]
+    expected = blocks.transpose(order)
+
+    def block(x):
+        def element(*at):
+            back = [at[order.index(axis)] for axis in range(4)]
+            row, column = back[0] * rows + back[1], back[2] * columns + back[3]
+            inside = tirx.all(row < height, column < width)
+            return te.if_then_else(inside, x[row, column], tirx.const(0, x.dtype))
+
+        return te.compute(expected.shape, element, "blocks")
+
+    def undo(y):
+        def element(row, column):
+            back = [row // rows, row % rows, column // columns, column % columns]
+            return y[tuple(back[axis] for axis in order)]
+
+        return te.compute((height, width), element, "matrix")
+
+    there = _as_relax(block, (height, width), dtype)
+    (result,) = run_kernel(there, [x], [(expected.shape, dtype)])
+    assert_same_bits(result, expected)
+    back = _as_relax(undo, expected.shape, dtype)
+    (result,) = run_kernel(back, [expected], [(x.shape, dtype)])
+    assert_same_bits(result, x)
+
+
+def _as_relax(kernel, shape, dtype):
+    def call(x):
+        builder = relax.BlockBuilder.current()
+        return builder.call_te(kernel, x)
+
+    return scheduled(call, (shape, dtype))
