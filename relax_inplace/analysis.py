@@ -9,6 +9,7 @@ from .ir.updates import functions_that_update
 from .lift.report import LiftReport, explain_lift
 from .lift.shared_weights import LiftError
 from .lower.ownership import OwnershipError, check_ownership
+from .lower.storage_plan import StoragePlan, plan_storage
 from .restore.inverse import Inverse, InverseError, find_inverse
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "MemoryLimitError",
     "MemoryPlan",
     "OwnershipError",
+    "StoragePlan",
     "TransformGraph",
     "UnsupportedTransformError",
     "check_ownership",
@@ -26,4 +28,5 @@ __all__ = [
     "find_inverse",
     "functions_that_update",
     "plan_memory",
+    "plan_storage",
 ]

@@ -166,12 +166,14 @@ def _normalize(_builder: relax.BlockBuilder, call: relax.Call) -> relax.Call:
 
 
 def _lower(_builder: relax.BlockBuilder, call: relax.Call) -> relax.Call:
-    return relax.Call(_builtin(), call.args, None, [call.ty], call.span)
-
-
-@functools.cache
-def _builtin() -> relax.ExternFunc:
-    return relax.ExternFunc(BUILTIN)
+    if not isinstance(call.args[0].ty, relax.AnyType):
+        raise ValueError(
+            "R.inplace_update_tuple is lowered in tvm.compile and tvm.relax.build only, but a "
+            f"pipeline has come to it outside of them{_at(call.span)}. Give the pipeline to "
+            "tvm.compile(mod, target, relax_pipeline=...). If you did: `import relax_inplace` before "
+            "`from tvm.relax import build`, which otherwise is TVM's own"
+        )
+    return relax.Call(relax.ExternFunc(BUILTIN), call.args, None, [call.ty], call.span)
 
 
 @functools.cache
@@ -182,10 +184,10 @@ def _array_with_item() -> tvm_ffi.Function:
 def register() -> None:
     """Register the op with the compiler, by the library's packed function; again is harmless.
 
-    ``FLowerBuiltin`` keeps the update an op until ``LowerRuntimeBuiltin``, which runs after
-    ``StaticPlanBlockMemory``: that pass takes a call to an ``ExternFunc`` for one that keeps none
-    of its arguments, and would hand the new field's storage to the next allocation
-    (src/relax/transform/static_plan_block_memory.cc, StorageAllocatorInit).
+    ``FLowerBuiltin`` keeps the update an op until ``LowerRuntimeBuiltin``. It lowers what our part
+    of ``tvm.relax.build`` has made of an update (:mod:`.lower.tuple_objects`), and refuses any
+    other: a pipeline that is run by hand to its end would go round the ownership check, and keep
+    every original.
     """
     load_library()
     tvm_ffi.get_global_func("relax_inplace.RegisterOp")(

@@ -11,27 +11,11 @@ from tvm import ir
 
 from .inplace.inplace_transform_params import Restored, require_resident, rewrite_transforms
 from .lift.lift_inplace_transform_params import LiftInplaceTransformParams
-from .lower.check_contiguous import CheckContiguous
-from .lower.donate_storage import DonateStorage
-from .lower.free_temporaries import FreeTemporaries
-from .lower.kill_unused_registers import KillUnusedRegisters
-from .lower.lower_update_chain import LowerUpdateChain
-from .lower.require_builtins import RequireBuiltins
-from .lower.schedule_relayouts import ScheduleRelayouts
+from .lower.user_pipeline import Pipeline
 from .restore.inverse import InverseError
 from .restore.restore_params import restored
 
-__all__ = [
-    "CheckContiguous",
-    "DonateStorage",
-    "FreeTemporaries",
-    "InplaceTransformParams",
-    "KillUnusedRegisters",
-    "LiftInplaceTransformParams",
-    "LowerUpdateChain",
-    "RequireBuiltins",
-    "ScheduleRelayouts",
-]
+__all__ = ["InplaceTransformParams", "LiftInplaceTransformParams", "Pipeline"]
 
 
 def InplaceTransformParams(  # noqa: N802  named as TVM names passes

@@ -137,8 +137,8 @@ def _storages(
     target: str,
 ) -> list[StoragePlan]:
     """Which storage each new weight takes, for each plan."""
+    from ..analysis import plan_storage
     from ..inplace.inplace_transform_params import inplace_name
-    from ..lower.pipeline import plan_storage
 
     compiled_for = target_of(target)
     inplace = rewritten(mod, choices, lifts)

@@ -39,7 +39,6 @@ from tvm import ir, relax
 
 from ..ir.byte_size import ByteSize, LargestOf, largest
 from ..ir.updates import STREAMED, UPDATES_NOTHING, bindings_of
-from ..lower.keep_tuple_copies import filled_in_place
 from ..op import VOID, inplace_update_tuple, is_update, the_op
 from .branches import Branches
 from .param_map_entry import Entry, entry_of
@@ -499,7 +498,7 @@ class _Writer:
         if not all(self.tuples.field_read.get(f) == i for i, f in enumerate(fields)) or not fields:
             return self.bind(name, value)
         var = relax.Var(name, value.ty)
-        self._block(False).bindings += filled_in_place(var, value)
+        self._block(False).bindings += _filled_in_place(var, value)
         return var
 
     def _place_moved(self, moved: list[int]) -> None:
@@ -683,3 +682,23 @@ def _escaping(schedule: Schedule) -> set[relax.Var]:
     for output in graph.outputs:
         escaping.update(graph.variables(output))
     return escaping
+
+
+def _filled_in_place(var: relax.Var, value: relax.Tuple) -> list[relax.Binding]:
+    """Bindings of a variable to a tuple that is made with its first slot empty, and filled.
+
+    ``CanonicalizeBindings`` (src/relax/transform/canonicalize_bindings.cc), which somebody may run
+    before ``tvm.compile``, replaces ``(params[0], params[1])`` by ``params``, of which one is
+    updated.
+    """
+    normalize = relax.BlockBuilder().normalize
+    nothing = relax.Var("nothing", relax.AnyType())
+    first, *others = value.fields[:]
+    unfilled_value = normalize(relax.Tuple([nothing, *others]))
+    unfilled = relax.Var("unfilled", unfilled_value.ty)
+    fill = relax.Call(the_op(), [unfilled, relax.prim_value(0), first], None, [var.ty], value.span)
+    return [
+        relax.VarBinding(nothing, normalize(relax.op.null_value())),
+        relax.VarBinding(unfilled, unfilled_value),
+        relax.VarBinding(var, normalize(fill)),
+    ]

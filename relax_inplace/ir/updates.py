@@ -9,6 +9,7 @@ from tvm import ir, relax
 from ..op import is_update
 
 __all__ = [
+    "OVERWRITES",
     "REFERENCE",
     "STREAMED",
     "UPDATES_NOTHING",
@@ -21,6 +22,7 @@ __all__ = [
 UPDATES_NOTHING = "relax_inplace.updates_nothing"
 REFERENCE = "relax_inplace.reference"  # what a conversion is compared with: compiled as TVM does
 STREAMED = "relax_inplace.streamed"  # its last parameter is a tuple that it fills, and never reads
+OVERWRITES = "relax_inplace.overwrites"  # weights that its kernels write to, counted through tuples
 
 _WITH_BINDINGS = (relax.Function, relax.If, relax.SeqExpr)
 

@@ -1,218 +1,158 @@
-"""How updates ride TVM's stock compilation: the one place where functions of TVM are wrapped.
+"""How functions that update a tuple are compiled: ``tvm.relax.build`` is wrapped, nothing else is.
 
-``tvm.compile`` and every pipeline, TVM's own and others (MLC-LLM's), end in ``tvm.relax.build``.
-Around the pipeline that it runs, a module that holds updates needs two things which no hook of
-TVM's offers:
+``tvm.compile`` and every pipeline, TVM's own and others (MLC-LLM's), end there. A module that holds
+updates is checked (:mod:`.ownership`) and split (:mod:`.split`): the functions that update are
+lowered by passes of our own (:mod:`.pipeline`), the rest by the pipeline that the caller has chosen
+(:mod:`.user_pipeline`), as if they were not there. Both are merged, and TVM's own build makes an
+executable of them, without a pipeline. A module without updates goes through untouched.
 
-- before the first pass: the ownership check, on names and source places as the user wrote them,
-  :mod:`~relax_inplace.lower.lower_update_chain`,
-  :mod:`~relax_inplace.lower.keep_tuple_copies` and
-  :mod:`~relax_inplace.lower.hide_tuple_types`;
-- after the last one: :mod:`~relax_inplace.lower.kill_unused_registers`,
-  :mod:`~relax_inplace.lower.free_temporaries`,
-  :mod:`~relax_inplace.lower.check_contiguous` and
-  :mod:`~relax_inplace.lower.require_builtins`, as ``VMShapeLower`` has run only then.
+What a conversion is compared with (``reference=True`` of ``InplaceTransformParams``) is lowered by
+the caller's pipeline, too: the comparison shows whether that means something else by an operator.
 
-So ``build`` is wrapped for the one, and ``_vmcodegen``, which ``build`` calls next after the
-pipeline, for the other. ``_vmlink``, the last, is wrapped for kernels that write over their input:
-whether parameters may be the same memory (``tirx.noalias``) CodeGenLLVM asks of the function that
-it has declared last, for all of a module (src/target/llvm/codegen_llvm.cc, ``is_restricted_`` in
-``DeclareFunctionInternal``). Taken for distinct they would be compiled wrong, and all others slower
-if they were not: so they are compiled by themselves.
-
-Within the pipeline, ``RewriteCUDAGraph`` is wrapped: it would move the storages of temporaries into
-a graph that keeps them, and its kernels with them, where nothing can be mended afterwards. A module
-without updates goes through untouched.
-
-What would make this unnecessary: ``KillAfterLastUse`` after ``VMShapeLower`` in TVM's pipelines
-(or a ``VMShapeLower`` that kills what it reads, and checks strides), a hook for an op to prepare a
-function before a pipeline, as ``FLowerBuiltin`` is one for a call, and a function attribute by
-which a function has its memory left unplanned.
+Kernels that write over their input are compiled by themselves: whether parameters may be the same
+memory (``tirx.noalias``) CodeGenLLVM asks of the function that it has declared last, for all of a
+module (src/target/llvm/codegen_llvm.cc, ``is_restricted_`` in ``DeclareFunctionInternal``). Taken
+for distinct they would be compiled wrong, and all others slower if they were not. TVM takes
+compiled modules by the module's attribute ``external_mods``.
 """
 
 from __future__ import annotations
 
 import functools
-import inspect
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import tvm
-from tvm import ir, relax
+from tvm import ir, relax, tirx
 from tvm.relax import vm_build
 
-from ..ir.updates import bindings_of, expanded_parameter, functions_that_update
-from ..op import is_update, the_op
+from ..ir.updates import REFERENCE, functions_that_update
+from ..op import is_update
 from ..relayout.inplace_kernel import INPLACE
-from .check_contiguous import check_contiguous
-from .free_temporaries import free_temporaries
-from .hide_tuple_types import hide_tuple_types
-from .keep_tuple_copies import keep_tuple_copies
-from .kill_unused_registers import kill_unused_registers
-from .lower_update_chain import lower_update_chain
+from .kill_registers import kill_registers
 from .ownership import check_ownership
-from .param_map import keep_param_map
-from .require_builtins import require_builtins
+from .param_map import MAP_FUNCTION, keep_param_map
+from .pipeline import NAME, checks_first, lower, target_of
+from .split import merge, split
+from .tuple_objects import tuples_as_objects
+from .user_pipeline import UserPipeline
 
-__all__ = ["install", "prepare"]
+__all__ = ["install", "prepared"]
 
-_NUM_INPUT = "num_input"
-_GLOBAL_SYMBOL = "global_symbol"
-_USE_CUDA_GRAPH = "relax.backend.use_cuda_graph"
+_LIBRARIES = "external_mods"
 
 
 def install() -> None:
-    """Wrap ``tvm.relax.build``, its step to bytecode, and a pass; again is harmless."""
-    if hasattr(vm_build.build, "_relax_inplace"):
-        return
-    vm_build.build = relax.build = _with_module_prepared(vm_build.build)
-    vm_build._vmcodegen = _with_lowered_module_finished(vm_build._vmcodegen)
-    vm_build._vmlink = _with_inplace_kernels_apart(vm_build._vmlink)
-    # Pipelines look it up where they run: python/tvm/relax/pipeline.py, and MLC-LLM's.
-    relax.transform.RewriteCUDAGraph = _without_updates(relax.transform.RewriteCUDAGraph)
+    """Wrap ``tvm.relax.build``; again is harmless."""
+    if not hasattr(vm_build.build, "_relax_inplace"):
+        vm_build.build = relax.build = _splitting(vm_build.build)
 
 
-def _with_module_prepared(stock: Any) -> Any:
+def _splitting(stock: Any) -> Any:
     @functools.wraps(stock)
     def build(
-        mod: ir.IRModule, target: Any = None, *args: Any, **kwargs: Any
+        mod: ir.IRModule,
+        target: Any = None,
+        params: Any = None,
+        relax_pipeline: Any = "default",
+        tir_pipeline: Any = "default",
+        exec_mode: str = "bytecode",
+        *,
+        system_lib: bool | None = None,
     ) -> tvm.runtime.Executable:
-        return stock(prepare(mod, target), target, *args, **kwargs)
+        if relax_pipeline == NAME:
+            relax_pipeline = "default"
+        if isinstance(mod, ir.IRModule):  # what it is not, TVM says
+            mod = keep_param_map(mod, target)
+            updating = functions_that_update(mod)
+            if updating:
+                target = tvm.target.Target(target) if isinstance(target, str) else target
+                mod = _lowered(mod, updating, target, relax_pipeline)
+                is_apart = not (exec_mode == "compiled" or system_lib or _is_wasm(target))
+                mod = _with_inplace_kernels(mod, target, tir_pipeline, is_apart)
+                relax_pipeline = None
+        return stock(
+            mod, target, params, relax_pipeline, tir_pipeline, exec_mode, system_lib=system_lib
+        )
 
     build._relax_inplace = True  # type: ignore[attr-defined]
     return build
 
 
-def _with_lowered_module_finished(stock: Any) -> Any:
-    @functools.wraps(stock)
-    def _vmcodegen(builder: Any, mod: ir.IRModule, *args: Any, **kwargs: Any) -> ir.IRModule:
-        updating = functions_that_update(mod)
-        for gvar in updating:
-            if _skips_checks(mod[gvar]):  # a pipeline run by hand: prepare had not removed it
-                raise ValueError(
-                    f"function `{gvar.name_hint}` updates a tuple in place, but has the attribute "
-                    f"`{_NUM_INPUT}`, for which VMShapeLower left out the checks of its weights: "
-                    "leave the pipeline to tvm.compile, or remove the attribute before running it"
-                )
-        return stock(builder, _finish(mod, updating), *args, **kwargs)
-
-    return _vmcodegen
-
-
-def _with_inplace_kernels_apart(stock: Any) -> Any:
-    signature = inspect.signature(stock)
-
-    @functools.wraps(stock)
-    def _vmlink(*args: Any, **kwargs: Any) -> tvm.runtime.Executable:
-        given = signature.bind(*args, **kwargs)
-        given.apply_defaults()
-        mod, target = given.arguments["tir_mod"], given.arguments["target"]
-        apart = set() if mod is None else _inplace_kernels(mod)
-        if apart and (target is None or tvm.target.Target(target).kind.name == "llvm"):
-            if given.arguments["system_lib"] or _calls_directly(mod):
-                given.arguments["tir_mod"] = _without_noalias(mod)
-            else:
-                own, others = _split(mod, apart)
-                library = tvm.tirx.build(own, target, given.arguments["tir_pipeline"])
-                given.arguments["tir_mod"] = others
-                given.arguments["ext_libs"] = [*(given.arguments["ext_libs"] or ()), library]
-        return stock(*given.args, **given.kwargs)
-
-    return _vmlink
+def _lowered(
+    mod: ir.IRModule,
+    updating: set[ir.GlobalVar],
+    target: tvm.target.Target | None,
+    relax_pipeline: Any,
+) -> ir.IRModule:
+    pipeline = UserPipeline(relax_pipeline, target)
+    references = {gvar for gvar in updating if REFERENCE in (mod[gvar].attrs or {})}
+    ours, rest, kept = prepared(mod, updating, references, pipeline.transforms, target)
+    rest = pipeline.run(rest, kept)
+    for gvar in rest.get_global_vars():
+        if gvar.name_hint in {one.name_hint for one in references}:
+            rest[gvar] = kill_registers(checks_first(rest[gvar]))
+    return merge(lower(ours, target_of(target), pipeline.fuses), rest, kept)
 
 
-def _inplace_kernels(mod: ir.IRModule) -> set[ir.GlobalVar]:
-    return {gvar for gvar, f in mod.functions_items() if f.attrs and INPLACE in f.attrs}
+def prepared(
+    mod: ir.IRModule,
+    updating: set[ir.GlobalVar],
+    references: Collection[ir.GlobalVar] = (),
+    transforms: Sequence[tvm.transform.Pass] = (),
+    target: tvm.target.Target | None = None,
+) -> tuple[ir.IRModule, ir.IRModule, set[str]]:
+    """Check a module, and split it.
+
+    Parameters
+    ----------
+    mod : tvm.ir.IRModule
+    updating : set of tvm.ir.GlobalVar
+        The functions that update a tuple, and their callers.
+    references : collection of tvm.ir.GlobalVar
+        Those among them that conversions are compared with.
+    transforms : sequence of tvm.transform.Pass
+        What the caller wants to be run on ours.
+    target : tvm.target.Target, optional
+
+    Returns
+    -------
+    ours : tvm.ir.IRModule
+        Their tuples are objects.
+    rest : tvm.ir.IRModule
+        With the references, whose tuples are objects, too.
+    kept : set of str
+        The functions of ours that keep their names.
+    """
+    _check(mod, updating)
+    roots = {gvar for gvar in updating if gvar not in references}
+    roots |= {gvar for gvar in mod.get_global_vars() if gvar.name_hint == MAP_FUNCTION}
+    kept = {gvar.name_hint for gvar in roots}
+    ours, rest = split(mod, roots)
+    if transforms:
+        with target_of(target):
+            ours = tvm.transform.Sequential(list(transforms))(ours)
+        _check(ours, functions_that_update(ours))  # they may have taken two tuples for one
+    names = {gvar.name_hint for gvar in updating}
+    ours = tuples_as_objects(ours, _convertible(ours), names)
+    return ours, tuples_as_objects(rest, references, names), kept
 
 
-def _calls_directly(mod: ir.IRModule) -> bool:
-    """Whether kernels are called by symbols of their module: ``exec_mode="compiled"``."""
-    return any(gvar.name_hint.startswith("__vmtir__") for gvar in mod.get_global_vars())
+def _convertible(mod: ir.IRModule) -> list[ir.GlobalVar]:
+    """The Relax functions, but for those that FuseOps makes kernels of, and that stay values."""
+    return [
+        gvar
+        for gvar, function in mod.functions_items()
+        if isinstance(function, relax.Function) and "Primitive" not in (function.attrs or {})
+    ]
 
 
-def _without_noalias(mod: ir.IRModule) -> ir.IRModule:
-    return ir.IRModule(
-        {gvar: f.with_attr("tirx.noalias", False) for gvar, f in mod.functions_items()},
-        mod.attrs,
-    )
-
-
-def _split(mod: ir.IRModule, apart: set[ir.GlobalVar]) -> tuple[ir.IRModule, ir.IRModule]:
-    own: dict[ir.GlobalVar, ir.BaseFunc] = {}
-    others: dict[ir.GlobalVar, ir.BaseFunc] = {}
-    for gvar, function in mod.functions_items():
-        (own if gvar in apart else others)[gvar] = function
-    return ir.IRModule(own, mod.attrs), ir.IRModule(others, mod.attrs)
-
-
-def _without_updates(stock: Any) -> Any:
-    """A module pass that does not see the functions that update. No other function calls them."""
-
-    @functools.wraps(stock)
-    def create() -> tvm.transform.Pass:
-        stock_pass = stock()
-
-        @tvm.transform.module_pass(opt_level=0, name=stock_pass.info.name)
-        def run(mod: ir.IRModule, context: tvm.transform.PassContext) -> ir.IRModule:
-            if not context.config.get(_USE_CUDA_GRAPH, False):
-                return mod
-            updating = functions_that_update(mod)
-            if not updating:
-                return stock_pass(mod)
-            others = mod.clone()
-            for gvar in updating:
-                del others[gvar]
-            after = stock_pass(others)
-            for gvar in updating:
-                after[gvar] = mod[gvar]
-            return after
-
-        return run
-
-    return create
-
-
-def _finish(mod: ir.IRModule, updating: set[ir.GlobalVar]) -> ir.IRModule:
-    """What is to be done to a lowered module."""
-    mod = free_temporaries(kill_unused_registers(mod, updating), updating)
-    return require_builtins(check_contiguous(mod, updating), updating)
-
-
-def prepare(mod: Any, target: Any) -> Any:
-    """What is to be done to a module before a pipeline, lowered by hand already or not."""
-    if not isinstance(mod, ir.IRModule):
-        return mod  # what it is not, TVM says
-    mod = keep_param_map(mod, target)
-    updating = functions_that_update(mod)
-    if not updating:
-        return mod
+def _check(mod: ir.IRModule, updating: set[ir.GlobalVar]) -> None:
+    """Refuse what is wrong, on names and source places as the user wrote them."""
     for gvar in updating:
-        function = mod[gvar]
-        if _is_misplaced(function):
-            relax.analysis.well_formed(function)  # TVM's own error; tvm.compile does not look
-        expanded = expanded_parameter(function)
-        if expanded is not None:
-            raise ValueError(
-                f"function `{gvar.name_hint}` updates its tuple parameter `{expanded}` in place, "
-                "but a pass (FuseTIR or ExpandTupleArguments) has replaced the parameter by one "
-                "for each field, so that the caller's tuple is out of reach: leave that pass to "
-                "tvm.compile, or make the function public (no private=True) before it"
-            )
+        if _is_misplaced(mod[gvar]):
+            relax.analysis.well_formed(mod[gvar])  # TVM's own error; tvm.compile does not look
     check_ownership(mod)
-    if not any(_holds_op(mod[gvar]) for gvar in updating):
-        return mod
-    mod = keep_tuple_copies(lower_update_chain(mod), updating)
-    mod = hide_tuple_types(mod, updating)
-    for gvar in updating:
-        mod[gvar] = _with_full_checks(_made_public(mod[gvar], gvar.name_hint))
-    return mod
-
-
-def _holds_op(function: relax.Function) -> bool:
-    """Whether updates are still ops: the pipeline is to come."""
-    return any(
-        isinstance(binding.value, ir.Call) and binding.value.op.same_as(the_op())
-        for binding in bindings_of(function)
-    )
 
 
 def _is_misplaced(function: relax.Function) -> bool:
@@ -225,20 +165,32 @@ def _is_misplaced(function: relax.Function) -> bool:
     )
 
 
-def _made_public(function: relax.Function, name: str) -> relax.Function:
-    """A function that no pass gives other parameters: see ``expanded_parameter``."""
-    if function.attrs and _GLOBAL_SYMBOL in function.attrs:
-        return function
-    return function.with_attr(_GLOBAL_SYMBOL, name)
+def _is_wasm(target: tvm.target.Target | None) -> bool:
+    """Whether TVM makes a system library of it: python/tvm/relax/vm_build.py, _vmlink."""
+    if target is None:
+        return False
+    host = target if target.host is None else target.host
+    return "wasm" in host.attrs.get("mtriple", "")
 
 
-def _with_full_checks(function: relax.Function) -> relax.Function:
-    """A function that checks every field before it changes the first.
+def _with_inplace_kernels(
+    mod: ir.IRModule, target: tvm.target.Target | None, tir_pipeline: Any, is_apart: bool
+) -> ir.IRModule:
+    """The module, with the kernels that write over their input compiled as they have to be.
 
-    With ``num_input``, VMShapeLower checks the symbolic shapes of weights only.
+    Where a library is linked statically, or functions are compiled, kernels are called by symbols
+    of their module: then all of them may be given the same memory.
     """
-    return function.without_attr(_NUM_INPUT) if _skips_checks(function) else function
-
-
-def _skips_checks(function: relax.Function) -> bool:
-    return bool(function.attrs) and _NUM_INPUT in function.attrs
+    kernels = {g: f for g, f in mod.functions_items() if isinstance(f, tirx.PrimFunc)}
+    inplace = {g: f for g, f in kernels.items() if INPLACE in (f.attrs or {})}
+    if not inplace or target_of(target).kind.name != "llvm":
+        return mod
+    mod = mod.clone()
+    if not is_apart:
+        for gvar, kernel in kernels.items():
+            mod[gvar] = kernel.with_attr("tirx.noalias", False)
+        return mod
+    library = tvm.tirx.build(ir.IRModule(inplace, mod.attrs), target, tir_pipeline)
+    for gvar in inplace:
+        del mod[gvar]
+    return mod.with_attr(_LIBRARIES, [*(mod.attrs or {}).get(_LIBRARIES, ()), library])

@@ -1,9 +1,9 @@
 """DonateStorage: spent weights hold the new ones.
 
-Definition: in a lowered function that updates a tuple, an allocation that
-:mod:`relax_inplace.lower.donation` gives a spent tensor's storage becomes
+Definition: in a lowered function, an allocation that :mod:`.donation` gives a spent tensor's
+storage becomes
 
-    new = vm.builtin.donate_storage(spent, beside, shape, dtype)
+    new = vm.builtin.donate_storage(spent, here, shape, dtype)
     kill(spent)
 
     vm.builtin.shrink_storage(new)      # if it is smaller
@@ -13,17 +13,19 @@ A result in place is that of the tensor the kernel reads; slots that hold it are
 that the register alone does, and what fails in between is lost and not half overwritten:
 
     update(params, 3, None)
-    new = vm.builtin.donate_storage(w, w, shape, dtype)
+    new = vm.builtin.donate_storage(w, here, shape, dtype)
     kernel(w, new)
     kill(w)
     vm.builtin.shrink_storage(new)
     update(params, 3, new)
 
-Every other allocation is one of the same builtin, of no donor, so that it can be donated in turn;
-what is spent and taken by nothing gives its pages back (``vm.builtin.release_storage``) before its
-register is killed.
+Every other allocation is one of the same builtin, of no donor, so that it can be donated in turn,
+and so that what is freed goes back to the system: TVM's pool would keep it
+(src/runtime/memory/pooled_allocator.h). The pages of a spent tensor that no allocation takes are
+given back (``vm.builtin.release_storage``) before its register is killed.
 
-On a device a function that takes storage begins with
+``here`` says on which device: None on a host, else a tensor of one byte on it. On a device a
+function that takes storage begins with
 
     shared = vm.builtin.wait_for_readers(params)
 
@@ -37,116 +39,139 @@ another device is never taken, and a fresh one is allocated (cpp/donate_storage.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 
 import tvm
 from tvm import ir, relax
 
 from ..ir.binding_rewriter import Rewrite, rewrite_bindings, with_blocks, with_body
-from ..ir.updates import REFERENCE, STREAMED, functions_that_update
+from ..ir.tuple_objects import ANY, GET_ITEM
+from ..ir.updates import STREAMED
 from ..op import BUILTIN, VOID
-from .donation import ALLOC_TENSOR, KILL, Donation, Place, Taken, find_donation
-from .free_temporaries import with_own_storages
-from .kill_unused_registers import kill_unused_registers
+from .donation import Donation, Taken, find_donation
+from .entry_check import is_entry_check
+from .tensor_trace import ALLOC_STORAGE, ALLOC_TENSOR, KILL, Place, TensorTrace
+from .tuple_objects import PARAM_TYPES
 
-__all__ = ["DonateStorage", "donating", "find_donations"]
+__all__ = ["DonateStorage", "find_donations"]
 
 _DONATE = "vm.builtin.donate_storage"
 _SHRINK = "vm.builtin.shrink_storage"
 _RELEASE = "vm.builtin.release_storage"
 _WAIT = "vm.builtin.wait_for_readers"
-_GET_ITEM = "vm.builtin.tuple_getitem"
 _WORTH_RELEASING = 1 << 16  # bytes: below, what is given back is hardly a page
 
 
 def DonateStorage() -> tvm.transform.Pass:  # noqa: N802  named as TVM names passes
-    """Create the pass by which new weights are put into the storage of spent ones.
-
-    For a lowered module: the last pass of a pipeline. Touches only functions that update a tuple,
-    and their callers; not what a conversion is compared with (``reference=True`` of
-    ``InplaceTransformParams``). The pipeline ``"inplace"`` ends with it.
-
-    Returns
-    -------
-    tvm.transform.Pass
-    """
+    """Create the pass, for a lowered module whose registers are killed; for the current target."""
 
     @tvm.transform.module_pass(opt_level=0, name="DonateStorage")
     def run(mod: ir.IRModule, _context: tvm.transform.PassContext) -> ir.IRModule:
-        functions = donating(mod)
-        mod = _with_known_lives(mod, functions)
         after = mod.clone()
-        for gvar in functions:
-            after[gvar] = _with_donation(mod[gvar], mod)
+        for gvar, function in mod.functions_items():
+            if isinstance(function, relax.Function):
+                after[gvar] = _with_donation(function, mod).without_attr(PARAM_TYPES)
         return after
 
     return run
 
 
-def donating(mod: ir.IRModule) -> set[ir.GlobalVar]:
-    """The functions that the pass changes."""
-    return {
-        gvar
-        for gvar in functions_that_update(mod)
-        if not (mod[gvar].attrs and REFERENCE in mod[gvar].attrs)
-    }
-
-
 def find_donations(mod: ir.IRModule, name: str) -> list[Donation]:
-    """What the pass decides for a function of a lowered module, and for each of its branches."""
-    mod = _with_known_lives(mod, donating(mod))
+    """What the pass decides for a function, and for each of its branches."""
     function = mod[name]
     found = []
 
     def look(sequence: relax.SeqExpr) -> Rewrite:
-        found.append(find_donation(sequence, function.params[:], mod, _gives_back()))
+        found.append(find_donation(_trace(function, sequence, mod), _gives_back()))
         return lambda binding: [binding]
 
     rewrite_bindings(function, look)
     return found
 
 
+def _trace(function: relax.Function, sequence: relax.SeqExpr, mod: ir.IRModule) -> TensorTrace:
+    is_body = sequence.same_as(function.body)
+    types = function.attrs[PARAM_TYPES] if is_body and function.attrs else ()
+    return TensorTrace(sequence, function.params[:], types, mod)
+
+
 def _gives_back() -> bool:
     """Whether the pages of a storage can be given back: of host memory (cpp/host_pages.h)."""
-    target = tvm.target.Target.current(allow_none=True)
-    return target is not None and target.kind.name == "llvm"
+    return tvm.target.Target.current().kind.name == "llvm"
 
 
 def _is_on_host() -> bool:
-    target = tvm.target.Target.current(allow_none=True)
-    return target is not None and target.kind.name in ("llvm", "c")
-
-
-def _with_known_lives(mod: ir.IRModule, functions: set[ir.GlobalVar]) -> ir.IRModule:
-    """The module, in which a tensor has a storage of its own, and lives until it is killed."""
-    return with_own_storages(kill_unused_registers(mod, functions), functions)
+    return tvm.target.Target.current().kind.name in ("llvm", "c")
 
 
 def _with_donation(function: relax.Function, mod: ir.IRModule) -> relax.Function:
     params = function.params[:]
     writers: list[_Writer] = []
+    here = _Here(mod)
 
     def write(sequence: relax.SeqExpr) -> Rewrite:
-        writers.append(_Writer(sequence, params, mod))
+        donation = find_donation(_trace(function, sequence, mod), _gives_back())
+        writers.append(_Writer(sequence, donation, here))
         return writers[-1].rewrite
 
-    function = rewrite_bindings(function, write)
-    is_streamed = function.attrs and STREAMED in function.attrs
+    written = here.defined_in(rewrite_bindings(function, write))
+    is_streamed = bool(function.attrs) and STREAMED in function.attrs
     if _is_on_host() or is_streamed or not any(one.takes for one in writers):
-        return function  # a streamed function is given weights that nothing uses any more
-    shared = relax.Var("shared", relax.AnyType())
-    call = relax.Call(relax.ExternFunc(_WAIT), params, None, [shared.ty], ret_ty=shared.ty)
-    first = relax.BindingBlock([relax.VarBinding(shared, call)])
-    return with_body(function, with_blocks(function.body, [first, *function.body.blocks[:]]))
+        return written  # a streamed function is given weights that nothing uses any more
+    shared = relax.Var("shared", ANY)
+    call = relax.Call(relax.ExternFunc(_WAIT), params, None, [ANY], ret_ty=ANY)
+    return _beginning_with(written, [relax.VarBinding(shared, call)])
+
+
+def _beginning_with(function: relax.Function, first: Sequence[relax.Binding]) -> relax.Function:
+    """The function with bindings before all others, but after the check of its arguments."""
+    body = function.body
+    before, *blocks = body.blocks[:]
+    bindings = before.bindings[:]
+    at = 1 if bindings and is_entry_check(bindings[0]) else 0
+    block = relax.BindingBlock([*bindings[:at], *first, *bindings[at:]])
+    return with_body(function, with_blocks(body, [block, *blocks]))
+
+
+class _Here:
+    """A tensor of one byte on each device that a function allocates on, other than the host."""
+
+    def __init__(self, mod: ir.IRModule):
+        self._is_host = _is_on_host() and not mod.global_infos.get("vdevice")
+        self._bindings: dict[int, list[relax.Binding]] = {}
+
+    def on(self, device: int) -> relax.Var | None:
+        if self._is_host:
+            return None
+        if device not in self._bindings:
+            size, index = relax.ShapeExpr([1]), relax.prim_value(device)
+            byte = ir.GenericConst(tvm.DataType("uint8"), ANY)
+            storage, ty = relax.Var("here_storage", ANY), relax.TensorType((1,), "uint8")
+            args = [size, index, byte, ir.StringImm("global")]
+            allocated = relax.Call(ir.Op.get(ALLOC_STORAGE), args, ret_ty=ANY)
+            args = [storage, relax.prim_value(0), size, byte, index]
+            here = relax.Call(ir.Op.get(ALLOC_TENSOR), args, ret_ty=ty)
+            self._bindings[device] = [
+                relax.VarBinding(storage, allocated),
+                relax.VarBinding(relax.Var("here", ty), here),
+            ]
+        return self._bindings[device][-1].var
+
+    def defined_in(self, function: relax.Function) -> relax.Function:
+        if not self._bindings:
+            return function
+        return _beginning_with(function, [b for pair in self._bindings.values() for b in pair])
 
 
 class _Writer:
-    def __init__(self, sequence: relax.SeqExpr, params: list[relax.Var], mod: ir.IRModule):
-        donation = find_donation(sequence, params, mod, _gives_back())
+    """Writes what is decided for one sequence of bindings."""
+
+    def __init__(self, sequence: relax.SeqExpr, donation: Donation, here: _Here):
+        self.here = here
         self.dropped: set[relax.Var] = set()  # variables that are bound elsewhere, or not at all
         self.kept: set[relax.Var] = set()  # that are killed elsewhere, or not at all
         self.before: dict[relax.Var, list[relax.Binding]] = defaultdict(list)
         self.after: dict[relax.Var, list[relax.Binding]] = defaultdict(list)
-        self.untyped: dict[relax.Var, relax.Var] = {}
         self.kill = ir.Op.get(KILL)
         self.allocations = _allocations(sequence)
         self.takes = any(taken.donor is not None for taken in donation.taken)
@@ -158,43 +183,32 @@ class _Writer:
                 self.kept.add(spent.register)
                 release = _statement(_RELEASE, [spent.register])
                 self.after[spent.at] += [release, self._killing(spent.register)]
-        self.first = [
-            relax.MatchCast(alias, root, relax.AnyType()) for root, alias in self.untyped.items()
-        ]
 
     def rewrite(self, binding: relax.Binding) -> list[relax.Binding]:
         var, value = binding.var, binding.value
-        first, self.first = self.first, []
-        killed = value.args[0] if isinstance(value, ir.Call) and value.op == self.kill else None
+        killed = value.args[0] if type(value) is ir.Call and value.op == self.kill else None
         stays = var not in self.dropped and killed not in self.kept
         return [
-            *first,
             *self.before.get(var, ()),
             *([binding] if stays else []),
             *self.after.get(var, ()),
         ]
 
     def _take(self, taken: Taken) -> None:
-        storage, shape, dtype = self.allocations[taken.tensor]
+        storage, device, shape, dtype = self.allocations[taken.tensor]
         self.dropped |= {taken.tensor, storage}
         self.kept.add(storage)
-        if isinstance(shape, relax.Var):
-            self.kept.add(shape)
         before, after = self.before[taken.by], self.after[taken.by]
         for place in taken.emptied:
             before += self._emptied(place)
-        if taken.donor is None:
-            donor = relax.Var("nothing", relax.AnyType())
-            before.append(relax.VarBinding(donor, _null()))
-        else:
-            donor = taken.donor.register
-            self.kept.add(donor)
+        donor = self._nothing(before) if taken.donor is None else taken.donor.register
+        here = self.here.on(device) or self._nothing(before)
         ty = taken.tensor.ty
-        call = relax.Call(
-            relax.ExternFunc(_DONATE), [donor, taken.beside, shape, dtype], None, [ty], ret_ty=ty
-        )
+        args = [donor, here, shape, dtype]
+        call = relax.Call(relax.ExternFunc(_DONATE), args, None, [ty], ret_ty=ty)
         before.append(relax.VarBinding(taken.tensor, call))
         if taken.donor is not None:
+            self.kept.add(donor)
             gone = after if taken.in_place else before
             if taken.in_place and not _is_on_host():
                 gone.append(_statement(_RELEASE, [donor]))  # if it was refused
@@ -203,28 +217,29 @@ class _Writer:
                 gone.append(_statement(_SHRINK, [taken.tensor]))
 
     def _emptied(self, place: Place) -> list[relax.Binding]:
-        """Empty a slot, by a name of its tuple that does not have its types."""
-        root, (*outer, last) = place
-        source = self.untyped.setdefault(root, relax.Var("untyped", relax.AnyType()))
-        bindings, inner = [], []
+        """Empty a slot."""
+        source, (*outer, last) = place
+        bindings: list[relax.Binding] = []
+        inner = []
         for index in outer:
-            field = relax.Var("inner", relax.AnyType())
+            field = relax.Var("inner", ANY)
             args = [source, relax.prim_value(index)]
-            call = relax.Call(relax.ExternFunc(_GET_ITEM), args, None, [field.ty], ret_ty=field.ty)
+            call = relax.Call(relax.ExternFunc(GET_ITEM), args, None, [ANY], ret_ty=ANY)
             bindings.append(relax.VarBinding(field, call))
             inner.append(field)
             source = field
-        nothing = relax.Var("nothing", relax.AnyType())
-        bindings.append(relax.VarBinding(nothing, _null()))
+        nothing = self._nothing(bindings)
         bindings.append(_statement(BUILTIN, [source, relax.prim_value(last), nothing]))
         return bindings + [self._killing(field) for field in inner]
 
+    def _nothing(self, bindings: list[relax.Binding]) -> relax.Var:
+        nothing = relax.Var("nothing", ANY)
+        null = relax.Call(ir.Op.get("relax.null_value"), [], ret_ty=ANY)
+        bindings.append(relax.VarBinding(nothing, null))
+        return nothing
+
     def _killing(self, var: relax.Var) -> relax.Binding:
         return relax.VarBinding(relax.Var("_", VOID), relax.Call(self.kill, [var], ret_ty=VOID))
-
-
-def _null() -> relax.Expr:
-    return relax.Call(ir.Op.get("relax.null_value"), [], ret_ty=relax.AnyType())
 
 
 def _statement(name: str, args: list[relax.Expr]) -> relax.Binding:
@@ -234,14 +249,20 @@ def _statement(name: str, args: list[relax.Expr]) -> relax.Binding:
 
 def _allocations(
     sequence: relax.SeqExpr,
-) -> dict[relax.Var, tuple[relax.Var, relax.Expr, relax.Expr]]:
-    """Of each tensor that is allocated: its storage, shape and dtype."""
-    alloc_tensor = ir.Op.get(ALLOC_TENSOR)
+) -> dict[relax.Var, tuple[relax.Var, int, relax.Expr, relax.Expr]]:
+    """Of each tensor that is allocated: its storage, device, shape and dtype."""
+    alloc_storage, alloc_tensor = ir.Op.get(ALLOC_STORAGE), ir.Op.get(ALLOC_TENSOR)
+    devices: dict[relax.Var, int] = {}
     found = {}
     for block in sequence.blocks[:]:
         for binding in block.bindings[:]:
             value = binding.value
-            if isinstance(value, ir.Call) and value.op == alloc_tensor:
+            if type(value) is not ir.Call:
+                continue
+            if value.op == alloc_storage:
+                devices[binding.var] = int(value.args[1].value)
+            elif value.op == alloc_tensor:
                 storage, _offset, shape, dtype = value.args[:4]
-                found[binding.var] = storage, shape, dtype
+                if storage in devices:
+                    found[binding.var] = storage, devices[storage], shape, dtype
     return found

@@ -16,10 +16,10 @@ from tvm import ir, relax
 
 from ..ir.table import plain_size
 
-__all__ = ["Entry", "keep_param_map", "with_param_map"]
+__all__ = ["MAP_FUNCTION", "Entry", "keep_param_map", "with_param_map"]
 
 PARAM_MAP = "relax_inplace.param_map"  # an attribute of the module
-_FUNCTION = "inplace_param_map"
+MAP_FUNCTION = "inplace_param_map"
 
 Entry = dict[str, Any]
 
@@ -36,15 +36,15 @@ def keep_param_map(mod: ir.IRModule, target: Any = None) -> ir.IRModule:
     """Give a module that has a map the function that returns it, for what it is compiled for."""
     if not mod.attrs or PARAM_MAP not in mod.attrs:
         return mod
-    if any(gvar.name_hint == _FUNCTION for gvar in mod.get_global_vars()):
+    if any(gvar.name_hint == MAP_FUNCTION for gvar in mod.get_global_vars()):
         return mod
     entries = json.loads(mod.attrs[PARAM_MAP])
     target = tvm.target.Target.current() if target is None else tvm.target.Target(target)
     for entry in entries.values():
         entry["target"] = None if target is None else str(target)
     builder = relax.BlockBuilder()
-    with builder.function(_FUNCTION, [], attrs={"global_symbol": _FUNCTION}):
+    with builder.function(MAP_FUNCTION, [], attrs={"global_symbol": MAP_FUNCTION}):
         builder.emit_func_output(ir.StringImm(json.dumps(entries)))
     mod = mod.clone()
-    mod[_FUNCTION] = builder.get()[_FUNCTION]
+    mod[MAP_FUNCTION] = builder.get()[MAP_FUNCTION]
     return mod

@@ -1,121 +1,128 @@
-"""The Relax pipeline ``"inplace"``: TVM's default one, with weights converted at memory's speed.
+"""The passes that lower the functions that update a tuple, with what they call.
 
-``tvm.compile(mod, target, relax_pipeline="inplace")`` runs the passes of
-``relax.get_default_pipeline(target)``, in their order, and
+TVM's passes for the target, with three differences:
 
-- :func:`~relax_inplace.transform.ScheduleRelayouts` when kernels are fused, before TVM's own rules;
-- :func:`~relax_inplace.transform.DonateStorage` at the end.
+- tuples are objects (:mod:`.tuple_objects`), from the first pass on;
+- kernels that move are scheduled by our rules first (:mod:`.schedule_relayouts`), before TVM's;
+- memory is not planned. ``StaticPlanBlockMemory`` takes a call of a packed function for one that
+  keeps none of its arguments, and hands the new weight's storage on; and it keeps the storage of
+  temporaries from one weight to the next. Here each tensor has a storage of its own, every register
+  is killed after its last use (:mod:`.kill_registers`), and allocations take what is spent
+  (:mod:`.donate_storage`).
 
-Both touch functions that update a tuple only. What is returned is bitwise what the default pipeline
-returns.
+Operators are fused where the pipeline for the rest of the module fuses them, and nowhere else: what
+is fused may compute other bits.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import tvm
-from tvm import ir
+from tvm import ir, relax
 from tvm.relax import backend, pipeline
 
-from .build import prepare
-from .donate_storage import DonateStorage, donating, find_donations
+from ..ir.binding_rewriter import with_blocks, with_body
+from .donate_storage import DonateStorage
+from .entry_check import is_entry_check
+from .kill_registers import kill_registers
 from .schedule_relayouts import ScheduleRelayouts
-from .storage_plan import StoragePlan, describe_donation
 
-__all__ = ["NAME", "inplace_pipeline", "plan_storage", "register"]
+__all__ = ["NAME", "checks_first", "lower", "lower_without_donation", "register", "target_of"]
 
 NAME = "inplace"
 _TVM_RULES = "ApplyDefaultSchedule"  # tvm.s_tir.dlight's pass, where a target has rules
+_FUSION = ("AnnotateTIROpPattern", "FoldConstant", "FuseOps", "FuseTIR")
 
 
-def inplace_pipeline() -> tvm.transform.Pass:
-    """Create the pipeline, for the current target.
-
-    Returns
-    -------
-    tvm.transform.Pass
-        Raises ``ValueError`` if there is no target, or one that TVM has no default pipeline for.
+def register() -> None:
+    """Make the name ``"inplace"`` known to TVM, as another one of its default pipeline; again is
+    harmless.
     """
+    if NAME not in pipeline.PIPELINE_MAP:
+        pipeline.register_pipeline(NAME)(pipeline.default_build_pipeline)
 
-    @tvm.transform.module_pass(opt_level=0, name="inplace_pipeline")
-    def run(mod: ir.IRModule, _context: tvm.transform.PassContext) -> ir.IRModule:
+
+def target_of(target: tvm.target.Target | None) -> tvm.target.Target:
+    """What a module is compiled for if a target, or none, is given (python/tvm/tirx/build.py)."""
+    if target is None:
         target = tvm.target.Target.current(allow_none=True)
-        if target is None:
-            raise ValueError(
-                f'the pipeline "{NAME}" schedules kernels for a target, but none is given: '
-                f'tvm.compile(mod, target="llvm", relax_pipeline="{NAME}")'
-            )
-        return tvm.transform.Sequential(_passes(target))(mod)
-
-    return run
+    return tvm.target.Target("llvm") if target is None else target
 
 
-def _passes(target: tvm.target.Target) -> list[tvm.transform.Pass]:
-    return [*_lowering(target), DonateStorage()]
-
-
-def _lowering(target: tvm.target.Target) -> list[tvm.transform.Pass]:
-    legalize = pipeline.legalize_passes(target)
-    names = [one.info.name for one in legalize]
-    at = names.index(_TVM_RULES) if _TVM_RULES in names else len(names)
-    return [
-        *pipeline.library_dispatch_passes(target),
-        *legalize[:at],
-        ScheduleRelayouts(),
-        *legalize[at:],
-        *_dataflow_lower_passes(target),
-        *pipeline.finalize_passes(target),
-    ]
-
-
-def _dataflow_lower_passes(target: tvm.target.Target) -> list[tvm.transform.Pass]:
-    # TVM's own function of that name fails for these: their packages do not export what it calls
-    # (python/tvm/relax/backend/cpu_generic/__init__.py).
-    package = {"llvm": backend.cpu_generic, "cuda": backend.cuda, "rocm": backend.rocm}.get(
-        target.kind.name
-    )
-    stage = pipeline if package is None else package.pipeline
-    return stage.dataflow_lower_passes(target)
-
-
-def plan_storage(
-    mod: ir.IRModule, target: str | tvm.target.Target, function: str | None = None
-) -> StoragePlan:
-    """Plan which storage each new weight takes: what this pipeline makes of a transform.
+def lower(mod: ir.IRModule, target: tvm.target.Target, fuses: bool) -> ir.IRModule:
+    """Lower functions whose tuples are objects; a module of nothing else.
 
     Parameters
     ----------
     mod : tvm.ir.IRModule
-        After ``InplaceTransformParams``, as it is given to ``tvm.compile``.
-    target : str or tvm.target.Target
-    function : str, optional
-        The one that updates its tuple, by name; by default the only one that does.
-
-    Returns
-    -------
-    StoragePlan
-        ``print`` shows it. It holds if nothing outside refers to the weights: what does keeps its
-        storage, and another one is allocated.
-
-    Raises
-    ------
-    ValueError
-        The module has no such function.
+    target : tvm.target.Target
+    fuses : bool
+        Whether operators are fused.
     """
-    updating = sorted(gvar.name_hint for gvar in donating(mod))
-    if function is None and len(updating) == 1:
-        function = updating[0]
-    if function is None or function not in updating:
-        raise ValueError(
-            f"plan_storage: function={function!r}, but the functions of the module that update a "
-            f"tuple are {updating}"
-        )
-    target = tvm.target.Target(target)
     with target:
-        lowered = tvm.transform.Sequential(_lowering(target))(prepare(mod, target))
-        return describe_donation(function, find_donations(lowered, function))
+        return DonateStorage()(lower_without_donation(mod, target, fuses))
 
 
-def register() -> None:
-    """Make the pipeline known to TVM; again is harmless."""
-    if NAME not in pipeline.PIPELINE_MAP:
-        pipeline.register_pipeline(NAME)(inplace_pipeline)
+def lower_without_donation(mod: ir.IRModule, target: tvm.target.Target, fuses: bool) -> ir.IRModule:
+    """The same, up to where spent storages are to be donated."""
+    legalize = _stage("legalize_passes", target)
+    if not fuses:
+        legalize = [one for one in legalize if one.info.name not in _FUSION]
+    names = [one.info.name for one in legalize]
+    at = names.index(_TVM_RULES) if _TVM_RULES in names else len(names)
+    passes = [
+        *_stage("library_dispatch_passes", target),
+        *legalize[:at],
+        ScheduleRelayouts(),
+        *legalize[at:],
+        *_stage("dataflow_lower_passes", target),
+        relax.transform.LowerAllocTensor(),
+        relax.transform.LowerRuntimeBuiltin(),
+        relax.transform.ComputePrimValue(),
+        relax.transform.VMShapeLower(),
+        _on_functions("ChecksFirst", checks_first),
+        _on_functions("KillRegisters", kill_registers),
+        relax.transform.AttachGlobalSymbol(),
+    ]
+    with target:
+        return tvm.transform.Sequential(passes)(mod)
+
+
+def checks_first(function: relax.Function) -> relax.Function:
+    """The check of the arguments before what VMShapeLower checks: it crashes at None."""
+    bindings = [one for block in function.body.blocks[:] for one in block.bindings[:]]
+    first = [one for one in bindings if is_entry_check(one)][:1]
+    if not first:
+        return function
+    others = [one for one in bindings if not one.same_as(first[0])]
+    block = relax.BindingBlock([*first, *others])  # all of lowered code is in plain blocks
+    return with_body(function, with_blocks(function.body, [block]))
+
+
+def _on_functions(
+    name: str, change: Callable[[relax.Function], relax.Function]
+) -> tvm.transform.Pass:
+    @tvm.transform.module_pass(opt_level=0, name=name)
+    def run(mod: ir.IRModule, _context: tvm.transform.PassContext) -> ir.IRModule:
+        mod = mod.clone()
+        for gvar, function in mod.functions_items():
+            if isinstance(function, relax.Function):
+                mod[gvar] = change(function)
+        return mod
+
+    return run
+
+
+def _stage(name: str, target: tvm.target.Target) -> list[tvm.transform.Pass]:
+    """TVM's passes for a target; those of a CPU where TVM has none."""
+    # TVM's own function fails for these: their packages do not export what it calls
+    # (python/tvm/relax/backend/cpu_generic/__init__.py).
+    packages = {"llvm": backend.cpu_generic, "cuda": backend.cuda, "rocm": backend.rocm}
+    package = packages.get(target.kind.name)
+    if package is None:
+        try:
+            return getattr(pipeline, name)(target)
+        except ValueError:
+            package = backend.cpu_generic
+    return getattr(package.pipeline, name)(target)

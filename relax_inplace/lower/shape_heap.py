@@ -25,13 +25,14 @@ _BINARY = (tirx.Add, tirx.Sub, tirx.Mul, tirx.FloorDiv, tirx.FloorMod, tirx.Max,
 class ShapeHeap:
     """The expressions in the slots of a shape heap, as the bindings of a function fill them."""
 
-    def __init__(self) -> None:
+    def __init__(self, sequence: relax.SeqExpr | None = None) -> None:
         self.slots: dict[int, ir.PrimExpr] = {}
+        self._casts = {} if sequence is None else _casts(sequence)
 
     def match(self, call: relax.Call) -> None:
         """Learn from a call that matches the shape of a tensor, or a shape, of known type."""
         value, _heap, rank, *codes = call.args[:]
-        dims = _dimensions(value.ty)
+        dims = self._casts[value] if value in self._casts else _dimensions(value.ty)
         if dims is None or len(dims) != int(rank.value):
             return
         for i, dim in enumerate(dims):
@@ -73,6 +74,18 @@ class ShapeHeap:
             a, b = self._value(expr.a), self._value(expr.b)
             return None if a is None or b is None else type(expr)(a, b)
         return expr if isinstance(expr, tirx.IntImm) else None
+
+
+def _casts(sequence: relax.SeqExpr) -> dict[relax.Var, Sequence[ir.PrimExpr]]:
+    """What shapes are cast to: VMShapeLower leaves a second name of that type."""
+    return {
+        binding.value: binding.var.ty.values[:]
+        for block in sequence.blocks[:]
+        for binding in block.bindings[:]
+        if type(binding.value) is relax.Var
+        and isinstance(binding.var.ty, relax.ShapeType)
+        and binding.var.ty.values is not None
+    }
 
 
 def _dimensions(ty: ir.Type) -> Sequence[ir.PrimExpr] | None:

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+
+import tvm
+from tvm import ir
 
 from ..ir.byte_size import LargestOf, Size
 from ..ir.table import plain_size, shown
-from .donation import Donation, Taken
+from ..ir.updates import REFERENCE, functions_that_update
+from .build import prepared
+from .donate_storage import find_donations
+from .donation import Taken
+from .pipeline import lower_without_donation
 
-__all__ = ["PlannedStorage", "StoragePlan", "describe_donation"]
+__all__ = ["PlannedStorage", "StoragePlan", "plan_storage"]
 
 
 @dataclasses.dataclass
@@ -82,8 +88,50 @@ class StoragePlan:
         return json.dumps(fields, default=plain_size, indent=1)
 
 
-def describe_donation(function: str, donations: Sequence[Donation]) -> StoragePlan:
-    """Of what was decided for a function's body, and for its branches."""
+def plan_storage(
+    mod: ir.IRModule,
+    target: str | tvm.target.Target,
+    function: str | None = None,
+    fused: bool | None = None,
+) -> StoragePlan:
+    """Plan which storage each new weight takes: what ``tvm.compile`` makes of a transform.
+
+    Parameters
+    ----------
+    mod : tvm.ir.IRModule
+        After ``InplaceTransformParams``, as it is given to ``tvm.compile``.
+    target : str or tvm.target.Target
+    function : str, optional
+        The one that updates its tuple, by name; by default the only one that does.
+    fused : bool, optional
+        Whether the pipeline fuses operators. By default as TVM's default pipeline does: for a GPU.
+
+    Returns
+    -------
+    StoragePlan
+        ``print`` shows it. It holds if nothing outside refers to the weights: what does keeps its
+        storage, and another one is allocated.
+
+    Raises
+    ------
+    ValueError
+        The module has no such function.
+    """
+    updating = functions_that_update(mod)
+    names = sorted(g.name_hint for g in updating if REFERENCE not in (mod[g].attrs or {}))
+    if function is None and len(names) == 1:
+        function = names[0]
+    if function is None or function not in names:
+        raise ValueError(
+            f"plan_storage: function={function!r}, but the functions of the module that update a "
+            f"tuple are {names}"
+        )
+    target = tvm.target.Target(target)
+    fuses = "gpu" in target.keys if fused is None else fused
+    ours, _, _ = prepared(mod, updating)
+    lowered = lower_without_donation(ours, target, fuses)
+    with target:
+        donations = find_donations(lowered, function)
     only = donations[0] if len(donations) == 1 else None
     return StoragePlan(
         function,

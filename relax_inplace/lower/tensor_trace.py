@@ -1,0 +1,383 @@
+"""What holds each tensor of a lowered function, from one binding to the next.
+
+A tensor is held by registers, and by slots of the tuples that are parameters or nested in these. It
+is *spent* when nothing in the function holds it any more. It is *hidden* from where something may
+hold it that is not seen: a function that is not known, or a tuple that went to one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from tvm import ir, relax, tirx
+
+from ..ir.byte_size import Size, size_of
+from ..ir.tuple_objects import GET_ITEM, MAKE_TUPLE
+from ..op import BUILTIN, is_statement
+from ..relayout.inplace_kernel import INPLACE
+from .shape_heap import MAKE_SHAPE, MATCH_SHAPE, ShapeHeap
+
+__all__ = ["ALLOC_STORAGE", "ALLOC_TENSOR", "KILL", "Chance", "Place", "Tensor", "TensorTrace"]
+
+ALLOC_STORAGE = "relax.vm.alloc_storage"
+ALLOC_TENSOR = "relax.vm.alloc_tensor"
+KILL = "relax.vm.kill_object"
+# Their result is their first argument's memory: R.reshape and R.memory.view, lowered.
+_VIEWS = frozenset({"vm.builtin.reshape", "runtime.TVMTensorCreateView"})
+_LOOKS_ONLY = ("vm.builtin.check_", "vm.builtin.match_", "vm.builtin.shape_of")
+
+Place = tuple[relax.Var, tuple[int, ...]]  # a slot: of which parameter, and where in it
+
+
+@dataclasses.dataclass(eq=False)
+class Tensor:
+    """A piece of memory, from where it is allocated, or found, to where nothing holds it.
+
+    Attributes
+    ----------
+    name : str
+        ``slot 3`` of an original weight, else the variable's.
+    size : int, ByteSize or None
+        Bytes, where they are known.
+    registers : list of relax.Var
+        That hold the tensor itself, not a view of it.
+    holders : Counter of (relax.Var or Place)
+        The registers and slots that hold it, at the end of the trace.
+    born : int
+        The binding that allocates it, or asks for it; -1 if it was there.
+    used_first, used_last : int
+        The bindings that use it first and last.
+    spent : int or None
+        The binding after which nothing holds it.
+    slot : str or None
+        Where it is put, such as ``7``.
+    is_allocated : bool
+        Whether the function has allocated it, alone in its storage.
+    is_read : bool
+        Whether a kernel reads or writes it.
+    is_hidden : bool
+    """
+
+    name: str
+    size: Size | None
+    registers: list[relax.Var]
+    holders: Counter[Any] = dataclasses.field(default_factory=Counter)
+    born: int = -1
+    used_first: int | None = None
+    used_last: int = -1
+    spent: int | None = None
+    slot: str | None = None
+    is_allocated: bool = False
+    is_read: bool = False
+    is_hidden: bool = False
+
+
+@dataclasses.dataclass
+class Chance:
+    """A kernel whose result may lie in what it reads, if that is spent there.
+
+    Attributes
+    ----------
+    at : int
+        The binding that calls it.
+    donor, result : Tensor
+    register : relax.Var
+        In which the kernel is given the donor; it alone holds it, besides slots.
+    places : list of Place
+        The slots that hold it.
+    """
+
+    at: int
+    donor: Tensor
+    register: relax.Var
+    result: Tensor
+    places: list[Place]
+
+
+class TensorTrace:
+    """What happens to the tensors of one sequence of bindings: a function's body, or a branch of it.
+
+    Parameters
+    ----------
+    sequence : relax.SeqExpr
+        Lowered, every register killed.
+    params : sequence of relax.Var
+        Of the function.
+    types : sequence of ir.Type
+        Of the parameters, before their tuples became objects; none for a branch.
+    mod : tvm.ir.IRModule
+        Where the kernels are.
+
+    Attributes
+    ----------
+    tensors : list of Tensor
+    vars : list of relax.Var
+        Of the bindings, by position.
+    chances : list of Chance
+    """
+
+    def __init__(
+        self,
+        sequence: relax.SeqExpr,
+        params: Sequence[relax.Var],
+        types: Sequence[ir.Type],
+        mod: ir.IRModule,
+    ):
+        self.mod = mod
+        self.tensors: list[Tensor] = []
+        self.vars: list[relax.Var] = []
+        self.chances: list[Chance] = []
+        self._held: dict[relax.Var, list[Tensor]] = {}
+        self._slots: dict[Place, list[Tensor]] = {}
+        self._inside: dict[Place, set[Place]] = defaultdict(set)  # slots in a nested tuple's slot
+        self._places: dict[relax.Var, Place] = {param: (param, ()) for param in params}
+        self._storages: Counter[relax.Var] = Counter()  # how many tensors are in each
+        self._scopes: dict[relax.Var, str] = {}
+        self._shapes: dict[relax.Var, list[ir.PrimExpr] | None] = {}
+        self._heap = ShapeHeap(sequence)
+        self._at = -1
+        self._on_op = {
+            ir.Op.get(ALLOC_STORAGE): self._alloc_storage,
+            ir.Op.get(ALLOC_TENSOR): self._alloc_tensor,
+            ir.Op.get(KILL): self._kill,
+        }
+        for param, ty in zip(params, types, strict=False):
+            if isinstance(ty, relax.TupleType):
+                self._found((param, ()), ty)
+        self._run(sequence)
+
+    def _found(self, place: Place, ty: ir.Type) -> None:
+        """What a slot holds at the start, as its type says."""
+        if isinstance(ty, relax.TupleType):
+            for index, field in enumerate(ty.fields[:]):
+                self._found((place[0], (*place[1], index)), field)
+        elif isinstance(ty, relax.TensorType):
+            tensor = Tensor(f"slot {_text(place)}", _known(ty), [])
+            tensor.holders[place] += 1
+            self.tensors.append(tensor)
+            self._fill(place, [tensor])
+
+    def _run(self, sequence: relax.SeqExpr) -> None:
+        alloc_tensor = ir.Op.get(ALLOC_TENSOR)
+        for block in sequence.blocks[:]:
+            for binding in block.bindings[:]:
+                value = binding.value
+                if type(value) is ir.Call and value.op.same_as(alloc_tensor):
+                    self._storages[value.args[0]] += 1
+        for block in sequence.blocks[:]:
+            for binding in block.bindings[:]:
+                self._at += 1
+                self.vars.append(binding.var)
+                self._binding(binding.var, binding.value)
+        for var in relax.analysis.free_vars(sequence.body)[:]:
+            for tensor in self._held.get(var, ()):
+                tensor.holders[var] += 1  # held on by the caller
+
+    def _binding(self, var: relax.Var, value: relax.Expr) -> None:
+        kind = type(value)  # the classes of tvm-ffi are abstract base classes: isinstance is slow
+        if kind is relax.TupleGetItem:
+            self._read(var, value.tuple_value, value.index)
+        elif kind is relax.Var:
+            if value in self._places:
+                self._places[var] = self._places[value]
+            self._hold(var, self._held.get(value, ()))
+            self._name(var, self._held.get(value, ()))
+        elif kind is ir.Call:
+            self._call(var, value)
+        elif kind is relax.Tuple:
+            self._made(var, value.fields[:])
+        else:
+            self._unknown(var, value)
+
+    def _name(self, var: relax.Var, tensors: Sequence[Tensor]) -> None:
+        """A second register of a tensor: of a streamed weight, the first that has its type."""
+        if len(tensors) == 1 and isinstance(var.ty, relax.TensorType):
+            (tensor,) = tensors
+            if tensor.size is None:
+                tensor.size = _known(var.ty)
+            tensor.registers.append(var)
+
+    def _call(self, var: relax.Var, call: relax.Call) -> None:
+        op = call.op
+        kind = type(op)
+        if kind is ir.GlobalVar and isinstance(self.mod.functions.get(op), tirx.PrimFunc):
+            self._kernel(call)
+        elif kind is ir.Op:
+            if op in self._on_op:
+                self._on_op[op](var, call)
+            else:
+                self._unknown(var, call)
+        elif kind is relax.ExternFunc:
+            self._builtin(var, call, op.global_symbol)
+        elif kind is relax.Var:  # a function that is a parameter: it yields a weight
+            self._use(call.args[:])
+            self._new(var, _known(var.ty), var.name)
+        else:
+            self._unknown(var, call)
+
+    def _builtin(self, var: relax.Var, call: relax.Call, name: str) -> None:
+        args = call.args[:]
+        if name == BUILTIN:
+            self._update(var, *args)
+        elif name == MAKE_SHAPE:
+            self._shapes[var] = self._heap.shape(call)
+        elif name == GET_ITEM:
+            self._read(var, args[0], args[1].value)
+        elif name == MAKE_TUPLE:
+            self._made(var, args)
+        elif name in _VIEWS:
+            self._use(args[:1])
+            self._hold(var, self._held.get(args[0], ()))
+        elif name.startswith(_LOOKS_ONLY):
+            self._use(args)
+            if name == MATCH_SHAPE:
+                self._heap.match(call)
+        else:
+            self._unknown(var, call)
+
+    def _made(self, var: relax.Var, fields: Sequence[relax.Expr]) -> None:
+        for field in fields:
+            self._hold(var, self._held.get(field, ()))
+
+    def _unknown(self, var: relax.Var, value: relax.Expr) -> None:
+        """What may keep what it is given, and may hold what it returns."""
+        for used in relax.analysis.free_vars(value)[:]:
+            for tensor in self._held.get(used, ()):
+                self._used(tensor)
+                tensor.is_hidden = True
+            if used in self._places:
+                root, _ = self._places[used]
+                for place, tensors in self._slots.items():
+                    if place[0].same_as(root):
+                        for tensor in tensors:
+                            tensor.is_hidden = True
+        if not is_statement(var):
+            self._new(var, None, var.name).is_hidden = True
+
+    def _new(self, var: relax.Var, size: Size | None, name: str) -> Tensor:
+        tensor = Tensor(name, size, [var], born=self._at)
+        self.tensors.append(tensor)
+        self._hold(var, [tensor])
+        return tensor
+
+    def _alloc_storage(self, var: relax.Var, call: relax.Call) -> None:
+        self._scopes[var] = call.args[3].value
+
+    def _alloc_tensor(self, var: relax.Var, call: relax.Call) -> None:
+        storage, _offset, shape, dtype = call.args[:4]
+        # A storage of several tensors was planned by a pass that somebody ran by hand.
+        is_alone = self._storages[storage] == 1 and self._scopes.get(storage) == "global"
+        dims = self._shapes.get(shape) if isinstance(shape, relax.Var) else shape.values[:]
+        size = None if dims is None else size_of(relax.TensorType(dims, str(dtype.value)))
+        tensor = self._new(var, size, var.name)
+        tensor.is_allocated = is_alone
+        tensor.is_hidden = not is_alone
+
+    def _kernel(self, call: relax.Call) -> None:
+        args = call.args[:]
+        if len(args) == 1 and args[0] not in self._held:
+            self._heap.compute(self.mod[call.op])  # the one argument is the shape heap
+        self._use(args)
+        for arg in args:
+            for tensor in self._held.get(arg, ()):
+                tensor.is_read = True
+        attrs = self.mod[call.op].attrs
+        for given, result in attrs[INPLACE] if attrs and INPLACE in attrs else ():
+            self._chance(args, int(given), int(result))
+
+    def _chance(self, args: Sequence[relax.Expr], given: int, result: int) -> None:
+        register, out = args[given], args[result]
+        donors, results = self._held.get(register, ()), self._held.get(out, ())
+        if len(donors) != 1 or len(results) != 1 or sum(register.same_as(arg) for arg in args) != 1:
+            return
+        (donor,), (new,) = donors, results
+        if register not in donor.registers or not new.is_allocated or new.used_first != self._at:
+            return  # a view, or a result that is there already
+        if any(isinstance(h, relax.Var) and not h.same_as(register) for h in donor.holders):
+            return
+        places = [holder for holder in donor.holders if isinstance(holder, tuple)]
+        self.chances.append(Chance(self._at, donor, register, new, places))
+
+    def _use(self, args: Sequence[relax.Expr]) -> None:
+        for arg in args:
+            for tensor in self._held.get(arg, ()):
+                self._used(tensor)
+
+    def _used(self, tensor: Tensor) -> None:
+        if tensor.used_first is None:
+            tensor.used_first = self._at
+        tensor.used_last = self._at
+
+    def _read(self, var: relax.Var, source: relax.Expr, index: int) -> None:
+        if source not in self._places:  # a field of a tuple that was made here, or returned
+            self._hold(var, self._held.get(source, ()))
+            return
+        root, path = self._places[source]
+        place = (root, (*path, index))
+        if not isinstance(var.ty, relax.TensorType):  # it may be a nested tuple
+            self._places[var] = place
+        if isinstance(var.ty, relax.AnyType) and place not in self._slots:
+            return
+        if place not in self._slots:
+            tensor = Tensor(f"slot {_text(place)}", _known(var.ty), [])
+            tensor.holders[place] += 1
+            self.tensors.append(tensor)
+            self._fill(place, [tensor])
+        tensors = self._slots[place]
+        self._hold(var, tensors)
+        self._name(var, tensors)
+
+    def _update(
+        self, var: relax.Var, source: relax.Expr, index: relax.Expr, value: relax.Expr
+    ) -> None:
+        new = list(self._held.get(value, ()))
+        if source not in self._places:  # a tuple that was made here, or returned
+            self._hold(source, new)
+            return
+        root, path = self._places[source]
+        place = (root, (*path, index.value))
+        for tensor in new:
+            tensor.holders[place] += 1
+            self._used(tensor)
+            if tensor.slot is None:
+                tensor.slot = _text(place)
+        for held in (place, *self._inside.pop(place, ())):
+            self._release(self._slots.pop(held, ()), held)
+        self._fill(place, new)
+
+    def _fill(self, place: Place, tensors: list[Tensor]) -> None:
+        self._slots[place] = tensors
+        root, path = place
+        for length in range(1, len(path)):
+            self._inside[root, path[:length]].add(place)
+
+    def _kill(self, _var: relax.Var, call: relax.Call) -> None:
+        self._release(self._held.pop(call.args[0], ()), call.args[0])
+
+    def _hold(self, var: relax.Var, tensors: Iterable[Tensor]) -> None:
+        for tensor in list(tensors):
+            self._held.setdefault(var, []).append(tensor)
+            tensor.holders[var] += 1
+            tensor.used_last = self._at
+
+    def _release(self, tensors: Iterable[Tensor], holder: relax.Var | Place) -> None:
+        for tensor in tensors:
+            tensor.holders[holder] -= 1
+            if not tensor.holders[holder]:
+                del tensor.holders[holder]
+            if not tensor.holders:
+                tensor.spent = self._at
+
+
+def _known(ty: ir.Type) -> Size | None:
+    """The bytes of a tensor, where its type says so."""
+    if not isinstance(ty, relax.TensorType) or ty.dtype is None:
+        return None
+    return size_of(ty) if isinstance(ty.shape, relax.ShapeExpr) else None
+
+
+def _text(place: Place) -> str:
+    return ".".join(map(str, place[1]))
