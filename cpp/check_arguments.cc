@@ -3,14 +3,14 @@
 //
 // The types come as JSON, made when the function was compiled:
 //
-//   {"known": k, "own": m, "params": [{"name": "params", "type": T}, ...], "overwrites": [leaf,
-//   ...]}
+//   {"known": k, "own": m, "updates": b, "params": [{"name": "params", "type": T}, ...],
+//    "overwrites": [leaf, ...]}
 //
 //   T  [T, ...]                                         a tuple of these fields
 //      {"kind": "tensor", "dtype": "float16" or null, "ndim": n or -1, "shape": [D, ...] or null,
 //       "device": [type, id] or null}
 //      {"kind": "shape", "values": [D, ...] or null, "ndim": n or -1}
-//      {"kind": "prim", "dtype": "int64"}
+//      {"kind": "prim", "dtype": "int64", "size": D}    which defines a size, if it is [i]
 //      {"kind": "callable"}
 //      {"kind": "slots", "size": n}                     a tuple to fill, with anything in it
 //      {"kind": "any"}
@@ -135,7 +135,8 @@ static std::string DeviceText(int64_t type, int64_t id) {
 /*! \brief Goes through the arguments, and collects what is wrong with them. */
 class ArgumentCheck {
  public:
-  ArgumentCheck(ffi::Shape known, int64_t own) : first_own_(known.size()) {
+  ArgumentCheck(ffi::Shape known, int64_t own, bool updates)
+      : first_own_(known.size()), updates_(updates) {
     for (int64_t size : known) sizes_.push_back({size, ""});
     sizes_.resize(known.size() + own);
   }
@@ -155,6 +156,7 @@ class ArgumentCheck {
       CheckShape(members, value, path);
     } else if (kind == "prim") {
       CheckNumber(Member<ffi::String>(members, "dtype"), value, path);
+      DefineByNumber(Member<ffi::Any>(members, "size"), value, path);
     } else if (kind == "callable") {
       if (value.as<ffi::FunctionObj>() == nullptr && value.GetTypeKey() != "relax.vm.Closure") {
         WrongKind(path, "callable", value);
@@ -263,7 +265,7 @@ class ArgumentCheck {
     } else if (tuple->size() != fields.size()) {
       Wrong() << "expects " << path << " to be a tuple of " << fields.size()
               << " fields, but got one of " << tuple->size();
-    } else if (IsNewTuple(*tuple, path, true)) {
+    } else if (IsNewTuple(*tuple, path, updates_)) {
       for (size_t i = 0; i < fields.size(); ++i) {
         Check(fields[i], (*tuple)[i], path + "[" + std::to_string(i) + "]");
       }
@@ -282,7 +284,7 @@ class ArgumentCheck {
       Wrong() << "expects " << path << " to be a tuple to fill, with a slot for each of its "
               << size << " outputs, but got one of " << tuple->size();
     } else {
-      IsNewTuple(*tuple, path, true);
+      IsNewTuple(*tuple, path, updates_);
     }
   }
 
@@ -356,6 +358,18 @@ class ArgumentCheck {
     if (!is_number) WrongKind(path, "a number of dtype " + std::string(dtype), value);
   }
 
+  void DefineByNumber(const ffi::Any& dim, ffi::AnyView value, const std::string& path) {
+    Size* size = SizeOf(dim);
+    const auto given = size == nullptr ? std::nullopt : value.try_cast<int64_t>();
+    if (!given || size->value == *given) return;
+    if (size->value) {
+      Wrong() << "expects " << path << " to be " << *size->value << ", which is " << size->where
+              << ", but got " << *given;
+    } else {
+      *size = {*given, path};
+    }
+  }
+
   /*! \brief The size that a dimension has to have; null if nothing is known of it. */
   Size* SizeOf(const ffi::Any& dim) {
     if (dim.type_index() == ffi::TypeIndex::kTVMFFINone) return nullptr;
@@ -416,6 +430,7 @@ class ArgumentCheck {
   }
 
   size_t first_own_;
+  bool updates_;
   std::vector<Size> sizes_;
   Size static_size_;
   int64_t leaves_ = 0;
@@ -457,7 +472,7 @@ static void CheckArguments(ffi::PackedArgs args, ffi::Any* result) {
     Malformed("of " + std::to_string(params.size()) + " arguments, but there are " +
               std::to_string(args.size() - 3));
   }
-  ArgumentCheck check(known, own);
+  ArgumentCheck check(known, own, Member<bool>(types, "updates"));
   for (size_t i = 0; i < params.size(); ++i) {
     const auto param = As<json::Object>(params[i], "a parameter");
     const auto name = Member<ffi::String>(param, "name");

@@ -98,7 +98,7 @@ static void WaitBeforeDropping(const ffi::TensorObj& spent, const ffi::TensorObj
  * what this stream does with it is waited for here.
  *
  * \param donor The spent tensor, which the caller's reference alone keeps; or None.
- * \param beside A tensor on the device where the new one is wanted.
+ * \param beside A tensor on the device where the new one is wanted; None for the host.
  * \param shape Of the new one.
  * \param dtype Of the new one.
  * \throws TypeError or ValueError Says what was given. Nothing has been allocated.
@@ -106,7 +106,10 @@ static void WaitBeforeDropping(const ffi::TensorObj& spent, const ffi::TensorObj
 static ffi::Tensor DonateStorage(ffi::AnyView donor, ffi::AnyView beside, const ffi::Shape& shape,
                                  DLDataType dtype) {
   // Views, not ffi::Tensor: a reference of our own would be one too many.
-  const DLDevice device = RequireTensor(beside, "vm.builtin.donate_storage", 1).device;
+  const bool is_on_host = beside.type_index() == ffi::TypeIndex::kTVMFFINone;
+  const DLDevice device = is_on_host
+                              ? DLDevice{kDLCPU, 0}
+                              : RequireTensor(beside, "vm.builtin.donate_storage", 1).device;
   const int64_t bytes = RequireSize(shape, dtype);
   const char* why_not = "first of its size";
   ffi::Tensor made;

@@ -11,7 +11,12 @@ import tvm
 from tvm import ir, relax
 
 from relax_inplace.ir.byte_size import at_bounds, size_of
+from relax_inplace.ir.updates import functions_that_update
+from relax_inplace.lower.build import prepared
+from relax_inplace.lower.donate_storage import DonateStorage
+from relax_inplace.lower.pipeline import lower_without_donation
 from relax_inplace.lower.shape_heap import MAKE_SHAPE, MATCH_SHAPE, ShapeHeap
+from relax_inplace.lower.tuple_objects import PARAM_TYPES
 
 
 @dataclasses.dataclass(eq=False)
@@ -48,15 +53,15 @@ class LoweredMachine:
         self.takes_branch = takes_branch
         self.registers = {}
         self.shapes = {}
-        self.heap = ShapeHeap()
+        self.heap = ShapeHeap(mod[name].body)
         self.allocated = []
         self.peak = 0
         function = mod[name]
-        for (
-            param
-        ) in function.params:  # tensors that are no field of a tuple are not the transform's
-            is_weight = isinstance(param.ty, relax.TupleType)
-            self.registers[param] = self.argument(param.ty) if is_weight else Tensor(Storage(0))
+        types = mod.attrs["param_types"][name]
+        for param, ty in zip(function.params, types, strict=True):
+            # Tensors that are no field of a tuple are not the transform's.
+            is_weight = isinstance(ty, relax.TupleType)
+            self.registers[param] = self.argument(ty) if is_weight else Tensor(Storage(0))
         self.seen()
         self.run(function.body)
 
@@ -112,6 +117,8 @@ class LoweredMachine:
             return Tensor(held[0])
         elif name == "vm.builtin.tuple_getitem":
             return held[0].fields[args[1].value]
+        elif name == "vm.builtin.make_tuple":
+            return Fields(held)
         elif name == "vm.builtin.inplace_update_tuple":
             held[0].fields[args[1].value] = held[2]
             return held[0]
@@ -177,14 +184,12 @@ class LoweredMachine:
         self.peak = max(self.peak, sum(storage.size for storage in storages))
 
 
-def lowered(mod, target="llvm", donates=True):
-    """What the pipeline "inplace" makes of a module, with storage donation or without."""
-    from relax_inplace.lower.build import prepare
-    from relax_inplace.lower.pipeline import inplace_pipeline
-    from relax_inplace.transform import FreeTemporaries, KillUnusedRegisters
-
+def lowered(mod, target="llvm", donates=True, fuses=True):
+    """What the functions that update become, with storage donation or without."""
     target = tvm.target.Target(target)
-    disabled = [] if donates else ["DonateStorage"]
-    with target, tvm.transform.PassContext(disabled_pass=disabled):
-        mod = inplace_pipeline()(prepare(mod, target))
-    return FreeTemporaries()(KillUnusedRegisters()(mod))
+    ours, _, _ = prepared(mod, functions_that_update(mod))
+    types = {gvar.name_hint: f.attrs[PARAM_TYPES] for gvar, f in ours.functions_items()
+             if isinstance(f, relax.Function)}  # fmt: skip
+    with target:
+        after = lower_without_donation(ours, target, fuses)
+        return (DonateStorage()(after) if donates else after).with_attr("param_types", types)

@@ -3,6 +3,8 @@
 import tvm
 from tvm import relax
 
+from relax_inplace.transform import Pipeline
+
 LLVM = tvm.target.Target("llvm")
 
 
@@ -27,11 +29,11 @@ def _passes_first(mod):
     )(mod)
 
 
-def _by_hand(mod):
-    """The pipeline run by the user, then the build of what is lowered already."""
-    with LLVM:
-        lowered = relax.get_default_pipeline(LLVM)(mod)
-    return relax.build(lowered, LLVM, relax_pipeline=None)
+def _own(mod):
+    """A pipeline that is not TVM's, which fuses."""
+    t = relax.transform
+    own = tvm.transform.Sequential([t.DeadCodeElimination(), relax.get_default_pipeline(LLVM)])
+    return tvm.compile(mod, LLVM, relax_pipeline=Pipeline(own, transforms=[]))
 
 
 PIPELINES = {
@@ -41,8 +43,7 @@ PIPELINES = {
     ),
     "compiled mode": lambda mod: relax.build(mod, "llvm", exec_mode="compiled"),
     "passes first": lambda mod: tvm.compile(_passes_first(mod), "llvm"),
-    "by hand": _by_hand,
-    "inplace": lambda mod: tvm.compile(mod, "llvm", relax_pipeline="inplace"),
+    "own pipeline": _own,
 }
 
 # Where other passes run between the plan and the pipeline, the plan is of another function.
@@ -50,14 +51,9 @@ IS_FUSED = {
     "compile": False,
     "compiled mode": False,
     "cpu default": True,
-    "by hand": True,
-    "inplace": True,
+    "own pipeline": True,
     "passes first": None,
 }
-
-# Where storages are donated: what is live is seen by lowered_machine.py, and not by live_bytes.py,
-# which holds what it watches.
-DONATES = {"inplace"}
 
 
 def load(mod, pipeline="compile"):

@@ -49,12 +49,18 @@ def slots(size):
 
 
 def prim(dtype):
-    return {"kind": "prim", "dtype": dtype}
+    return {"kind": "prim", "dtype": dtype, "size": None}
 
 
 def spec_of(types, own=0, known=0, overwrites=()):
     params = [{"name": name, "type": ty} for name, ty in types.items()]
-    return {"known": known, "own": own, "params": params, "overwrites": list(overwrites)}
+    return {
+        "known": known,
+        "own": own,
+        "updates": True,
+        "params": params,
+        "overwrites": list(overwrites),
+    }
 
 
 def call(types, *args, own=0, known=(), overwrites=()):

@@ -1,4 +1,4 @@
-"""Which functions of a module update a tuple in place, and whether the tuple is still theirs."""
+"""Which functions of a module update a tuple in place, and whether it is their caller's."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = [
     "STREAMED",
     "UPDATES_NOTHING",
     "bindings_of",
-    "expanded_parameter",
+    "expanded_tuple",
     "functions_that_update",
 ]
 
@@ -89,33 +89,25 @@ def functions_that_update(mod: ir.IRModule) -> set[ir.GlobalVar]:
     return found
 
 
-def expanded_parameter(function: relax.Function) -> str | None:
-    """The tuple parameter that a pass has replaced by one parameter for each field, if any.
+def expanded_tuple(function: relax.Function) -> relax.Var | None:
+    """A tuple that a private function makes of its parameters, and updates; None if there is none.
 
-    ``ExpandTupleArguments`` (src/relax/transform/expand_tuple_arguments.cc), which ``FuseTIR``
-    runs, does that to a private function: ``params`` becomes ``params_0, params_1``, and its first
-    binding is ``params = (params_0, params_1)``. What is updated then is a tuple of its own.
-
-    Returns
-    -------
-    str or None
-        Name of the parameter that was.
+    ``ExpandTupleArguments`` (src/relax/transform/expand_tuple_arguments.cc), which ``FuseTIR`` runs,
+    gives a private function a parameter for each field of a tuple, and makes the tuple anew. What is
+    updated then is not the caller's.
     """
-    expanded = {
+    if function.attrs and "global_symbol" in function.attrs:
+        return None
+    params = set(function.params[:])
+    made = {
         binding.var
         for binding in bindings_of(function)
-        if isinstance(binding.value, relax.Tuple) and _is_expanded(binding.var, binding.value)
+        if type(binding.value) is relax.Tuple
+        and len(binding.value.fields)
+        and all(field in params for field in binding.value.fields[:])
     }
-    if expanded:
+    if made:
         for binding in bindings_of(function):
-            if is_update(binding.value) and binding.value.args[0] in expanded:
-                return str(binding.value.args[0].name)
+            if is_update(binding.value) and binding.value.args[0] in made:
+                return binding.value.args[0]
     return None
-
-
-def _is_expanded(var: relax.Var, value: relax.Tuple) -> bool:
-    fields = value.fields[:]
-    return bool(fields) and all(
-        isinstance(field, relax.Var) and field.name == f"{var.name}_{index}"
-        for index, field in enumerate(fields)
-    )

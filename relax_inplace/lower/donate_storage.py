@@ -202,7 +202,8 @@ class _Writer:
         for place in taken.emptied:
             before += self._emptied(place)
         donor = self._nothing(before) if taken.donor is None else taken.donor.register
-        here = self.here.on(device) or self._nothing(before)
+        here = self.here.on(device)
+        here = self._nothing(before) if here is None else here
         ty = taken.tensor.ty
         args = [donor, here, shape, dtype]
         call = relax.Call(relax.ExternFunc(_DONATE), args, None, [ty], ret_ty=ty)

@@ -55,14 +55,16 @@ def entry_check(
     if STREAMED in attrs:
         types[-1] = {"kind": "slots", "size": len(function.params[-1].ty.fields)}
     spec = {
-        "sizes": len(sizes),
+        "known": 0,
+        "own": len(sizes),
+        "updates": updates,
         "overwrites": [int(leaf) for leaf in attrs.get(OVERWRITES, ())],
         "params": [
             {"name": param.name, "type": ty}
             for param, ty in zip(function.params[:], types, strict=True)
         ],
     }
-    args = [ir.StringImm(name), ir.StringImm(json.dumps(spec)), *params]
+    args = [ir.StringImm(name), ir.StringImm(json.dumps(spec)), relax.ShapeExpr([]), *params]
     callee = relax.ExternFunc(BUILTINS)
     bindings: list[relax.Binding] = []
     if not of_tuples:
@@ -123,15 +125,20 @@ def _described(param: relax.Var, number: Mapping[tirx.Var, int]) -> Any:
             if isinstance(ty.shape, relax.ShapeExpr):
                 shape = [dim(size) for size in ty.shape.values[:]]
             dtype = None if ty.dtype is None else str(ty.dtype.dtype)
-            return {"kind": "tensor", "dtype": dtype, "ndim": ty.ndim, "shape": shape}
+            return {
+                "kind": "tensor",
+                "dtype": dtype,
+                "ndim": ty.ndim,
+                "shape": shape,
+                "device": None,
+            }
         if is_tuple(ty):
             return [described(field) for field in ty.fields[:]]
         if isinstance(ty, relax.ShapeType):
             values = None if ty.values is None else [dim(size) for size in ty.values[:]]
             return {"kind": "shape", "ndim": ty.ndim, "values": values}
         if isinstance(ty, ir.PrimType):
-            size = dim(param) if ty is param.ty else None
-            return {"kind": "prim", "dtype": str(ty.dtype), "size": size}
+            return {"kind": "prim", "dtype": str(ty.dtype), "size": dim(param)}
         if isinstance(ty, relax.FuncType):
             return {"kind": "callable"}
         return {"kind": "any"}

@@ -61,7 +61,8 @@ def lower(mod: ir.IRModule, target: tvm.target.Target, fuses: bool) -> ir.IRModu
         Whether operators are fused.
     """
     with target:
-        return DonateStorage()(lower_without_donation(mod, target, fuses))
+        last = tvm.transform.Sequential([DonateStorage()])  # which PassContext may disable
+        return last(lower_without_donation(mod, target, fuses))
 
 
 def lower_without_donation(mod: ir.IRModule, target: tvm.target.Target, fuses: bool) -> ir.IRModule:

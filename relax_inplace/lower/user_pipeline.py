@@ -131,7 +131,7 @@ class UserPipeline:
             )
         return mod
 
-    def _observed(self, mod: ir.IRModule, seen: _Passes) -> ir.IRModule:
+    def _observed(self, mod: ir.IRModule, seen: Any) -> ir.IRModule:
         context = tvm.transform.PassContext.current()
         if not context.instruments:
             context.override_instruments([seen])
@@ -158,11 +158,11 @@ class UserPipeline:
             return self._pipeline(mod)
 
 
-class _Passes(tvm.ir.instrument.PassInstrument):
+@tvm.instrument.pass_instrument
+class _Passes:
     """The passes of a pipeline, as they run."""
 
     def __init__(self) -> None:
-        super().__init__()
         self.names: list[str] = []
         self._packages: set[str] = set()
 

@@ -3,7 +3,7 @@
 from hypothesis import given, note
 from hypothesis import strategies as st
 from lowered_machine import LoweredMachine, lowered
-from pipelines import DONATES, IS_FUSED, PIPELINES
+from pipelines import IS_FUSED, PIPELINES
 from transforms import (
     NOTES,
     SIZES,
@@ -15,10 +15,9 @@ from transforms import (
 from tvm import relax
 from tvm.script import from_source
 
-from relax_inplace.analysis import TransformGraph, plan_memory
+from relax_inplace.analysis import TransformGraph, plan_memory, plan_storage
 from relax_inplace.inplace.schedule import plan_graph
 from relax_inplace.inplace.transform_graph import Load
-from relax_inplace.lower.pipeline import plan_storage
 from relax_inplace.transform import InplaceTransformParams
 
 INPLACE = "inplace_transform_params"
@@ -35,10 +34,10 @@ def check_loads(mod):
             assert not following or any(load in step.after for step in (*between, following[0]))
 
 
-def check_donation(mod):
+def check_donation(mod, fuses):
     """Never a higher peak for it, nor more allocations; and the plan is what happens."""
-    planned = plan_storage(mod, "llvm").peak
-    mods = [lowered(mod, donates=donates) for donates in (False, True)]
+    planned = plan_storage(mod, "llvm", fused=fuses).peak
+    mods = [lowered(mod, donates=donates, fuses=fuses) for donates in (False, True)]
     for branch in (0, 1):
         without, donated = (LoweredMachine(m, INPLACE, SIZES, branch) for m in mods)
         note(f"without donation {without.peak} {without.allocated}, with {donated.peak}")
@@ -48,8 +47,8 @@ def check_donation(mod):
             assert donated.peak <= planned
 
 
-@given(transforms(), st.sampled_from(sorted(PIPELINES)), st.booleans())
-def test_any_transform(transform, pipeline, streamed):
+@given(transforms(), st.sampled_from(sorted(PIPELINES)), st.booleans(), st.booleans())
+def test_any_transform(transform, pipeline, streamed, is_measured):
     params = None if streamed else transform.params
     before = from_source(transform.source)
     after = InplaceTransformParams(params=params, lazy=streamed)(before)
@@ -62,8 +61,8 @@ def test_any_transform(transform, pipeline, streamed):
     assert NOTES[:half] == NOTES[half:]
     if not streamed:
         check_slots(run, params)
-    if pipeline in DONATES:
-        check_donation(after)
+    if not is_measured:
+        check_donation(after, IS_FUSED[pipeline] is not False)
     elif IS_FUSED[pipeline] is not None:
         plan = plan_memory(
             before["transform_params"],

@@ -157,8 +157,8 @@ def calls(private):
 @pytest.mark.parametrize("pipeline", PIPELINES)
 @pytest.mark.parametrize("private", [False, True])
 def test_calls(pipeline, private):
-    if private and pipeline in ("passes first", "by hand"):
-        with pytest.raises(ValueError, match="`callee` updates its tuple parameter `params`"):
+    if private and pipeline == "passes first":
+        with pytest.raises(ValueError, match="`callee` updates the tuple `params`, which it makes"):
             load(calls(private), pipeline)
         return
     params = tvm_ffi.Array([*tensors(1, (4, 8)), *tensors(1, (8, 4))])
@@ -240,10 +240,6 @@ def wrong_arguments():
 @pytest.mark.parametrize("kind", wrong_arguments())
 @pytest.mark.parametrize("attrs", [None, {"num_input": 0}], ids=["plain", "num_input"])
 def test_a_bad_last_field_changes_nothing(pipeline, kind, attrs):
-    if attrs and pipeline == "by hand":
-        with pytest.raises(ValueError, match="has the attribute `num_input`"):
-            load(chain(3, (3, 5), attrs=attrs), pipeline)
-        return
     bad = wrong_arguments()[kind]
     bad = tvm.runtime.tensor(bad) if isinstance(bad, np.ndarray) else bad
     params = tvm_ffi.Array([*tensors(2, (3, 5)), bad])
