@@ -107,9 +107,8 @@ static ffi::Tensor DonateStorage(ffi::AnyView donor, ffi::AnyView beside, const 
                                  DLDataType dtype) {
   // Views, not ffi::Tensor: a reference of our own would be one too many.
   const bool is_on_host = beside.type_index() == ffi::TypeIndex::kTVMFFINone;
-  const DLDevice device = is_on_host
-                              ? DLDevice{kDLCPU, 0}
-                              : RequireTensor(beside, "vm.builtin.donate_storage", 1).device;
+  const DLDevice device = is_on_host ? DLDevice{kDLCPU, 0}
+                                     : RequireTensor(beside, "vm.builtin.donate_storage", 1).device;
   const int64_t bytes = RequireSize(shape, dtype);
   const char* why_not = "first of its size";
   ffi::Tensor made;

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <unordered_map>
 #include <utility>
 #include <vector>
 
@@ -16,6 +17,25 @@
 namespace relax_inplace {
 
 namespace ffi = tvm::ffi;
+
+/*! \brief Refuses a tuple that holds one twice, or itself: its fields could be moved once only. */
+static void RequireOnce(const ffi::ArrayObj& tuple, const std::string& path,
+                        std::unordered_map<const ffi::ArrayObj*, std::string>* places) {
+  const auto [seen, is_new] = places->emplace(&tuple, path);
+  if (!is_new && !tuple.empty()) {
+    TVM_FFI_THROW(ValueError) << "one tuple stands in two places, "
+                              << (seen->second.empty() ? "the outermost" : seen->second) << " and "
+                              << path << ", where an update of one would change the other; pass a "
+                              << "copy as one of them. No field has changed";
+  }
+  int64_t index = 0;
+  for (const ffi::Any& field : tuple) {
+    if (const auto* nested = field.as<ffi::ArrayObj>()) {
+      RequireOnce(*nested, path + "[" + std::to_string(index) + "]", places);
+    }
+    ++index;
+  }
+}
 
 /*! \brief Moves the fields of a tuple, at any depth, into a new one; None stays behind. */
 static ffi::Array<ffi::Any> TakeFields(ffi::ArrayObj* tuple) {
@@ -97,7 +117,10 @@ static void RunTransform(ffi::PackedArgs args, ffi::Any* result) {
       if (from != nullptr) PutFields(from, const_cast<ffi::ArrayObj*>(fields.GetArrayObj()));
     }
   };
-  Taken taken(RequireTuple(args[last], "relax_inplace.RunTransform"));
+  ffi::ArrayObj* tuple = RequireTuple(args[last], "relax_inplace.RunTransform");
+  std::unordered_map<const ffi::ArrayObj*, std::string> places;
+  RequireOnce(*tuple, "", &places);
+  Taken taken(tuple);
   std::vector<ffi::AnyView> packed(args.data(), args.data() + last);
   packed.push_back(taken.fields);
   ffi::Any returned;

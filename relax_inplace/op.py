@@ -170,8 +170,8 @@ def _lower(_builder: relax.BlockBuilder, call: relax.Call) -> relax.Call:
         raise ValueError(
             "R.inplace_update_tuple is lowered in tvm.compile and tvm.relax.build only, but a "
             f"pipeline has come to it outside of them{_at(call.span)}. Give the pipeline to "
-            "tvm.compile(mod, target, relax_pipeline=...). If you did: `import relax_inplace` before "
-            "`from tvm.relax import build`, which otherwise is TVM's own"
+            "tvm.compile(mod, target, relax_pipeline=...). If you did: `import relax_inplace` "
+            "before `from tvm.relax import build`, which otherwise is TVM's own"
         )
     return relax.Call(relax.ExternFunc(BUILTIN), call.args, None, [call.ty], call.span)
 

@@ -21,7 +21,7 @@ MAKE_TUPLE = "vm.builtin.make_tuple"
 
 
 def is_tuple(ty: ir.Type) -> bool:
-    """Whether a value of the type is an object with fields; the empty tuple stands for "nothing"."""
+    """Whether a value of the type has fields; the empty tuple stands for "nothing"."""
     return isinstance(ty, relax.TupleType) and len(ty.fields) > 0
 
 

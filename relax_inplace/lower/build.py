@@ -88,7 +88,7 @@ def _lowered(
     pipeline = UserPipeline(relax_pipeline, target)
     references = {gvar for gvar in updating if REFERENCE in (mod[gvar].attrs or {})}
     ours, rest, kept = prepared(mod, updating, references, pipeline.transforms, target)
-    rest = pipeline.run(rest, kept)
+    rest = pipeline.run(rest, kept - {MAP_FUNCTION})
     for gvar in rest.get_global_vars():
         if gvar.name_hint in {one.name_hint for one in references}:
             rest[gvar] = kill_registers(checks_first(rest[gvar]))

@@ -16,6 +16,7 @@ from tvm import ir, relax, tirx
 
 from ..ir.byte_size import Size, size_of
 from ..ir.tuple_objects import GET_ITEM, MAKE_TUPLE
+from ..libinfo import BUILTINS
 from ..op import BUILTIN, is_statement
 from ..relayout.inplace_kernel import INPLACE
 from .shape_heap import MAKE_SHAPE, MATCH_SHAPE, ShapeHeap
@@ -27,7 +28,7 @@ ALLOC_TENSOR = "relax.vm.alloc_tensor"
 KILL = "relax.vm.kill_object"
 # Their result is their first argument's memory: R.reshape and R.memory.view, lowered.
 _VIEWS = frozenset({"vm.builtin.reshape", "runtime.TVMTensorCreateView"})
-_LOOKS_ONLY = ("vm.builtin.check_", "vm.builtin.match_", "vm.builtin.shape_of")
+_LOOKS_ONLY = (BUILTINS, "vm.builtin.check_", "vm.builtin.match_", "vm.builtin.shape_of")
 
 Place = tuple[relax.Var, tuple[int, ...]]  # a slot: of which parameter, and where in it
 
@@ -98,7 +99,7 @@ class Chance:
 
 
 class TensorTrace:
-    """What happens to the tensors of one sequence of bindings: a function's body, or a branch of it.
+    """What happens to the tensors of one sequence of bindings: a function's body, or a branch.
 
     Parameters
     ----------

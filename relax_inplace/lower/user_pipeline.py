@@ -112,21 +112,21 @@ class UserPipeline:
             if not asked:
                 raise
             raise ValueError(
-                f"the pipeline asks for function `{asked[0]}`, which updates a tuple in place and does "
-                "not go through the pipeline that tvm.compile was given. Run the pass that asks for it "
-                "before tvm.compile, or give it by relax_inplace.transform.Pipeline(pipeline, "
-                "transforms=[...])"
+                f"the pipeline asks for function `{asked[0]}`, which updates a tuple in place and "
+                "does not go through the pipeline that tvm.compile was given. Run the pass that asks "
+                "for it before tvm.compile, or give it by "
+                "relax_inplace.transform.Pipeline(pipeline, transforms=[...])"
             ) from error
         self.fuses = _FUSES in seen.names
         if not seen.are_known() and not self._says_transforms:
             names = ", ".join(f"`{name}`" for name in sorted(apart))
             how = "fused" if self.fuses else "one kernel for each operator"
             warnings.warn(
-                f"the pipeline that tvm.compile was given does not apply to {names}: functions that "
-                f"update a tuple in place are lowered by TVM's passes for the target ({how}). If the "
-                "pipeline changes what an operator computes, give the passes that do so by "
-                "relax_inplace.transform.Pipeline(pipeline, transforms=[...]); transforms=[] says that "
-                "there are none",
+                f"the pipeline that tvm.compile was given does not apply to {names}: functions "
+                "that update a tuple in place are lowered by TVM's passes for the target "
+                f"({how}). If the pipeline changes what an operator computes, give the passes that "
+                "do so by relax_inplace.transform.Pipeline(pipeline, transforms=[...]); "
+                "transforms=[] says that there are none",
                 stacklevel=4,
             )
         return mod

@@ -5,7 +5,7 @@ import pytest
 import tvm
 import tvm_ffi
 from memory import extra_mb, in_fresh_process, needs_clear_refs
-from pipelines import DONATES, PIPELINES, load
+from pipelines import PIPELINES, load
 from transforms import run_both
 from tvm import relax
 from tvm.script import from_source
@@ -297,7 +297,7 @@ class Module:
     assert run.peak == 2 * 8 * 5 * 4  # not one more with the other
 
 
-@pytest.mark.parametrize("pipeline", sorted(set(PIPELINES) - DONATES))
+@pytest.mark.parametrize("pipeline", PIPELINES)
 def test_nothing_stays_after_a_branch(pipeline):
     run = run_both(AfterBranch, streamed(AfterBranch), pipeline, streamed=True)
     assert run.peak == 4 * 64 * 64 * 4  # both results, an original, and what the branch results in

@@ -472,7 +472,7 @@ def test_map_is_kept_by_compilation():
         ],
     }
     assert entry == expected
-    for pipeline in ("compile", "cpu default", "compiled mode", "by hand"):
+    for pipeline in ("compile", "cpu default", "compiled mode"):
         kept = json.loads(load(after, pipeline)["inplace_param_map"]())["inplace_transform_params"]
         del kept["layout"]
         assert '"kind":"llvm"' in kept.pop("target")

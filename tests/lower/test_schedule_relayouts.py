@@ -1,4 +1,4 @@
-"""ScheduleRelayouts, and the pipeline "inplace": which kernels are touched, and which are not."""
+"""ScheduleRelayouts: which kernels are scheduled, and which are not; numbers."""
 
 import re
 
@@ -14,8 +14,8 @@ from tvm.script import ir as I
 from tvm.script import relax as R
 
 from relax_inplace import layout, runtime
-from relax_inplace.lower.pipeline import inplace_pipeline
-from relax_inplace.transform import InplaceTransformParams, ScheduleRelayouts
+from relax_inplace.lower.schedule_relayouts import ScheduleRelayouts
+from relax_inplace.transform import InplaceTransformParams
 
 
 @I.ir_module
@@ -68,21 +68,10 @@ def kernels(mod):
     }
 
 
-def test_a_kernel_that_another_function_calls_is_copied():
+def test_which_kernels_are_scheduled():
     before = legalized(Model)
-    after = scheduled(before)
     assert kernels(before) == {"transpose": False, "sum": False}
-    assert kernels(after) == {"transpose": False, "transpose_relayout": True, "sum": False}
-    tvm.ir.assert_structural_equal(after["main"], before["main"], map_free_vars=True)
-    tvm.ir.assert_structural_equal(after["transpose"], before["transpose"])
-    assert "transpose_relayout" in after["inplace_transform_params"].script()
-    relax.analysis.well_formed(after)
-
-
-def test_a_kernel_of_transforms_alone_is_replaced():
-    mod = Model.clone()
-    del mod["main"]
-    assert kernels(scheduled(legalized(mod))) == {"transpose": True, "sum": False}
+    assert kernels(scheduled(before)) == {"transpose": True, "sum": False}
 
 
 def test_a_kernel_whose_result_another_one_reads():
@@ -96,7 +85,7 @@ def test_a_kernel_whose_result_another_one_reads():
             last = builder.emit(relax.op.flatten(builder.emit(relax.op.permute_dims(same))))
             out = builder.emit_output(relax.Tuple([last]))
         builder.emit_func_output(out)
-    assert_restores(builder.finalize(), "inplace")
+    assert_restores(builder.finalize(), "cpu default")
 
 
 def test_a_cast_that_llvm_leaves_undefined():
@@ -111,52 +100,18 @@ def test_again_changes_nothing():
     tvm.ir.assert_structural_equal(scheduled(once), once)
 
 
-def test_other_modules_stay_as_they_are():
-    mod = Model.clone()
-    del mod["transform_params"]
-    mod = relax.transform.LegalizeOps()(mod)
-    assert scheduled(mod).same_as(mod)
-
-
 def test_a_target_without_rules():
     before = legalized(Model)
     tvm.ir.assert_structural_equal(scheduled(before, tvm.target.Target("c")), before)
 
 
-def test_what_a_conversion_is_compared_with_is_compiled_as_tvm_does():
-    mod = relax.transform.LegalizeOps()(InplaceTransformParams(reference=True)(Model))
-    after = scheduled(mod)
-    assert "transpose_relayout" not in after["reference_transform_params"].script()
-    assert "transpose_relayout" in after["inplace_transform_params"].script()
-
-
-# -- the pipeline -----------------------------------------------------------------------------
-
-
-def test_the_pipeline_of_other_functions_is_tvms():
-    mod = Model.clone()
-    del mod["transform_params"]
-    with LLVM:
-        ours, tvms = inplace_pipeline()(mod), relax.get_default_pipeline(LLVM)(mod)
-    tvm.ir.assert_structural_equal(ours, tvms, map_free_vars=True)
-
-
-def test_it_needs_a_target():
-    with pytest.raises(ValueError, match=r"none is given: tvm\.compile"):
-        inplace_pipeline()(Model)
-
-
-def test_it_is_registered_once():
-    from relax_inplace.lower.pipeline import register
-
-    register()
-    assert relax.get_pipeline("inplace").info.name == "inplace_pipeline"
+# -- numbers ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", ["bytecode", "compiled"])
 def test_numbers(mode):
     mod = InplaceTransformParams()(Model)
-    executable = relax.build(mod, "llvm", relax_pipeline="inplace", exec_mode=mode)
+    executable = relax.build(mod, "llvm", exec_mode=mode)
     vm = relax.VirtualMachine(executable, tvm.cpu())
     arrays = [np.arange(64 * 32, dtype="float32").reshape(64, 32), np.eye(8, dtype="float32")]
     weights = tvm_ffi.Array([tvm.runtime.tensor(array) for array in arrays])
@@ -168,7 +123,7 @@ def test_numbers(mode):
 def test_verified():
     """By kernels that have no schedule of ours."""
     mod = InplaceTransformParams(reference=True)(Model)
-    vm = relax.VirtualMachine(tvm.compile(mod, "llvm", relax_pipeline="inplace"), tvm.cpu())
+    vm = relax.VirtualMachine(tvm.compile(mod, "llvm"), tvm.cpu())
     arrays = [np.random.default_rng(0).random(shape, "float32") for shape in ((64, 32), (8, 8))]
     weights = runtime.Params([tvm.runtime.tensor(array) for array in arrays])
     assert runtime.transform_params(vm, weights, verify=True).report.verified
@@ -195,7 +150,7 @@ class Module:
 def test_only_they_may_have_one_memory_for_two_parameters(mode, tmp_path):
     """LLVM is told of every other kernel that its parameters are distinct."""
     mod = InplaceTransformParams()(from_source(TWO))
-    executable = relax.build(mod, "llvm", relax_pipeline="inplace", exec_mode=mode)
+    executable = relax.build(mod, "llvm", exec_mode=mode)
     if mode == "bytecode":
         noalias = {}
         for library in executable.mod.imports:
@@ -233,7 +188,8 @@ class Module:
 def test_a_division_of_negatives_is_not_made():
     """Inlined, the index is (5 - v) // 3 * 3 + (2 - v) % 3, which TVM lowers to 3 - v."""
     mod = InplaceTransformParams()(from_source(FLIPPED))
-    vm = relax.VirtualMachine(tvm.compile(mod, "llvm", relax_pipeline="inplace"), tvm.cpu())
+    fusing = relax.get_default_pipeline(LLVM)
+    vm = relax.VirtualMachine(tvm.compile(mod, LLVM, relax_pipeline=fusing), tvm.cpu())
     array = np.arange(6, dtype="uint32").reshape(2, 3)
     weights = tvm_ffi.Array([tvm.runtime.tensor(array)])
     vm["inplace_transform_params"](weights)
