@@ -10,6 +10,16 @@
 
 namespace relax_inplace {
 
+/*!
+ * \brief The name of the function that a module calls first, check_arguments.cc: a process without
+ *        this library says that there is no function of this name (relax_inplace/libinfo.py,
+ *        BUILTINS).
+ *
+ * The version is that of the release that changed a function of this library last, in name,
+ * arguments or meaning: a module, or a Python package, that was made for others finds none of them.
+ */
+extern const char* const kBuiltins;
+
 /*! \brief Whether this copy is the one that serves the process. */
 bool ServesProcess();
 

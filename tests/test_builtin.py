@@ -59,6 +59,23 @@ def test_refuses_an_index_that_is_no_integer(index):
     assert list(array) == [1, 2]
 
 
+def test_a_tuple_cannot_hold_itself():
+    inner = tvm_ffi.Array([1])
+    array = tvm_ffi.Array([inner, None])
+    for fields, value in ((array, array), (inner, array), (inner, (None, (2, (array,))))):
+        with pytest.raises(ValueError, match=r"new field 0 is .* a tuple cannot hold itself"):
+            update(fields, 0, value)
+    assert as_python(array) == ((1,), None)
+
+
+def test_a_tuple_may_hold_another_twice():
+    value = tvm_ffi.Array([])
+    for _ in range(100):  # 2^100 paths
+        value = tvm_ffi.Array([value, value])
+    array = tvm_ffi.Array([None])
+    assert update(array, 0, value)[0].same_as(value)
+
+
 def test_an_empty_tuple_has_no_index():
     with pytest.raises(IndexError, match=r"index 0 .* 0 fields"):
         update(tvm_ffi.Array([]), 0, 1)
