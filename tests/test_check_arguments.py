@@ -456,7 +456,7 @@ def types_of_leaves():
 TYPES = st.recursive(types_of_leaves(), lambda inner: st.lists(inner, max_size=4), max_leaves=8)
 
 
-WAYS = ["again", "again", "size", "strides", "dtype", "rank", "fields", "kind"]
+WAYS = [*["again"] * 8, "size", "strides", "dtype", "rank", "fields", "kind"]
 
 
 @st.composite
@@ -465,8 +465,10 @@ def values(draw, ty, sizes, made):
     wrong = draw(st.sampled_from([None] * 20 + WAYS))
     if wrong == "kind":
         return draw(st.sampled_from([None, 3, 2.5, "a", True, tvm_ffi.Shape([1]), tensor(2)]))
-    if wrong == "again" and made:
-        return draw(st.sampled_from(made))
+    kind = "tuple" if isinstance(ty, list) else ty["kind"]
+    alike = [value for other, value in made if other == kind]
+    if wrong == "again" and alike:
+        return draw(st.sampled_from(alike))
     if isinstance(ty, list):
         count = max(len(ty) + (draw(st.sampled_from((-1, 1))) if wrong == "fields" else 0), 0)
         types = [*ty, ANY][:count]
@@ -500,7 +502,7 @@ def values(draw, ty, sizes, made):
         value = tvm_ffi.Array([None] * (3 if wrong == "fields" else 2))
     else:
         return draw(st.sampled_from([None, 1, tvm_ffi.Array([2])]))
-    made.append(value)
+    made.append((kind, value))
     return value
 
 
@@ -625,7 +627,7 @@ def test_any_arguments(data, types):
     for (name, ty), arg in zip(names.items(), args, strict=True):
         reference.check(ty, arg, f"`{name}`")
     overwrites = data.draw(
-        st.lists(st.integers(0, len(reference.leaves) - 1), max_size=3, unique=True)
+        st.lists(st.integers(0, len(reference.leaves) - 1), unique=True)
         if reference.leaves
         else st.just([])
     )
@@ -653,3 +655,28 @@ def test_any_arguments(data, types):
         found = [w for w in left if w[1] in line and re.search(WORDS[w[0]], line)]
         assert found, (line, left)
         left.remove(found[0])
+
+
+@settings(derandomize=True)
+@given(st.data(), st.lists(st.tuples(st.integers(0, 9), st.integers(0, 4)), max_size=8))
+def test_any_overlap(data, ranges):
+    host = np.zeros(16, "int8")
+    fields = [tvm_ffi.from_dlpack(host[begin : begin + size]) for begin, size in ranges]
+    leaves = st.integers(0, max(len(ranges) - 1, 0))
+    overwrites = data.draw(st.lists(leaves, unique=True)) if ranges else []
+
+    def overlap(i, j):
+        (a, n), (b, m) = ranges[i], ranges[j]
+        return i != j and max(a, b) < min(a + n, b + m)
+
+    seen_by_others = {i for i in overwrites if any(overlap(i, j) for j in range(len(ranges)))}
+    types = {"x": [tensor_type(size, dtype="int8") for _, size in ranges]}
+    if not seen_by_others:
+        assert call(types, fields, overwrites=overwrites) == ()
+        return
+    lines = said(types, fields, overwrites=overwrites)
+    pairs = [tuple(map(int, re.findall(r"`x`\[(\d)\]", line))) for line in lines]
+    pairs = [pair for pair in pairs if pair]
+    assert len({frozenset(pair) for pair in pairs}) == len(pairs)
+    assert all(overlap(i, j) and i in overwrites for i, j in pairs)
+    assert seen_by_others <= {i for pair in pairs for i in pair}
