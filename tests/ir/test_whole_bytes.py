@@ -137,15 +137,19 @@ def test_an_update_moves_them():
     require_whole_bytes(Module["main"], Module)
 
 
-@pytest.mark.parametrize("dtype", WHOLE)
-def test_whole_bytes_may_be_computed_with(dtype):
+def relayout(dtype):
     params = relax.Var("params", relax.TupleType([relax.TensorType((4, 6), dtype)]))
     builder = relax.BlockBuilder()
     with builder.function("transform_params", [params]):
         new = builder.emit(relax.op.permute_dims(builder.emit(relax.TupleGetItem(params, 0))))
         builder.emit_func_output(builder.emit(relax.Tuple([new])))
     mod = builder.get()
-    assert packed_computation(mod["transform_params"], mod) is None
+    return packed_computation(mod["transform_params"], mod)
+
+
+@pytest.mark.parametrize("dtype", WHOLE)
+def test_whole_bytes_may_be_computed_with(dtype):
+    assert relayout(dtype) is None
 
 
 # -- computed -------------------------------------------------------------------------------
@@ -230,6 +234,11 @@ class Refused:
         return (new,)
 
 
+@pytest.mark.parametrize("dtype", PACKED)
+def test_no_packed_elements_may_be_computed_with(dtype):
+    assert relayout(dtype) == "R.permute_dims computes with `params`[0]" + WHY.format(dtype)
+
+
 COMPUTED = {
     "relayout": ("R.permute_dims computes with `params`[1]", "int4"),
     "cast": ("R.reshape computes with `params`[0][0]", "uint4x8"),
@@ -286,14 +295,18 @@ def test_a_weight_of_an_update_is_named():
         require_whole_bytes(Module["main"], Module)
 
 
-@pytest.mark.parametrize("place", ["returned", "field", "operand"])
+@pytest.mark.parametrize("place", ["returned", "field", "branch", "operand"])
 def test_a_packed_constant_is_refused(place):
     params = relax.Var("params", relax.TupleType([relax.TensorType((4,), "float32")]))
     constant = relax.const(tvm.runtime.empty((4,), "uint4"))
+    condition = relax.Var("condition", relax.TensorType((), "bool"))
     builder = relax.BlockBuilder()
-    with builder.function("transform_params", [params]):
+    with builder.function("transform_params", [condition, params], attrs={"num_input": 1}):
         if place == "operand":
             new = builder.emit(relax.op.astype(constant, "float32"))
+        elif place == "branch":
+            branches = (relax.SeqExpr([], builder.normalize(constant)) for _ in range(2))
+            new = builder.emit(relax.If(condition, *branches))
         else:
             new = builder.emit(constant) if place == "field" else constant
         builder.emit_func_output(relax.Tuple([new]))
