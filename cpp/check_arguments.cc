@@ -3,7 +3,7 @@
 //
 // The types come as JSON, made when the function was compiled:
 //
-//   {"known": k, "own": m, "updates": b, "params": [{"name": "params", "type": T}, ...],
+//   {"sizes": m, "updates": b, "params": [{"name": "params", "type": T}, ...],
 //    "overwrites": [leaf, ...]}
 //
 //   T  [T, ...]                                         a tuple of these fields
@@ -14,11 +14,12 @@
 //      {"kind": "callable"}
 //      {"kind": "slots", "size": n}                     a tuple to fill, with anything in it
 //      {"kind": "any"}
-//   D  an integer; [i], the size i of a symbolic shape, 0 <= i < k + m; null, of which nothing is
+//   D  an integer; [i], the size i of a symbolic shape, 0 <= i < m; null, of which nothing is
 //      known here
 //
-// Sizes below k are given; the others are defined by the first dimension that has them. A leaf is a
-// type that is no tuple: leaves are counted through nested tuples, over all parameters.
+// A size is defined by the first dimension, or number, that has it. A leaf is a type that is no
+// tuple: leaves are counted through nested tuples, over all parameters. A function that updates
+// nothing may be given one tuple twice.
 #include <tvm/ffi/extra/json.h>
 #include <tvm/ffi/tvm_ffi.h>
 
@@ -135,11 +136,7 @@ static std::string DeviceText(int64_t type, int64_t id) {
 /*! \brief Goes through the arguments, and collects what is wrong with them. */
 class ArgumentCheck {
  public:
-  ArgumentCheck(ffi::Shape known, int64_t own, bool updates)
-      : first_own_(known.size()), updates_(updates) {
-    for (int64_t size : known) sizes_.push_back({size, ""});
-    sizes_.resize(known.size() + own);
-  }
+  ArgumentCheck(int64_t sizes, bool updates) : sizes_(sizes), updates_(updates) {}
 
   /*! \brief Checks a value, and counts the leaves of its type. */
   void Check(const ffi::Any& type, ffi::AnyView value, const std::string& path) {
@@ -220,13 +217,13 @@ class ArgumentCheck {
   }
 
   /*! \brief The sizes that the arguments define. */
-  ffi::Shape OwnSizes() const {
-    std::vector<int64_t> own;
-    for (size_t i = first_own_; i < sizes_.size(); ++i) {
-      if (!sizes_[i].value) Malformed("no dimension defines the size " + std::to_string(i));
-      own.push_back(*sizes_[i].value);
+  ffi::Shape Sizes() const {
+    std::vector<int64_t> values;
+    for (const Size& size : sizes_) {
+      if (!size.value) Malformed("no dimension defines the size " + std::to_string(values.size()));
+      values.push_back(*size.value);
     }
-    return ffi::Shape(own);
+    return ffi::Shape(values);
   }
 
  private:
@@ -421,17 +418,15 @@ class ArgumentCheck {
       }
       is_wrong = true;
       if ((*dims)[i].type_index() == ffi::TypeIndex::kTVMFFIInt) continue;
-      why += ", where " + std::to_string(*expected->value) + " is " +
-             (expected->where.empty() ? "given by other arguments" : expected->where);
+      why += ", where " + std::to_string(*expected->value) + " is " + expected->where;
     }
     if (!is_wrong) return;
     Wrong() << "expects " << path << " to have shape " << Text(*dims) << why << ", but got "
             << Text(given);
   }
 
-  size_t first_own_;
-  bool updates_;
   std::vector<Size> sizes_;
+  bool updates_;
   Size static_size_;
   int64_t leaves_ = 0;
   std::vector<Bytes> bytes_;
@@ -447,45 +442,37 @@ class ArgumentCheck {
  * TVM's own checks come one by one, of one field at a time, with no name for it; they read None as
  * an object; and strides and byte_offset are the kernels' to check, when fields have been replaced.
  *
- * \param args The function's name; the types, as above; the sizes that are known; the arguments
- *        that the types are of.
+ * \param args The function's name; the types, as above; the arguments that the types are of.
  * \param result The sizes that the arguments define, as a Shape.
  * \throws TypeError or ValueError Says all that is wrong. Nothing has changed.
  */
 static void CheckArguments(ffi::PackedArgs args, ffi::Any* result) {
-  if (args.size() == 0) return;  // a module that checks by the builtins before this one
-  TVM_FFI_CHECK(args.size() >= 3, TypeError)
-      << "relax_inplace: the check of arguments takes a name, types, sizes and the arguments";
+  TVM_FFI_CHECK(args.size() >= 2, TypeError)
+      << "relax_inplace: the check of arguments takes a name, types and the arguments";
   const auto function = args[0].cast<ffi::String>();
   const auto text = args[1].cast<ffi::String>();
-  const auto known = args[2].cast<ffi::Shape>();
   const json::Object types = ParseTypes(text);
   const auto params = Member<json::Array>(types, "params");
-  const auto own = Member<int64_t>(types, "own");
-  if (Member<int64_t>(types, "known") != static_cast<int64_t>(known.size())) {
-    Malformed("there are " + std::to_string(known.size()) + " known sizes");
-  }
+  const auto sizes = Member<int64_t>(types, "sizes");
   // No more sizes than there is text to name them: what follows allocates them.
-  if (own < 0 || own > static_cast<int64_t>(text.size()))
-    Malformed("there cannot be " + std::to_string(own) + " own sizes");
-  if (static_cast<int64_t>(params.size()) != args.size() - 3) {
-    Malformed("of " + std::to_string(params.size()) + " arguments, but there are " +
-              std::to_string(args.size() - 3));
+  if (sizes < 0 || sizes > static_cast<int64_t>(text.size())) {
+    Malformed("there cannot be " + std::to_string(sizes) + " sizes");
   }
-  ArgumentCheck check(known, own, Member<bool>(types, "updates"));
+  if (static_cast<int64_t>(params.size()) != args.size() - 2) {
+    Malformed("of " + std::to_string(params.size()) + " arguments, but there are " +
+              std::to_string(args.size() - 2));
+  }
+  ArgumentCheck check(sizes, Member<bool>(types, "updates"));
   for (size_t i = 0; i < params.size(); ++i) {
     const auto param = As<json::Object>(params[i], "a parameter");
     const auto name = Member<ffi::String>(param, "name");
-    check.Check(Member<ffi::Any>(param, "type"), args[3 + i], "`" + std::string(name) + "`");
+    check.Check(Member<ffi::Any>(param, "type"), args[2 + i], "`" + std::string(name) + "`");
   }
   check.CheckOverwrites(Member<json::Array>(types, "overwrites"));
   check.ThrowIfWrong(function);
-  *result = check.OwnSizes();
+  *result = check.Sizes();
 }
 
-TVM_FFI_STATIC_INIT_BLOCK() {
-  RegisterPacked("relax_inplace.CheckArguments", CheckArguments);
-  RegisterPacked(kBuiltins, CheckArguments);
-}
+TVM_FFI_STATIC_INIT_BLOCK() { RegisterPacked(kBuiltins, CheckArguments); }
 
 }  // namespace relax_inplace

@@ -36,6 +36,7 @@ from tvm import ir, relax
 
 from ..errors import StructuredError
 from ..ir.byte_size import Size, at_bounds, size_of, tensors_in, unknown_size
+from ..ir.whole_bytes import packed_computation
 from ..op import is_update
 from .fusion import Fusion, find_fusion
 
@@ -502,6 +503,9 @@ class _Builder:
         graph = self.graph
         if not isinstance(self.function.ret_ty, relax.TupleType):
             raise self._unsupported(f"it returns no tuple, but {self.function.ret_ty}")
+        packed = packed_computation(self.function, self.mod)
+        if packed is not None:
+            raise self._unsupported(packed)
         self._sequence(self.function, self.function.body)
         graph.outputs = self._outputs()
         for index, output in enumerate(graph.outputs):

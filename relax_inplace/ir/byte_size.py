@@ -218,13 +218,15 @@ def _tensor_size(ty: relax.TensorType, name: str) -> Size:
     if not isinstance(shape, relax.ShapeExpr) or ty.dtype is None:
         return unknown_size(name)
     dtype = ty.dtype
-    factor = (dtype.dtype.bits * dtype.dtype.lanes + 7) // 8
+    factor = dtype.dtype.bits * dtype.dtype.lanes
     symbolic = []
     for dim in shape.values[:]:
         if isinstance(dim, tirx.IntImm):
             factor *= int(dim.value)
         else:
             symbolic.append(dim)
+    # Memory is packed (ffi::GetDataSize). Rounded up before symbolic dimensions: a bound.
+    factor = (factor + 7) // 8
     if not symbolic or factor == 0:
         return factor
     product = symbolic[0]

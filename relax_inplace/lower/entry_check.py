@@ -55,8 +55,7 @@ def entry_check(
     if STREAMED in attrs:
         types[-1] = {"kind": "slots", "size": len(function.params[-1].ty.fields)}
     spec = {
-        "known": 0,
-        "own": len(sizes),
+        "sizes": len(sizes),
         "updates": updates,
         "overwrites": [int(leaf) for leaf in attrs.get(OVERWRITES, ())],
         "params": [
@@ -64,7 +63,7 @@ def entry_check(
             for param, ty in zip(function.params[:], types, strict=True)
         ],
     }
-    args = [ir.StringImm(name), ir.StringImm(json.dumps(spec)), relax.ShapeExpr([]), *params]
+    args = [ir.StringImm(name), ir.StringImm(json.dumps(spec)), *params]
     callee = relax.ExternFunc(BUILTINS)
     bindings: list[relax.Binding] = []
     if not of_tuples:

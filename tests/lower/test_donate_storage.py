@@ -52,7 +52,9 @@ class TwoWeights:
         params: R.Any,
     ) -> R.Any:
         cls = TwoWeights
-        w0 = R.call_packed("vm.builtin.tuple_getitem", params, 0, ty_args=R.Tensor((4, 8), "float32"))
+        w0 = R.call_packed(
+            "vm.builtin.tuple_getitem", params, 0, ty_args=R.Tensor((4, 8), "float32")
+        )
         s0 = R.vm.alloc_storage(R.shape([128]), 0, R.dtype("uint8"), R.str("global"))
         t0 = R.vm.alloc_tensor(s0, 0, R.shape([8, 4]), R.dtype("float32"), 0)
         R.vm.kill_object(s0)
@@ -60,7 +62,9 @@ class TwoWeights:
         R.vm.kill_object(w0)
         R.call_packed("vm.builtin.inplace_update_tuple", params, 0, t0, ty_args=(R.Tuple,))
         R.vm.kill_object(t0)
-        w1 = R.call_packed("vm.builtin.tuple_getitem", params, 1, ty_args=R.Tensor((8, 4), "float32"))
+        w1 = R.call_packed(
+            "vm.builtin.tuple_getitem", params, 1, ty_args=R.Tensor((8, 4), "float32")
+        )
         s1 = R.vm.alloc_storage(R.shape([128]), 0, R.dtype("uint8"), R.str("global"))
         t1 = R.vm.alloc_tensor(s1, 0, R.shape([8, 4]), R.dtype("float32"), 0)
         R.vm.kill_object(s1)
@@ -94,7 +98,9 @@ class TwoWeightsDonated:
         params: R.Any,
     ) -> R.Any:
         cls = TwoWeightsDonated
-        w0 = R.call_packed("vm.builtin.tuple_getitem", params, 0, ty_args=R.Tensor((4, 8), "float32"))
+        w0 = R.call_packed(
+            "vm.builtin.tuple_getitem", params, 0, ty_args=R.Tensor((4, 8), "float32")
+        )
         none: R.Any = R.null_value()
         host: R.Any = R.null_value()
         t0 = R.call_packed(
@@ -108,7 +114,9 @@ class TwoWeightsDonated:
         cls.transpose(w0, t0)
         R.call_packed("vm.builtin.inplace_update_tuple", params, 0, t0, ty_args=(R.Tuple,))
         R.vm.kill_object(t0)
-        w1 = R.call_packed("vm.builtin.tuple_getitem", params, 1, ty_args=R.Tensor((8, 4), "float32"))
+        w1 = R.call_packed(
+            "vm.builtin.tuple_getitem", params, 1, ty_args=R.Tensor((8, 4), "float32")
+        )
         host1: R.Any = R.null_value()
         t1 = R.call_packed(
             "vm.builtin.donate_storage",
@@ -137,9 +145,7 @@ class TwoWeightsDonated:
         return params
 
 
-PARAMS = relax.TupleType(
-    [relax.TensorType((4, 8), "float32"), relax.TensorType((8, 4), "float32")]
-)
+PARAMS = relax.TupleType([relax.TensorType((4, 8), "float32"), relax.TensorType((8, 4), "float32")])
 
 
 def donated(target):
