@@ -2,32 +2,40 @@
 
 Definition
 ----------
-The limit bounds the live memory of :mod:`.schedule`, the weights included. While the peak is above
-it, the step that reaches the peak is split (:mod:`.slicing`), by itself or with the steps that its
-result is used for, into as few slices as bring these steps below the limit. If that is not enough,
-steps are split into as many slices as help; if that is not, the error says what it needs, so that
-this limit will do.
+The limit bounds the live memory of :mod:`.schedule`, the weights included. A step that is above it
+is split (:mod:`.cones`), by itself or with the steps that its result is used for: what brings these
+steps below the limit, or else what helps most. So it goes on until all is within the limit, or
+nothing helps. At first there are as many slices as there may be, then as few as the limit allows: a
+step may have as many rows at a time as there is room for where it runs.
+
+All steps that do not see each other are tried at once, and each time the steps are ordered again;
+groups of steps that have not changed keep their moves (:mod:`.step_order`). So the work is that of
+a few schedules, whatever the number of weights.
+
+If it does not fit, all steps are split where that helps. If that does not fit either, the error
+says what it needs, so that this limit will do.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import numbers
-from collections.abc import Mapping
-
-from tvm import relax
+from collections.abc import Collection, Mapping, Sequence
 
 from ..errors import StructuredError
 from ..ir.byte_size import Size, at_bounds
 from ..ir.kernels import Kernels
+from .cones import Cones, SlicedStep
 from .schedule import Schedule, bounds_of, plan_graph
-from .slicing import MOST_SLICES, SlicedStep, split
+from .slicing import Slicing
+from .step_order import KnownMoves
 from .transform_graph import Step, TransformGraph, UnsupportedTransformError
 
 __all__ = ["MemoryLimitError", "bytes_of_limit", "plan_within"]
 
 
 _LARGEST = (1 << 63) - 1  # a prim value of the check
-_Undo = dict[Step, tuple[dict[Step, None], dict[Step, None]]]
+_MOST_ROUNDS = 8  # each with a schedule within the limit
 
 
 class MemoryLimitError(StructuredError):
@@ -82,7 +90,7 @@ def bytes_of_limit(
 def plan_within(
     graph: TransformGraph, limit: int, kernels: Kernels, bounds: Mapping[str, int] | None = None
 ) -> Schedule:
-    """Order the steps of a graph; split those that need more than the limit, in the graph itself.
+    """Order the steps of a graph; split those that need more than the limit.
 
     A peak that is symbolic is not compared here, but when the function runs.
 
@@ -93,167 +101,152 @@ def plan_within(
     UnsupportedTransformError
         The bytes of a tensor are not known, at run time neither.
     """
-    state = _GraphState(graph)
-    schedule = _split_below(graph, limit, kernels, bounds)
+    splitting = _Splitting(graph, kernels, bounds)
+    schedule = splitting.below(limit)
     peak = schedule.peak()
-    if isinstance(peak, int) and peak > limit:
-        state.restore()
-        schedule = _split_below(graph, 0, kernels, bounds)  # into as many slices as there may be
+    if not isinstance(peak, int):
+        if peak.unknown():
+            raise UnsupportedTransformError.of(
+                function=graph.name,
+                reason=f"memory_limit={limit}: the bytes of `{peak.unknown()[0]}` are not known; "
+                "its type has to say its shape and dtype",
+            )
+        return schedule
+    if peak > limit:
+        schedule = splitting.below(0)
         peak = schedule.peak()
-        if isinstance(peak, int) and peak > limit:
+        assert isinstance(peak, int)
+        if peak > limit:
             raise MemoryLimitError.of(
                 function=graph.name,
                 limit=str(limit),
                 least=str(peak),
                 step=_step_at_peak(schedule, peak),
             )
-    return schedule
-
-
-def _split_below(
-    graph: TransformGraph, limit: int, kernels: Kernels, bounds: Mapping[str, int] | None
-) -> Schedule:
-    """The schedule with steps split until the peak is within the limit, or none can be."""
-    schedule = plan_graph(graph, None, bounds)
-    hopeless: set[Step] = set()
-    while True:
-        peak = schedule.peak()
-        if not isinstance(peak, int) and peak.unknown():
-            raise UnsupportedTransformError.of(
-                function=graph.name,
-                reason=f"memory_limit={limit}: the bytes of `{peak.unknown()[0]}` are not known; "
-                "its type has to say its shape and dtype",
-            )
-        if not isinstance(peak, int) or peak <= limit:
-            return schedule
-        worst = _worst_step(schedule, limit, hopeless)
-        if worst is None:
-            return schedule
-        better = _split(schedule, worst, limit, kernels, bounds)
-        if better is None:
-            hopeless.add(worst)
-        else:
-            schedule = better
-
-
-class _GraphState:
-    """What splitting steps changes in a graph."""
-
-    def __init__(self, graph: TransformGraph):
-        self._graph = graph
-        self._steps, self._step_of = list(graph.steps), dict(graph._step_of)
-        self._before = {step: (dict(step.operands), dict(step.after)) for step in graph.steps}
-
-    def restore(self) -> None:
-        _restore(self._graph, self._steps, self._step_of, self._before)
+    return splitting.in_fewer_slices(schedule, limit)
 
 
 def _step_at_peak(schedule: Schedule, peak: int) -> str:
-    lives = schedule.problem.simulate(schedule.order)
-    for live, step in zip(lives, schedule.steps, strict=True):
+    for live, step in zip(schedule.lives(), schedule.steps, strict=True):
         if live.worst == peak:
             return step.name
     return "none: what goes in or comes out takes as much"
 
 
-def _worst_step(schedule: Schedule, limit: int, hopeless: set[Step]) -> Step | None:
-    lives = schedule.problem.simulate(schedule.order)
-    over = [
-        (live.worst, -number, step)
-        for number, (live, step) in enumerate(zip(lives, schedule.steps, strict=True))
-        if live.worst > limit and step not in hopeless and not isinstance(step, SlicedStep)
-    ]
-    return max(over, key=lambda entry: entry[:2])[2] if over else None
+@dataclasses.dataclass
+class _Chance:
+    """Ways to split some steps.
+
+    Attributes
+    ----------
+    slicings : list of Slicing
+        From the smallest cone to the largest.
+    need : int
+        The most that is live while one of the steps of any cone runs; with ``best``, if there is.
+    best : SlicedStep, optional
+    """
+
+    slicings: list[Slicing]
+    need: int
+    best: SlicedStep | None = None
+
+    @property
+    def around(self) -> set[Step]:
+        """The steps of all cones: a smaller one leaves temporaries around it as large as they are."""
+        return {step for slicing in self.slicings for step in slicing.steps}
 
 
-def _split(
-    schedule: Schedule,
-    step: Step,
-    limit: int,
-    kernels: Kernels,
-    bounds: Mapping[str, int] | None,
-) -> Schedule | None:
-    """The schedule with that step split, if that helps; the graph is changed then."""
-    graph = schedule.graph
+class _Splitting:
+    """Schedules of a graph with steps that are split."""
 
-    def planned() -> Schedule:
-        return plan_graph(graph, None, bounds)
+    def __init__(self, graph: TransformGraph, kernels: Kernels, bounds: Mapping[str, int] | None):
+        self.graph = graph
+        self.kernels = kernels
+        self.bounds = bounds
+        self.known: KnownMoves[Step] = {}
 
-    ways = split(graph, step, kernels, schedule.steps)
-    if not ways:
-        return None
-    steps, step_of = list(graph.steps), dict(graph._step_of)
-    # A smaller cone would leave temporaries around it as large as they are.
-    around = {step_of[k.binding.var] for sliced in ways for k in sliced.slicing.kernels}
-    before = _need(planned(), around)
-    needs = []
-    for sliced in ways:
-        _set_slices(graph, sliced, min(MOST_SLICES, sliced.slicing.length))
-        undo = _put_in(graph, sliced)
-        needs.append(_need(planned(), around | {sliced}))
-        _restore(graph, steps, step_of, undo)
-        if needs[-1] <= limit:
-            break
-    need = min(needs)
-    if need >= before:
-        return None
-    sliced = ways[needs.index(need)]
-    _put_in(graph, sliced)
-    fewest, most = 2, sliced.slices
-    while need <= limit and fewest < most:
-        middle = (fewest + most) // 2
-        _set_slices(graph, sliced, middle)
-        if _need(planned(), around | {sliced}) <= limit:
-            most = middle
-        else:
-            fewest = middle + 1
-    _set_slices(graph, sliced, most)
-    return planned()
+    def planned(self, sliced: Collection[SlicedStep]) -> Schedule:
+        """The schedule with these steps in the places of their cones."""
+        return plan_graph(self.graph, self.bounds, sliced, self.known)
+
+    def below(self, limit: int) -> Schedule:
+        """The schedule with steps split until the peak is within the limit, or nothing helps."""
+        sliced: list[SlicedStep] = []
+        hopeless: set[Step] = set()
+        while True:
+            schedule = self.planned(sliced)
+            peak = schedule.peak()
+            if not isinstance(peak, int) or peak <= limit:
+                return schedule
+            chances = self._chances(schedule, limit, hopeless)
+            if not chances:
+                return schedule
+            self._try(chances, sliced, limit)
+            for chance in chances:
+                if chance.best is None:
+                    hopeless |= chance.around
+                else:
+                    sliced.append(chance.best)
+
+    def _chances(self, schedule: Schedule, limit: int, hopeless: set[Step]) -> list[_Chance]:
+        """The ways to split what is above the limit, the worst first; none share a step."""
+        worst = _worst(schedule)
+        cones = Cones(schedule.graph, self.kernels, schedule.steps)
+        above = [step for step in schedule.steps if worst[step] > limit and step not in hopeless]
+        taken: set[Step] = set()
+        chances = []
+        for step in sorted(above, key=lambda step: -worst[step]):
+            if step in taken or isinstance(step, SlicedStep):
+                continue
+            slicings = cones.slicings(step)
+            chance = _Chance(slicings, worst[step])
+            if not slicings:
+                hopeless.add(step)
+            elif taken.isdisjoint(chance.around):
+                chance.need = max(worst[step] for step in chance.around)
+                taken |= chance.around
+                chances.append(chance)
+        return chances
+
+    def _try(self, chances: Sequence[_Chance], sliced: Sequence[SlicedStep], limit: int) -> None:
+        """Find the best way of each, all at once: the first within the limit, or the least."""
+        for number in range(max(len(chance.slicings) for chance in chances)):
+            trial = [
+                (chance, SlicedStep.of(slicing, slicing.least_rows))
+                for chance in chances
+                if chance.need > limit
+                for slicing in chance.slicings[number : number + 1]
+            ]
+            settled = [chance.best for chance in chances if chance.best and chance.need <= limit]
+            worst = _worst(self.planned([*sliced, *settled, *(step for _, step in trial)]))
+            for chance, step in trial:
+                need = max(worst[one] for one in (step, *chance.around.difference(step.cone)))
+                if need < chance.need:
+                    chance.need, chance.best = need, step
+
+    def in_fewer_slices(self, schedule: Schedule, limit: int) -> Schedule:
+        """The schedule with as many rows at a time as there is room for where they are sliced.
+
+        Larger slices may run later, where there is more room: it is done again, a few times.
+        """
+        for _ in range(_MOST_ROUNDS):
+            worst = _worst(schedule)
+            sliced = [
+                SlicedStep.of(
+                    step.slicing, step.rows + (limit - worst[step]) // step.slicing.bytes_of_row
+                )
+                for step in schedule.sliced
+            ]
+            if all(new.rows <= old.rows for new, old in zip(sliced, schedule.sliced, strict=True)):
+                break
+            wider = self.planned(sliced)
+            if wider.peak() > limit:
+                break
+            schedule = wider
+        return schedule
 
 
-def _need(schedule: Schedule, steps: set[Step]) -> int:
-    """The most live bytes while one of these steps runs."""
-    lives = schedule.problem.simulate(schedule.order)
-    return max(
-        live.worst for live, step in zip(lives, schedule.steps, strict=True) if step in steps
-    )
-
-
-def _set_slices(graph: TransformGraph, sliced: SlicedStep, slices: int) -> None:
-    sliced.slices = slices
-    sliced.kernels[0].scratch = sliced.slicing.scratch(graph, sliced.rows())
-
-
-def _put_in(graph: TransformGraph, sliced: SlicedStep) -> _Undo:
-    """Replace the steps of its cone; what others depended on, where that has changed."""
-    inside = {kernel.binding.var for kernel in sliced.slicing.kernels}
-    cone = {graph._step_of[var] for var in inside}
-    last = graph._step_of[sliced.slicing.result]
-    undo: _Undo = {}
-    steps: list[Step] = []
-    for step in graph.steps:
-        if step is last:
-            steps.append(sliced)
-        elif step not in cone:
-            steps.append(step)
-            if any(other in cone for other in step.after):
-                undo[step] = dict(step.operands), dict(step.after)
-                step.operands = {(sliced if o in cone else o): None for o in step.operands}
-                step.after = {(sliced if o in cone else o): None for o in step.after}
-    graph.steps = steps
-    for var in inside:
-        graph._step_of[var] = sliced
-    return undo
-
-
-def _restore(
-    graph: TransformGraph,
-    steps: list[Step],
-    step_of: dict[relax.Var, Step],
-    undo: _Undo,
-) -> None:
-    graph.steps = steps
-    graph._step_of.clear()
-    graph._step_of.update(step_of)
-    for step, (operands, after) in undo.items():
-        step.operands, step.after = operands, after
+def _worst(schedule: Schedule) -> dict[Step, int]:
+    """The most live bytes while each step runs."""
+    lives = schedule.problem.simulate(schedule.steps)
+    return {step: live.worst for step, live in zip(schedule.steps, lives, strict=True)}

@@ -122,11 +122,11 @@ class Problem(Generic[_Step, _Buffer]):
         self.uses: dict[_Step, list[_Buffer]] = {}  # what it has not allocated itself
         self.allocates: dict[_Step, list[_Buffer]] = {}
         self.readers: dict[_Buffer, set[_Step]] = {buffer: set() for buffer in sizes}
-        rank = {buffer: number for number, buffer in enumerate(sizes)}
+        self.rank = {buffer: number for number, buffer in enumerate(sizes)}
         for step, cost in steps.items():
             allocated = [buffer for _, buffers, _ in cost.kernels for buffer in buffers]
             read = {buffer for buffers, _, _ in cost.kernels for buffer in buffers}
-            uses = sorted(read.difference(allocated), key=rank.__getitem__)
+            uses = sorted(read.difference(allocated), key=self.rank.__getitem__)
             self.uses[step], self.allocates[step] = uses, allocated
             for buffer in uses:
                 self.readers[buffer].add(step)
@@ -179,7 +179,7 @@ class Problem(Generic[_Step, _Buffer]):
             worst = self._larger(worst, live + scratch)
             live -= sum(
                 self.sizes[buffer]
-                for buffer in reads.union(allocates)
+                for buffer in sorted(reads.union(allocates), key=self.rank.__getitem__)
                 if buffer in freed and last[buffer] == index
             )
         return worst
@@ -198,19 +198,24 @@ class Problem(Generic[_Step, _Buffer]):
             and all(other in done or other == step for other in self.readers[buffer])
         ]
 
-    def simulate(self, order: Sequence[_Step]) -> list[Live]:
-        """Live bytes around each step of an order; what no step reads is freed before the first."""
+    def deaths(self, order: Iterable[_Step]) -> Iterator[tuple[_Step, list[_Buffer]]]:
+        """Each step of an order, with the buffers that it reads last."""
         left = {buffer: len(readers) for buffer, readers in self.readers.items()}
-        live = self.live_at_start - sum(
-            self.sizes[b] for b in self.at_start if not left[b] and b not in self.kept
-        )
-        result = []
         for step in order:
             dying = []
             for buffer in self.uses[step]:
                 left[buffer] -= 1
                 if not left[buffer] and buffer not in self.kept:
                     dying.append(buffer)
+            yield step, dying
+
+    def simulate(self, order: Sequence[_Step]) -> list[Live]:
+        """Live bytes around each step of an order; what no step reads is freed before the first."""
+        live = self.live_at_start - sum(
+            self.sizes[b] for b in self.at_start if not self.readers[b] and b not in self.kept
+        )
+        result = []
+        for step, dying in self.deaths(order):
             after = live + self.delta(step, dying)
             result.append(Live(live, live + self.rise(step, dying), after))
             live = after
@@ -440,9 +445,7 @@ class _Search(Generic[_Step, _Buffer]):
         return None
 
 
-def _greedy(
-    problem: Problem[_Step, _Buffer], group: list[_Step], first: set[_Step]
-) -> list[_Step]:
+def _greedy(problem: Problem[_Step, _Buffer], group: list[_Step], first: set[_Step]) -> list[_Step]:
     """Always the ready step that frees most, of those the one of least rise."""
     done = set(first)
     order: list[_Step] = []

@@ -20,6 +20,7 @@ import dataclasses
 import heapq
 from collections import Counter, deque
 from collections.abc import Hashable, Mapping, Sequence
+from itertools import chain
 from typing import Generic, TypeVar
 
 from ..ir.byte_size import ByteSize, LargestOf, Size, covers
@@ -196,17 +197,20 @@ class _Spare(Generic[_Storage]):
         return [sizes[-1] for sizes in self._to_come.values()]
 
     def _larger(self, size: Size) -> Size | None:
-        """The smallest size of a spare storage that is larger, and that nothing of its size needs."""
+        """The smallest size that is larger, and of which more is spare than is asked for."""
         own = _line(size)
-        larger: list[list[Size]] = []  # of each line that has some, in order
+        larger: list[tuple[list[Size], int]] = []  # of each line that has some: from where on
         for line, sizes in self._surplus.items():
             at = bisect.bisect_left(sizes, _multiple(size), key=_multiple) if line == own else 0
             if at < len(sizes) and covers(sizes[at], size):
-                larger.append(sizes[at:])
+                larger.append((sizes, at))
         if len(larger) == 1:
-            return larger[0][0]
+            sizes, at = larger[0]
+            return sizes[at]
         best: Size | None = None
-        for other in sorted((one for sizes in larger for one in sizes), key=self._place.__getitem__):
+        for other in sorted(
+            chain(*(sizes[at:] for sizes, at in larger)), key=self._place.__getitem__
+        ):
             if best is None or covers(best, other):
                 best = other
         return best
