@@ -632,13 +632,12 @@ def _escaping(schedule: Schedule) -> set[relax.Var]:
     escaping: set[relax.Var] = set()
     if not any(step.is_fused for step in graph.steps):
         return escaping
-    runs_in: dict[Step | None, Step] = {
-        step: sliced for sliced in schedule.sliced for step in sliced.cone
-    }
+    runs_in = schedule.runs_in
     for step in graph.steps:
         for kernel in step.kernels:
             for var in graph.variables(kernel.binding.value):
                 made_in = graph.step_of(var)
+                assert made_in is not None
                 if runs_in.get(made_in, made_in) is not runs_in.get(step, step):
                     escaping.add(var)
     for output in graph.outputs:

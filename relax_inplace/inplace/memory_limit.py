@@ -3,14 +3,15 @@
 Definition
 ----------
 The limit bounds the live memory of :mod:`.schedule`, the weights included. A step that is above it
-is split (:mod:`.cones`), by itself or with the steps that its result is used for: what brings these
-steps below the limit, or else what helps most. So it goes on until all is within the limit, or
-nothing helps. At first there are as many slices as there may be, then as few as the limit allows: a
-step may have as many rows at a time as there is room for where it runs.
+is split (:mod:`.cones`), by itself or with the steps that its result is used for: the first way
+that is within the limit, or else the one that needs least. So it goes on until all is within the
+limit, or nothing helps. At first there are as many slices as there may be, then as few as the limit
+allows: a step may have as many rows at a time as there is room for where it runs.
 
-All steps that do not see each other are tried at once, and each time the steps are ordered again;
-groups of steps that have not changed keep their moves (:mod:`.step_order`). So the work is that of
-a few schedules, whatever the number of weights.
+Groups of steps that share no buffer do not see each other (:mod:`.step_order`). What a way needs is
+known when the steps of its group have been ordered again by themselves, beside what others have in
+memory where the group runs. Then all are ordered again, where the groups that have not changed keep
+their moves. So the work is that of a few schedules, whatever the number of weights.
 
 If it does not fit, all steps are split where that helps. If that does not fit either, the error
 says what it needs, so that this limit will do.
@@ -18,17 +19,16 @@ says what it needs, so that this limit will do.
 
 from __future__ import annotations
 
-import dataclasses
 import numbers
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 
 from ..errors import StructuredError
-from ..ir.byte_size import Size, at_bounds
+from ..ir.byte_size import Size, at_bounds, largest
 from ..ir.kernels import Kernels
 from .cones import Cones, SlicedStep
-from .schedule import Schedule, bounds_of, plan_graph
+from .schedule import Schedule, bounds_of, least_order, plan_graph
 from .slicing import Slicing
-from .step_order import KnownMoves
+from .step_order import KnownMoves, Live
 from .transform_graph import Step, TransformGraph, UnsupportedTransformError
 
 __all__ = ["MemoryLimitError", "bytes_of_limit", "plan_within"]
@@ -133,29 +133,6 @@ def _step_at_peak(schedule: Schedule, peak: int) -> str:
     return "none: what goes in or comes out takes as much"
 
 
-@dataclasses.dataclass
-class _Chance:
-    """Ways to split some steps.
-
-    Attributes
-    ----------
-    slicings : list of Slicing
-        From the smallest cone to the largest.
-    need : int
-        The most that is live while one of the steps of any cone runs; with ``best``, if there is.
-    best : SlicedStep, optional
-    """
-
-    slicings: list[Slicing]
-    need: int
-    best: SlicedStep | None = None
-
-    @property
-    def around(self) -> set[Step]:
-        """The steps of all cones: a smaller one leaves temporaries around it as large as they are."""
-        return {step for slicing in self.slicings for step in slicing.steps}
-
-
 class _Splitting:
     """Schedules of a graph with steps that are split."""
 
@@ -178,51 +155,59 @@ class _Splitting:
             peak = schedule.peak()
             if not isinstance(peak, int) or peak <= limit:
                 return schedule
-            chances = self._chances(schedule, limit, hopeless)
-            if not chances:
+            found = self._found(schedule, limit, hopeless)
+            if not found:
                 return schedule
-            self._try(chances, sliced, limit)
-            for chance in chances:
-                if chance.best is None:
-                    hopeless |= chance.around
-                else:
-                    sliced.append(chance.best)
+            sliced += found
 
-    def _chances(self, schedule: Schedule, limit: int, hopeless: set[Step]) -> list[_Chance]:
-        """The ways to split what is above the limit, the worst first; none share a step."""
-        worst = _worst(schedule)
+    def _found(self, schedule: Schedule, limit: int, hopeless: set[Step]) -> list[SlicedStep]:
+        """What takes the place of steps above the limit; what nothing helps becomes hopeless."""
+        lives = schedule.problem.simulate(schedule.steps)
+        live = dict(zip(schedule.steps, lives, strict=True))
+        position = {step: number for number, step in enumerate(schedule.steps)}
         cones = Cones(schedule.graph, self.kernels, schedule.steps)
-        above = [step for step in schedule.steps if worst[step] > limit and step not in hopeless]
-        taken: set[Step] = set()
-        chances = []
-        for step in sorted(above, key=lambda step: -worst[step]):
-            if step in taken or isinstance(step, SlicedStep):
-                continue
-            slicings = cones.slicings(step)
-            chance = _Chance(slicings, worst[step])
-            if not slicings:
-                hopeless.add(step)
-            elif taken.isdisjoint(chance.around):
-                chance.need = max(worst[step] for step in chance.around)
-                taken |= chance.around
-                chances.append(chance)
-        return chances
+        found = []
+        for group in schedule.groups():
+            above = [step for step in group if live[step].worst > limit and step not in hopeless]
+            ways = _ways(cones, sorted(above, key=lambda step: -live[step].worst))
+            order = sorted(group, key=position.__getitem__) if ways else []
+            better = self._better(schedule, {step: live[step] for step in order}, ways, limit)
+            if not better:
+                hopeless.update(above)
+            found += better
+        return found
 
-    def _try(self, chances: Sequence[_Chance], sliced: Sequence[SlicedStep], limit: int) -> None:
-        """Find the best way of each, all at once: the first within the limit, or the least."""
-        for number in range(max(len(chance.slicings) for chance in chances)):
-            trial = [
-                (chance, SlicedStep.of(slicing, slicing.least_rows))
-                for chance in chances
-                if chance.need > limit
-                for slicing in chance.slicings[number : number + 1]
-            ]
-            settled = [chance.best for chance in chances if chance.best and chance.need <= limit]
-            worst = _worst(self.planned([*sliced, *settled, *(step for _, step in trial)]))
-            for chance, step in trial:
-                need = max(worst[one] for one in (step, *chance.around.difference(step.cone)))
-                if need < chance.need:
-                    chance.need, chance.best = need, step
+    def _better(
+        self, schedule: Schedule, lives: Mapping[Step, Live], ways: list[list[Slicing]], limit: int
+    ) -> list[SlicedStep]:
+        """The steps of slices with which a group needs less than it does; none if there are none.
+
+        ``lives`` says what it needs, in order.
+        """
+        if not ways:
+            return []
+        group = sorted(lives, key=schedule.problem.position.__getitem__)
+        alone = schedule.part(group).simulate(list(lives))
+        # What other groups have in memory while a step runs.
+        others = {
+            step: live.before - own.before
+            for (step, live), own in zip(lives.items(), alone, strict=True)
+        }
+        need = max(live.worst for live in lives.values())
+        best: list[SlicedStep] = []
+        for number in range(max(map(len, ways))):
+            slicings = [slicings[min(number, len(slicings) - 1)] for slicings in ways]
+            trial = [SlicedStep.of(slicing, slicing.least_rows) for slicing in slicings]
+            others.update({step: max(others[one] for one in step.cone) for step in trial})
+            part = schedule.part(group, trial)
+            order, _ = least_order(self.graph, part, known=self.known)
+            alone = part.simulate(order)
+            needed = max(others[step] + own.worst for step, own in zip(order, alone, strict=True))
+            if needed < need:
+                best, need = trial, needed
+            if needed <= limit:
+                break
+        return best
 
     def in_fewer_slices(self, schedule: Schedule, limit: int) -> Schedule:
         """The schedule with as many rows at a time as there is room for where they are sliced.
@@ -230,23 +215,36 @@ class _Splitting:
         Larger slices may run later, where there is more room: it is done again, a few times.
         """
         for _ in range(_MOST_ROUNDS):
-            worst = _worst(schedule)
-            sliced = [
-                SlicedStep.of(
-                    step.slicing, step.rows + (limit - worst[step]) // step.slicing.bytes_of_row
-                )
-                for step in schedule.sliced
-            ]
-            if all(new.rows <= old.rows for new, old in zip(sliced, schedule.sliced, strict=True)):
+            room = {
+                step: limit - live.worst
+                for step, live in zip(schedule.steps, schedule.lives(), strict=True)
+                if isinstance(step, SlicedStep)
+            }
+            sliced = [_with_room(step, bytes_left) for step, bytes_left in room.items()]
+            if all(step in room for step in sliced):
                 break
             wider = self.planned(sliced)
-            if wider.peak() > limit:
+            if largest([limit, wider.peak()]) != limit:
                 break
             schedule = wider
         return schedule
 
 
-def _worst(schedule: Schedule) -> dict[Step, int]:
-    """The most live bytes while each step runs."""
-    lives = schedule.problem.simulate(schedule.steps)
-    return {step: live.worst for step, live in zip(schedule.steps, lives, strict=True)}
+def _with_room(step: SlicedStep, room: int) -> SlicedStep:
+    """The step with as many rows at a time as so many bytes more are enough for."""
+    wider = SlicedStep.of(step.slicing, step.rows + room // max(1, step.slicing.bytes_of_row))
+    return wider if wider.rows > step.rows else step
+
+
+def _ways(cones: Cones, steps: Iterable[Step]) -> list[list[Slicing]]:
+    """The ways to split some steps, the first ones rather; those of one share none with others'."""
+    taken: set[Step] = set()
+    found = []
+    for step in steps:
+        if step not in taken:
+            slicings = cones.slicings(step)
+            around = {one for slicing in slicings for one in slicing.steps}
+            if slicings and taken.isdisjoint(around):
+                taken |= around
+                found.append(slicings)
+    return found

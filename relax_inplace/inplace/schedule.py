@@ -25,17 +25,20 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Collection, Mapping, Sequence
+import functools
+from collections import ChainMap
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
 
 from tvm import relax
 
 from ..ir.byte_size import LargestOf, Size, at_bounds, largest
 from ..lower.spare_storage import Moment, take_spare
 from .cones import SlicedStep
-from .step_order import KnownMoves, Live, Problem, StepCost, least_peak_order
+from .step_order import KnownMoves, Live, Problem, StepCost, groups_of, least_peak_order
 from .transform_graph import Buffer, Load, Step, TransformGraph, buffers_of
 
-__all__ = ["NOMINAL_DIMENSION", "UPPER_BOUND", "Schedule", "bounds_of", "plan_graph"]
+__all__ = ["NOMINAL_DIMENSION", "UPPER_BOUND", "Schedule", "bounds_of", "least_order", "plan_graph"]
 
 UPPER_BOUND = "tir_var_upper_bound"  # an attribute of functions that TVM's planner knows
 NOMINAL_DIMENSION = 1024  # of a symbolic dimension without a bound, where sizes are to be compared
@@ -61,6 +64,8 @@ class Schedule:
         Values of symbolic dimensions, for figures.
     problem : Problem
         What was ordered; all buffers have numbers for sizes.
+    runs_in : mapping of Step to SlicedStep
+        For each step of a cone that runs slice by slice what runs in its place.
     """
 
     graph: TransformGraph
@@ -70,17 +75,12 @@ class Schedule:
     is_exact: bool
     bounds: Mapping[str, int]
     problem: Problem[Step, Buffer]
-
-    @property
-    def sliced(self) -> list[SlicedStep]:
-        """The steps that run slice by slice."""
-        return [step for step in self.steps if isinstance(step, SlicedStep)]
+    runs_in: Mapping[Step, SlicedStep]
 
     def finished(self) -> list[list[int]]:
         """For each step the outputs that are finished after it; first, those that need none."""
         position = {step: number for number, step in enumerate(self.steps, 1)}
-        for sliced in self.sliced:
-            position.update(dict.fromkeys(sliced.cone, position[sliced]))
+        position.update({step: position[sliced] for step, sliced in self.runs_in.items()})
         finished: list[list[int]] = [[] for _ in range(len(self.steps) + 1)]
         for index, output in enumerate(self.graph.outputs):
             steps = self.graph.needs(output)[0]
@@ -98,6 +98,25 @@ class Schedule:
         """The bytes around each step: see :meth:`with_sizes`."""
         return self.with_sizes(fused).simulate(self.steps)
 
+    def groups(self) -> list[list[Step]]:
+        """The steps that see each other, group by group, but for those that run first of all."""
+        return groups_of(self.problem, set(_first(self.problem)))
+
+    def part(
+        self, group: Iterable[Step], sliced: Iterable[SlicedStep] = ()
+    ) -> Problem[Step, Buffer]:
+        """The problem of a group alone, with some steps in the places of their cones."""
+        own = {step: one for one in sliced for step in one.cone}
+        costs = _costs(self.graph, group, ChainMap(own, self.runs_in))  # type: ignore[arg-type]
+        sizes: dict[Buffer, Any] = {}
+        for step, cost in costs.items():
+            cost.after &= costs.keys()
+            for kernel in step.kernels:
+                for buffer in (*kernel.allocates, *kernel.uses):
+                    sizes[buffer] = self.problem.sizes[buffer]
+        at_start = [buffer for buffer in sizes if buffer in self.problem.at_start]
+        return Problem(sizes, at_start, self.problem.kept, costs)
+
     def with_sizes(self, fused: bool | None = None) -> Problem[Step, Buffer]:
         """The problem with sizes as they are, which may be symbolic.
 
@@ -107,13 +126,8 @@ class Schedule:
         problem.fused = fused
         if not all(isinstance(buffer.size, int) for buffer in problem.sizes):
             problem.sizes = {b: at_bounds(b.size, self.bounds) for b in problem.sizes}
-            problem.number = self._number
+            problem.number = functools.partial(_sized, bounds=self.bounds)
         return problem
-
-    def _number(self, size: Size) -> int:
-        value = at_bounds(size, self.bounds, NOMINAL_DIMENSION)
-        assert isinstance(value, int)
-        return value
 
 
 def plan_graph(
@@ -138,37 +152,44 @@ def plan_graph(
     own_bounds = bounds_of(graph.function)
     bounds = own_bounds if tir_var_upper_bound is None else tir_var_upper_bound
     runs_in = {step: one for one in sliced for step in one.cone}
-    steps = [
-        runs_in.get(step, step)
-        for step in graph.steps
-        if step not in runs_in or step is runs_in[step].cone[-1]
-    ]
-
-    def sized(size: Size) -> int:
-        value = at_bounds(size, own_bounds, NOMINAL_DIMENSION)
-        assert isinstance(value, int)
-        return value
-
     weights = list(graph.root.weights())
-    sizes = {weight.buffer: sized(weight.buffer.size) for weight in weights}
-    costs: dict[Step, StepCost[Step, Buffer]] = {}
-    for step in steps:
-        kernels = []
+    sizes = {weight.buffer: _sized(weight.buffer.size, own_bounds) for weight in weights}
+    at_start = {} if graph.loads else dict.fromkeys(sizes)
+    costs = _costs(graph, graph.steps, runs_in)
+    for step in costs:
         for kernel in step.kernels:
             for buffer in (*kernel.allocates, *kernel.uses):
                 if buffer not in sizes:
-                    sizes[buffer] = sized(buffer.size)
-            kernels.append((kernel.uses, kernel.allocates, sized(kernel.scratch)))
-        costs[step] = StepCost(kernels, {runs_in.get(other, other) for other in step.after})
+                    sizes[buffer] = _sized(buffer.size, own_bounds)
     kept = {buffer for output in graph.outputs for buffer in buffers_of(graph.layout(output))}
     kept |= {weight.buffer for weight in weights if not weight.is_modifiable}
     kept |= {buffer for buffer in sizes if buffer.is_stuck}
-    at_start = [] if graph.loads else [weight.buffer for weight in weights]
     problem = Problem(sizes, at_start, dict.fromkeys(b for b in sizes if b in kept), costs)
     order, is_exact = _best_order(graph, problem, runs_in, known)
     freed_first = [b for b in at_start if not problem.readers[b] and b not in kept]
     frees = [dying for _, dying in problem.deaths(order)]
-    return Schedule(graph, order, freed_first, frees, is_exact, bounds, problem)
+    return Schedule(graph, order, freed_first, frees, is_exact, bounds, problem, runs_in)
+
+
+def _costs(
+    graph: TransformGraph, steps: Iterable[Step], runs_in: Mapping[Step, SlicedStep]
+) -> dict[Step, StepCost[Step, Buffer]]:
+    """What each step costs, with sliced steps in the places of the last ones of their cones."""
+    bounds = bounds_of(graph.function)
+    costs: dict[Step, StepCost[Step, Buffer]] = {}
+    for step in steps:
+        sliced = runs_in.get(step)
+        if sliced is None or step is sliced.cone[-1]:
+            one = sliced or step
+            kernels = [(k.uses, k.allocates, _sized(k.scratch, bounds)) for k in one.kernels]
+            costs[one] = StepCost(kernels, {runs_in.get(other, other) for other in one.after})
+    return costs
+
+
+def _sized(size: Size, bounds: Mapping[str, int]) -> int:
+    value = at_bounds(size, bounds, NOMINAL_DIMENSION)
+    assert isinstance(value, int)
+    return value
 
 
 def bounds_of(function: relax.Function) -> Mapping[str, int]:
@@ -179,30 +200,48 @@ def bounds_of(function: relax.Function) -> Mapping[str, int]:
     return {str(name): int(bound) for name, bound in attrs[UPPER_BOUND].items()}
 
 
+def least_order(
+    graph: TransformGraph,
+    problem: Problem[Step, Buffer],
+    first: Sequence[Step] = (),
+    known: KnownMoves[Step] | None = None,
+) -> tuple[list[Step], bool]:
+    """An order of least peak, and whether it is exact: see :func:`.least_peak_order`."""
+    order, is_exact = least_peak_order(_without_loads_for_one(graph, problem), first, known)
+    return _loaded_late(graph, problem, order), is_exact
+
+
+def _first(problem: Problem[Step, Buffer]) -> list[Step]:
+    """What types of later steps may depend on, and what that needs."""
+    return _closure(problem, [step for step in problem.steps if step.runs_first], set())
+
+
 def _best_order(
     graph: TransformGraph,
     problem: Problem[Step, Buffer],
     runs_in: Mapping[Step, SlicedStep],
     known: KnownMoves[Step] | None,
 ) -> tuple[list[Step], bool]:
-    first = _closure(problem, [step for step in problem.steps if step.runs_first], set())
+    first = _first(problem)
     in_turn = _output_by_output(graph, problem, runs_in, first)
     by_output = _loaded_late(graph, problem, in_turn)
     peak = problem.peak(by_output)
     bound = max(problem.live_at_start, problem.live_at_end)
     if peak == bound:
         return by_output, True
-    found, is_exact = least_peak_order(_without_loads_for_one(graph, problem), first, known)
+    found, is_exact = least_order(graph, problem, first, known)
     done = set(first)
     as_written = first + [step for step in problem.steps if step not in done]
-    others = (_loaded_late(graph, problem, order) for order in (as_written, found))
-
-    def cost(order: list[Step]) -> tuple[int, int]:
-        peak = problem.peak(order)
-        return peak, 0 if graph.loads else _allocated(problem, order, peak) // _WORTH_REORDERING
-
-    best = min((by_output, *others), key=cost)
-    return best, is_exact or problem.peak(best) == bound
+    orders = [by_output]
+    for order in (_loaded_late(graph, problem, as_written), found):
+        if order not in orders:
+            orders.append(order)
+    peaks = [peak, *map(problem.peak, orders[1:])]
+    least = min(peaks)
+    best = [order for order, peak in zip(orders, peaks, strict=True) if peak == least]
+    if len(best) > 1 and not graph.loads:
+        best.sort(key=lambda order: _allocated(problem, order, least) // _WORTH_REORDERING)
+    return best[0], is_exact or least == bound
 
 
 def _allocated(problem: Problem[Step, Buffer], order: Sequence[Step], peak: int) -> int:

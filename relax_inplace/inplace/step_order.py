@@ -51,7 +51,15 @@ from collections.abc import (
 )
 from typing import Any, Generic, TypeAlias, TypeVar
 
-__all__ = ["SEARCH_LIMIT", "KnownMoves", "Live", "Problem", "StepCost", "least_peak_order"]
+__all__ = [
+    "SEARCH_LIMIT",
+    "KnownMoves",
+    "Live",
+    "Problem",
+    "StepCost",
+    "groups_of",
+    "least_peak_order",
+]
 
 SEARCH_LIMIT = 1 << 16  # from all sets that it visits, together
 
@@ -147,18 +155,19 @@ class Problem(Generic[_Step, _Buffer]):
         ``dying`` are the buffers that it reads last.
         """
         kernels = self.steps[step].kernels
+        if len(kernels) == 1:
+            ((_, allocates, scratch),) = kernels
+            return sum(self.sizes[buffer] for buffer in allocates) + scratch
         worst = 0
-        if self.fused is not False or len(kernels) == 1:
+        if self.fused is not False:
             # What is seen inside only is not allocated; of a kernel with several results, all are.
-            results = [
-                buffer
+            worst = self._larger(*(scratch for _, _, scratch in kernels)) + sum(
+                self.sizes[buffer]
                 for _, allocates, _ in kernels
-                if len(kernels) == 1 or any(b in self.kept or self.readers[b] for b in allocates)
+                if any(b in self.kept or self.readers[b] for b in allocates)
                 for buffer in allocates
-            ]
-            worst = sum(self.sizes[buffer] for buffer in results)
-            worst += self._larger(*(scratch for _, _, scratch in kernels))
-        if self.fused is not True and len(kernels) > 1:
+            )
+        if self.fused is not True:
             worst = self._larger(worst, self._rise_unfused(step, set(dying)))
         return worst
 
@@ -200,7 +209,7 @@ class Problem(Generic[_Step, _Buffer]):
 
     def deaths(self, order: Iterable[_Step]) -> Iterator[tuple[_Step, list[_Buffer]]]:
         """Each step of an order, with the buffers that it reads last."""
-        left = {buffer: len(readers) for buffer, readers in self.readers.items()}
+        left = dict(zip(self.readers, map(len, self.readers.values()), strict=True))
         for step in order:
             dying = []
             for buffer in self.uses[step]:
@@ -273,7 +282,7 @@ def least_peak_order(
     known = {} if known is None else known
     done = set(first)
     found = []
-    for group in _groups(problem, done):
+    for group in groups_of(problem, done):
         key = tuple(group)
         if key not in known:
             known[key] = _moves(problem, group, done)
@@ -290,7 +299,7 @@ def least_peak_order(
     return order, all(moves.is_exact for moves in found)
 
 
-def _groups(problem: Problem[_Step, _Buffer], first: set[_Step]) -> list[list[_Step]]:
+def groups_of(problem: Problem[_Step, _Buffer], first: Collection[_Step] = ()) -> list[list[_Step]]:
     """The steps that share a buffer or an order, group by group."""
     parent = {step: step for step in problem.steps}
 

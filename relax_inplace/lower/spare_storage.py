@@ -18,6 +18,7 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import heapq
+import operator
 from collections import Counter, deque
 from collections.abc import Hashable, Mapping, Sequence
 from itertools import chain
@@ -107,6 +108,39 @@ def take_spare(
     return taken
 
 
+@dataclasses.dataclass(eq=False)
+class _OfSize(Generic[_Storage]):
+    """The spare storages of one size.
+
+    Attributes
+    ----------
+    size : int or ByteSize
+    line : list of _OfSize
+        Those of its line of which more is spare than is asked for, in order of size.
+    waiting : int
+        How many allocations of the size are to come.
+    place : int
+        Among sizes as they are first seen: of equals, the first is taken. -1 before.
+    storages : deque
+        As they were spent.
+    is_surplus : bool
+        Whether there are more than are asked for.
+    multiple : int
+        Of what the sizes of its line are multiples of.
+    """
+
+    size: Size
+    line: list[_OfSize[_Storage]]
+    waiting: int
+    place: int = -1
+    storages: deque[_Storage] = dataclasses.field(default_factory=deque)
+    is_surplus: bool = False
+    multiple: int = dataclasses.field(init=False)
+
+    def __post_init__(self) -> None:
+        self.multiple = _multiple(self.size)
+
+
 class _Spare(Generic[_Storage]):
     """The spare storages, and the sizes that are still asked for.
 
@@ -119,99 +153,104 @@ class _Spare(Generic[_Storage]):
     def __init__(self, waiting: Counter[Size]):
         self.count = 0
         self.bytes: Size = 0
-        self._waiting = waiting  # how many allocations of each size are to come
-        self._storages: dict[Size, deque[_Storage]] = {}
-        self._place: dict[Size, int] = {}  # of sizes as they are first seen; the first goes first
-        self._surplus: dict[Hashable, list[Size]] = {}  # by line: those with more than are awaited
-        self._by_need: list[tuple[int, int, Size]] = []  # a heap, with entries of the past in it
-        self._to_come: dict[Hashable, list[Size]] = {}  # by line, the least last
+        self._of: dict[Size, _OfSize[_Storage]] = {}
+        self._seen = 0
+        self._lines: dict[Hashable, list[_OfSize[_Storage]]] = {}
+        self._by_need: list[
+            tuple[int, int, _OfSize[_Storage]]
+        ] = []  # a heap, with what was true, too
+        self._to_come: dict[Hashable, list[_OfSize[_Storage]]] = {}  # by line, the least last
         for size in sorted(waiting, key=_multiple, reverse=True):
-            self._to_come.setdefault(_line(size), []).append(size)
+            self._of[size] = self._new(size, waiting[size])
+            self._to_come.setdefault(_line(size), []).append(self._of[size])
 
     def taken_for(self, size: Size, shrinks: bool) -> _Storage | None:
         """The storage that an allocation takes, if one is there."""
-        self._see(size)
-        self._waiting[size] -= 1
-        found: Size | None = size
-        if not self._storages[size]:
-            found = self._larger(size) if shrinks else None
+        one = self._see(size)
+        one.waiting -= 1
+        found: _OfSize[_Storage] | None = one
+        if not one.storages:
+            found = self._larger(one) if shrinks else None
         storage = None if found is None else self._removed(found, last=True)
-        self._changed(size)
+        if found is not one:
+            self._changed(one)
         return storage
 
     def is_wanted(self, size: Size, shrinks: bool) -> bool:
         """Whether an allocation to come could take a storage of a size."""
-        self._see(size)
-        if self._waiting[size] > len(self._storages[size]):
+        one = self._see(size)
+        if one.waiting > len(one.storages):
             return True
         return shrinks and any(covers(size, least) for least in self._least_to_come())
 
     def add(self, storage: _Storage, size: Size) -> None:
         """Keep a spent storage."""
-        self._storages[size].append(storage)
+        one = self._of[size]
+        one.storages.append(storage)
         self.count, self.bytes = self.count + 1, self.bytes + size
-        self._changed(size)
+        self._changed(one)
 
     def drop(self) -> None:
         """Let the one go whose size is asked for least."""
-        while True:
-            waiting, _, size = self._by_need[0]
-            if self._storages[size] and self._waiting[size] == waiting:
-                self._removed(size, last=False)
-                return
+        while not self._by_need[0][2].storages:
             heapq.heappop(self._by_need)
+        # Ever fewer are to come: what the heap has of a size first is what is true now.
+        self._removed(self._by_need[0][2], last=False)
 
-    def _see(self, size: Size) -> None:
-        if size not in self._storages:
-            self._storages[size] = deque()
-            self._place[size] = len(self._place)
+    def _new(self, size: Size, waiting: int) -> _OfSize[_Storage]:
+        return _OfSize(size, self._lines.setdefault(_line(size), []), waiting)
 
-    def _removed(self, size: Size, last: bool) -> _Storage:
-        storages = self._storages[size]
-        storage = storages.pop() if last else storages.popleft()
-        self.count, self.bytes = self.count - 1, self.bytes - size
-        self._changed(size)
+    def _see(self, size: Size) -> _OfSize[_Storage]:
+        one = self._of.get(size)
+        if one is None:
+            one = self._of[size] = self._new(size, 0)
+        if one.place < 0:
+            one.place, self._seen = self._seen, self._seen + 1
+        return one
+
+    def _removed(self, one: _OfSize[_Storage], last: bool) -> _Storage:
+        storage = one.storages.pop() if last else one.storages.popleft()
+        self.count, self.bytes = self.count - 1, self.bytes - one.size
+        self._changed(one)
         return storage
 
-    def _changed(self, size: Size) -> None:
-        """Keep what is known of a size in step with how many there are, and are awaited."""
-        held, waiting = len(self._storages[size]), self._waiting[size]
-        if held:
-            heapq.heappush(self._by_need, (waiting, self._place[size], size))
-        line = self._surplus.setdefault(_line(size), [])
-        at = bisect.bisect_left(line, _multiple(size), key=_multiple)
-        is_there = at < len(line) and line[at] == size
-        if held > waiting and not is_there:
-            line.insert(at, size)
-        elif held <= waiting and is_there:
-            del line[at]
+    def _changed(self, one: _OfSize[_Storage]) -> None:
+        """Keep heap and line in step with how many storages there are, and are awaited."""
+        if one.storages:
+            heapq.heappush(self._by_need, (one.waiting, one.place, one))
+        is_surplus = len(one.storages) > one.waiting
+        if is_surplus != one.is_surplus:
+            one.is_surplus = is_surplus
+            at = bisect.bisect_left(one.line, one.multiple, key=_of_multiple)
+            if is_surplus:
+                one.line.insert(at, one)
+            else:
+                del one.line[at]
 
     def _least_to_come(self) -> list[Size]:
         """The least size of each line that is still asked for."""
         for line in list(self._to_come):
             sizes = self._to_come[line]
-            while sizes and not self._waiting[sizes[-1]]:
+            while sizes and not sizes[-1].waiting:
                 sizes.pop()
             if not sizes:
                 del self._to_come[line]
-        return [sizes[-1] for sizes in self._to_come.values()]
+        return [sizes[-1].size for sizes in self._to_come.values()]
 
-    def _larger(self, size: Size) -> Size | None:
+    def _larger(self, one: _OfSize[_Storage]) -> _OfSize[_Storage] | None:
         """The smallest size that is larger, and of which more is spare than is asked for."""
-        own = _line(size)
-        larger: list[tuple[list[Size], int]] = []  # of each line that has some: from where on
-        for line, sizes in self._surplus.items():
-            at = bisect.bisect_left(sizes, _multiple(size), key=_multiple) if line == own else 0
-            if at < len(sizes) and covers(sizes[at], size):
-                larger.append((sizes, at))
+        larger: list[tuple[list[_OfSize[_Storage]], int]] = []  # of a line, from where on
+        for line in self._lines.values():
+            at = bisect.bisect_left(line, one.multiple, key=_of_multiple) if line is one.line else 0
+            if at < len(line) and covers(line[at].size, one.size):
+                larger.append((line, at))
         if len(larger) == 1:
-            sizes, at = larger[0]
-            return sizes[at]
-        best: Size | None = None
-        for other in sorted(
-            chain(*(sizes[at:] for sizes, at in larger)), key=self._place.__getitem__
-        ):
-            if best is None or covers(best, other):
+            line, at = larger[0]
+            return line[at]
+        best: _OfSize[_Storage] | None = None
+        others = chain.from_iterable(line[at:] for line, at in larger)
+        for other in sorted(others, key=lambda other: other.place):
+            if best is None or covers(best.size, other.size):
                 best = other
         return best
 
@@ -228,3 +267,6 @@ def _multiple(size: Size) -> int:
     if not isinstance(size, ByteSize):
         return size
     return next(iter(size.terms.values())) if len(size.terms) == 1 else 1
+
+
+_of_multiple = operator.attrgetter("multiple")
