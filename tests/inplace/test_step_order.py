@@ -280,6 +280,16 @@ class Counting(Problem):
         return super().rise(step, dying)
 
 
+@given(problems(), st.data())
+def test_moves_that_are_known_are_not_searched(problem, data):
+    first = next(valid_orders(problem, []))[: data.draw(st.integers(0, 2))]
+    known = {}
+    found = least_peak_order(problem, first, known)
+    again = Counting(problem)
+    assert least_peak_order(again, first, known) == found
+    assert not again.count
+
+
 def test_the_cost_is_linear_in_independent_steps():
     problem = Counting(independent(10_000))
     order, is_exact = least_peak_order(problem)
