@@ -41,13 +41,13 @@ from ..ir.byte_size import ByteSize, LargestOf, largest
 from ..ir.updates import STREAMED, UPDATES_NOTHING, bindings_of
 from ..op import VOID, inplace_update_tuple, is_update, the_op
 from .branches import Branches
+from .cones import SlicedStep
 from .param_map_entry import Entry, entry_of
 from .schedule import Schedule
+from .slice_form import sliced_bindings
 from .slice_kernels import SliceKernels
-from .slicing import Operand, SlicedStep, sliced_type, with_operands
 from .transform_graph import (
     Container,
-    Kernel,
     Known,
     Load,
     Step,
@@ -289,10 +289,11 @@ class _Writer:
             self.spent.add(weight)
             self.tuples.empty(weight)
         if isinstance(step, SlicedStep):
-            self._sliced(step)
-            return
-        for kernel in step.kernels:
-            self._kernel(kernel, step.is_fused)
+            for binding, in_dataflow in sliced_bindings(step, self.slice_kernels):
+                self._binding(binding, in_dataflow)
+        else:
+            for kernel in step.kernels:
+                self._binding(kernel.binding, step.is_fused)
 
     def _spent_early(self, step: Step, spent: Iterable[Weight]) -> list[Weight]:
         """The weights that only kernels before the last one of a fused step still need."""
@@ -301,8 +302,8 @@ class _Writer:
         last = step.kernels[-1].uses
         return [w for w in spent if w.buffer not in last and w in step.reads and w.is_modifiable]
 
-    def _kernel(self, kernel: Kernel, in_dataflow: bool) -> None:
-        binding, old = kernel.binding, kernel.binding.var
+    def _binding(self, binding: relax.Binding, in_dataflow: bool) -> None:
+        old = binding.var
         value = self._value(binding.value, in_dataflow)
         var = old
         if isinstance(old, relax.DataflowVar) and not (in_dataflow and old not in self.escaping):
@@ -312,50 +313,6 @@ class _Writer:
             block.bindings.append(relax.MatchCast(var, self.normalize(value), binding.ty))
         else:
             block.bindings.append(relax.VarBinding(var, value))
-
-    def _sliced(self, step: SlicedStep) -> None:
-        """Slice by slice: each operand's is read, the operators run, the result's is written.
-
-        What is fused out of place is so here: fused kernels may round differently from others.
-        """
-        slicing, length = step.slicing, step.slicing.length
-        whole_ty = slicing.result.ty
-        outside = slicing.outside(self.graph)
-        whole: relax.Var | None = None
-        for start in range(0, length, step.rows()):
-            rows = min(step.rows(), length - start)
-            made: dict[Operand, relax.Var] = {}
-            for part in slicing.steps:
-                for operand in slicing.sliced_operands(self.graph, part):
-                    if operand not in made:
-                        made[operand] = self._slice(operand, slicing.axes[operand], start, rows)
-                for kernel in part.kernels:
-                    operands: dict[relax.Var, relax.Expr] = {
-                        var: made[operand] if operand in made else self._operand(var, False)
-                        for var, operand in slicing.operands(self.graph, kernel).items()
-                    }
-                    var = kernel.binding.var
-                    value = with_operands(kernel.binding.value, operands)
-                    is_local = var not in outside
-                    made[var] = self.bind(var.name, value, part.is_fused, is_local)
-            kernel_var = self.slice_kernels.writer(whole_ty, 0, rows)
-            args = [made[slicing.result], relax.prim_value(start)]
-            if whole is None:
-                call = relax.op.call_tir(kernel_var, relax.Tuple(args), out_ty=whole_ty)
-            else:
-                call = relax.op.call_tir_inplace(
-                    kernel_var, relax.Tuple([*args, whole]), inplace_indices=[2], out_ty=whole_ty
-                )
-            whole = self.bind(slicing.result.name, call)
-        assert whole is not None
-        self.renamed[slicing.result] = whole
-
-    def _slice(self, operand: Operand, axis: int, start: int, rows: int) -> relax.Var:
-        source = self._operand(operand, False)
-        kernel = self.slice_kernels.reader(source.ty, axis, rows)
-        args = relax.Tuple([source, relax.prim_value(start)])
-        call = relax.op.call_tir(kernel, args, out_ty=sliced_type(source.ty, axis, rows))
-        return self.bind("rows", call)
 
     def _load(self, load: Load) -> None:
         """Ask for a weight, and check what has come: a kernel would not say whose fault it is."""
@@ -670,14 +627,17 @@ def _is_update_of(binding: relax.Binding, source: relax.Var) -> bool:
 
 def _escaping(schedule: Schedule) -> set[relax.Var]:
     """Variables of fused steps that something outside the step reads."""
-    if not any(step.is_fused for step in schedule.steps):
-        return set()
-    graph, escaping = schedule.graph, set()
-    for step in schedule.steps:
-        kernels = step.slicing.kernels if isinstance(step, SlicedStep) else step.kernels
-        for kernel in kernels:
+    graph = schedule.graph
+    escaping: set[relax.Var] = set()
+    if not any(step.is_fused for step in graph.steps):
+        return escaping
+    runs_in = schedule.runs_in
+    for step in graph.steps:
+        for kernel in step.kernels:
             for var in graph.variables(kernel.binding.value):
-                if graph.step_of(var) is not step:
+                made_in = graph.step_of(var)
+                assert made_in is not None
+                if runs_in.get(made_in, made_in) is not runs_in.get(step, step):
                     escaping.add(var)
     for output in graph.outputs:
         escaping.update(graph.variables(output))

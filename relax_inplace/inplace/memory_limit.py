@@ -2,32 +2,40 @@
 
 Definition
 ----------
-The limit bounds the live memory of :mod:`.schedule`, the weights included. While the peak is above
-it, the step that reaches the peak is split (:mod:`.slicing`), by itself or with the steps that its
-result is used for, into as few slices as bring these steps below the limit. If that is not enough,
-steps are split into as many slices as help; if that is not, the error says what it needs, so that
-this limit will do.
+The limit bounds the live memory of :mod:`.schedule`, the weights included. A step that is above it
+is split (:mod:`.cones`), by itself or with the steps that its result is used for: the first way
+that is within the limit, or else the one that needs least. So it goes on until all is within the
+limit, or nothing helps. At first there are as many slices as there may be, then as few as the limit
+allows: a step may have as many rows at a time as there is room for where it runs.
+
+Groups of steps that share no buffer do not see each other (:mod:`.step_order`). What a way needs is
+known when the steps of its group have been ordered again by themselves, beside what others have in
+memory where the group runs. Then all are ordered again, where the groups that have not changed keep
+their moves. So the work is that of a few schedules, whatever the number of weights.
+
+If it does not fit, all steps are split where that helps. If that does not fit either, the error
+says what it needs, so that this limit will do.
 """
 
 from __future__ import annotations
 
 import numbers
-from collections.abc import Mapping
-
-from tvm import relax
+from collections.abc import Collection, Iterable, Mapping
 
 from ..errors import StructuredError
-from ..ir.byte_size import Size, at_bounds
+from ..ir.byte_size import Size, at_bounds, largest
 from ..ir.kernels import Kernels
-from .schedule import Schedule, bounds_of, plan_graph
-from .slicing import MOST_SLICES, SlicedStep, split
+from .cones import Cones, SlicedStep
+from .schedule import Schedule, bounds_of, least_order, plan_graph
+from .slicing import Slicing
+from .step_order import KnownMoves, Live
 from .transform_graph import Step, TransformGraph, UnsupportedTransformError
 
 __all__ = ["MemoryLimitError", "bytes_of_limit", "plan_within"]
 
 
 _LARGEST = (1 << 63) - 1  # a prim value of the check
-_Undo = dict[Step, tuple[dict[Step, None], dict[Step, None]]]
+_MOST_ROUNDS = 8  # each with a schedule within the limit
 
 
 class MemoryLimitError(StructuredError):
@@ -82,7 +90,7 @@ def bytes_of_limit(
 def plan_within(
     graph: TransformGraph, limit: int, kernels: Kernels, bounds: Mapping[str, int] | None = None
 ) -> Schedule:
-    """Order the steps of a graph; split those that need more than the limit, in the graph itself.
+    """Order the steps of a graph; split those that need more than the limit.
 
     A peak that is symbolic is not compared here, but when the function runs.
 
@@ -93,167 +101,150 @@ def plan_within(
     UnsupportedTransformError
         The bytes of a tensor are not known, at run time neither.
     """
-    state = _GraphState(graph)
-    schedule = _split_below(graph, limit, kernels, bounds)
+    splitting = _Splitting(graph, kernels, bounds)
+    schedule = splitting.below(limit)
     peak = schedule.peak()
-    if isinstance(peak, int) and peak > limit:
-        state.restore()
-        schedule = _split_below(graph, 0, kernels, bounds)  # into as many slices as there may be
+    if not isinstance(peak, int):
+        if peak.unknown():
+            raise UnsupportedTransformError.of(
+                function=graph.name,
+                reason=f"memory_limit={limit}: the bytes of `{peak.unknown()[0]}` are not known; "
+                "its type has to say its shape and dtype",
+            )
+        return schedule
+    if peak > limit:
+        schedule = splitting.below(0)
         peak = schedule.peak()
-        if isinstance(peak, int) and peak > limit:
+        assert isinstance(peak, int)
+        if peak > limit:
             raise MemoryLimitError.of(
                 function=graph.name,
                 limit=str(limit),
                 least=str(peak),
                 step=_step_at_peak(schedule, peak),
             )
-    return schedule
-
-
-def _split_below(
-    graph: TransformGraph, limit: int, kernels: Kernels, bounds: Mapping[str, int] | None
-) -> Schedule:
-    """The schedule with steps split until the peak is within the limit, or none can be."""
-    schedule = plan_graph(graph, None, bounds)
-    hopeless: set[Step] = set()
-    while True:
-        peak = schedule.peak()
-        if not isinstance(peak, int) and peak.unknown():
-            raise UnsupportedTransformError.of(
-                function=graph.name,
-                reason=f"memory_limit={limit}: the bytes of `{peak.unknown()[0]}` are not known; "
-                "its type has to say its shape and dtype",
-            )
-        if not isinstance(peak, int) or peak <= limit:
-            return schedule
-        worst = _worst_step(schedule, limit, hopeless)
-        if worst is None:
-            return schedule
-        better = _split(schedule, worst, limit, kernels, bounds)
-        if better is None:
-            hopeless.add(worst)
-        else:
-            schedule = better
-
-
-class _GraphState:
-    """What splitting steps changes in a graph."""
-
-    def __init__(self, graph: TransformGraph):
-        self._graph = graph
-        self._steps, self._step_of = list(graph.steps), dict(graph._step_of)
-        self._before = {step: (dict(step.operands), dict(step.after)) for step in graph.steps}
-
-    def restore(self) -> None:
-        _restore(self._graph, self._steps, self._step_of, self._before)
+    return splitting.in_fewer_slices(schedule, limit)
 
 
 def _step_at_peak(schedule: Schedule, peak: int) -> str:
-    lives = schedule.problem.simulate(schedule.order)
-    for live, step in zip(lives, schedule.steps, strict=True):
+    for live, step in zip(schedule.lives(), schedule.steps, strict=True):
         if live.worst == peak:
             return step.name
     return "none: what goes in or comes out takes as much"
 
 
-def _worst_step(schedule: Schedule, limit: int, hopeless: set[Step]) -> Step | None:
-    lives = schedule.problem.simulate(schedule.order)
-    over = [
-        (live.worst, -number, step)
-        for number, (live, step) in enumerate(zip(lives, schedule.steps, strict=True))
-        if live.worst > limit and step not in hopeless and not isinstance(step, SlicedStep)
-    ]
-    return max(over, key=lambda entry: entry[:2])[2] if over else None
+class _Splitting:
+    """Schedules of a graph with steps that are split."""
+
+    def __init__(self, graph: TransformGraph, kernels: Kernels, bounds: Mapping[str, int] | None):
+        self.graph = graph
+        self.kernels = kernels
+        self.bounds = bounds
+        self.known: KnownMoves[Step] = {}
+
+    def planned(self, sliced: Collection[SlicedStep]) -> Schedule:
+        """The schedule with these steps in the places of their cones."""
+        return plan_graph(self.graph, self.bounds, sliced, self.known)
+
+    def below(self, limit: int) -> Schedule:
+        """The schedule with steps split until the peak is within the limit, or nothing helps."""
+        sliced: list[SlicedStep] = []
+        hopeless: set[Step] = set()
+        while True:
+            schedule = self.planned(sliced)
+            peak = schedule.peak()
+            if not isinstance(peak, int) or peak <= limit:
+                return schedule
+            found = self._found(schedule, limit, hopeless)
+            if not found:
+                return schedule
+            sliced += found
+
+    def _found(self, schedule: Schedule, limit: int, hopeless: set[Step]) -> list[SlicedStep]:
+        """What takes the place of steps above the limit; what nothing helps becomes hopeless."""
+        lives = schedule.problem.simulate(schedule.steps)
+        live = dict(zip(schedule.steps, lives, strict=True))
+        position = {step: number for number, step in enumerate(schedule.steps)}
+        cones = Cones(schedule.graph, self.kernels, schedule.steps)
+        found = []
+        for group in schedule.groups():
+            above = [step for step in group if live[step].worst > limit and step not in hopeless]
+            ways = _ways(cones, sorted(above, key=lambda step: -live[step].worst))
+            order = sorted(group, key=position.__getitem__) if ways else []
+            better = self._better(schedule, {step: live[step] for step in order}, ways, limit)
+            if not better:
+                hopeless.update(above)
+            found += better
+        return found
+
+    def _better(
+        self, schedule: Schedule, lives: Mapping[Step, Live], ways: list[list[Slicing]], limit: int
+    ) -> list[SlicedStep]:
+        """The steps of slices with which a group needs less than it does; none if there are none.
+
+        ``lives`` says what it needs, in order.
+        """
+        if not ways:
+            return []
+        group = sorted(lives, key=schedule.problem.position.__getitem__)
+        alone = schedule.part(group).simulate(list(lives))
+        # What other groups have in memory while a step runs.
+        others = {
+            step: live.before - own.before
+            for (step, live), own in zip(lives.items(), alone, strict=True)
+        }
+        need = max(live.worst for live in lives.values())
+        best: list[SlicedStep] = []
+        for number in range(max(map(len, ways))):
+            slicings = [slicings[min(number, len(slicings) - 1)] for slicings in ways]
+            trial = [SlicedStep.of(slicing, slicing.least_rows) for slicing in slicings]
+            others.update({step: max(others[one] for one in step.cone) for step in trial})
+            part = schedule.part(group, trial)
+            order, _ = least_order(self.graph, part, known=self.known)
+            alone = part.simulate(order)
+            needed = max(others[step] + own.worst for step, own in zip(order, alone, strict=True))
+            if needed < need:
+                best, need = trial, needed
+            if needed <= limit:
+                break
+        return best
+
+    def in_fewer_slices(self, schedule: Schedule, limit: int) -> Schedule:
+        """The schedule with as many rows at a time as there is room for where they are sliced.
+
+        Larger slices may run later, where there is more room: it is done again, a few times.
+        """
+        for _ in range(_MOST_ROUNDS):
+            room = {
+                step: limit - live.worst
+                for step, live in zip(schedule.steps, schedule.lives(), strict=True)
+                if isinstance(step, SlicedStep)
+            }
+            sliced = [_with_room(step, bytes_left) for step, bytes_left in room.items()]
+            if all(step in room for step in sliced):
+                break
+            wider = self.planned(sliced)
+            if largest([limit, wider.peak()]) != limit:
+                break
+            schedule = wider
+        return schedule
 
 
-def _split(
-    schedule: Schedule,
-    step: Step,
-    limit: int,
-    kernels: Kernels,
-    bounds: Mapping[str, int] | None,
-) -> Schedule | None:
-    """The schedule with that step split, if that helps; the graph is changed then."""
-    graph = schedule.graph
-
-    def planned() -> Schedule:
-        return plan_graph(graph, None, bounds)
-
-    ways = split(graph, step, kernels, schedule.steps)
-    if not ways:
-        return None
-    steps, step_of = list(graph.steps), dict(graph._step_of)
-    # A smaller cone would leave temporaries around it as large as they are.
-    around = {step_of[k.binding.var] for sliced in ways for k in sliced.slicing.kernels}
-    before = _need(planned(), around)
-    needs = []
-    for sliced in ways:
-        _set_slices(graph, sliced, min(MOST_SLICES, sliced.slicing.length))
-        undo = _put_in(graph, sliced)
-        needs.append(_need(planned(), around | {sliced}))
-        _restore(graph, steps, step_of, undo)
-        if needs[-1] <= limit:
-            break
-    need = min(needs)
-    if need >= before:
-        return None
-    sliced = ways[needs.index(need)]
-    _put_in(graph, sliced)
-    fewest, most = 2, sliced.slices
-    while need <= limit and fewest < most:
-        middle = (fewest + most) // 2
-        _set_slices(graph, sliced, middle)
-        if _need(planned(), around | {sliced}) <= limit:
-            most = middle
-        else:
-            fewest = middle + 1
-    _set_slices(graph, sliced, most)
-    return planned()
+def _with_room(step: SlicedStep, room: int) -> SlicedStep:
+    """The step with as many rows at a time as so many bytes more are enough for."""
+    wider = SlicedStep.of(step.slicing, step.rows + room // max(1, step.slicing.bytes_of_row))
+    return wider if wider.rows > step.rows else step
 
 
-def _need(schedule: Schedule, steps: set[Step]) -> int:
-    """The most live bytes while one of these steps runs."""
-    lives = schedule.problem.simulate(schedule.order)
-    return max(
-        live.worst for live, step in zip(lives, schedule.steps, strict=True) if step in steps
-    )
-
-
-def _set_slices(graph: TransformGraph, sliced: SlicedStep, slices: int) -> None:
-    sliced.slices = slices
-    sliced.kernels[0].scratch = sliced.slicing.scratch(graph, sliced.rows())
-
-
-def _put_in(graph: TransformGraph, sliced: SlicedStep) -> _Undo:
-    """Replace the steps of its cone; what others depended on, where that has changed."""
-    inside = {kernel.binding.var for kernel in sliced.slicing.kernels}
-    cone = {graph._step_of[var] for var in inside}
-    last = graph._step_of[sliced.slicing.result]
-    undo: _Undo = {}
-    steps: list[Step] = []
-    for step in graph.steps:
-        if step is last:
-            steps.append(sliced)
-        elif step not in cone:
-            steps.append(step)
-            if any(other in cone for other in step.after):
-                undo[step] = dict(step.operands), dict(step.after)
-                step.operands = {(sliced if o in cone else o): None for o in step.operands}
-                step.after = {(sliced if o in cone else o): None for o in step.after}
-    graph.steps = steps
-    for var in inside:
-        graph._step_of[var] = sliced
-    return undo
-
-
-def _restore(
-    graph: TransformGraph,
-    steps: list[Step],
-    step_of: dict[relax.Var, Step],
-    undo: _Undo,
-) -> None:
-    graph.steps = steps
-    graph._step_of.clear()
-    graph._step_of.update(step_of)
-    for step, (operands, after) in undo.items():
-        step.operands, step.after = operands, after
+def _ways(cones: Cones, steps: Iterable[Step]) -> list[list[Slicing]]:
+    """The ways to split some steps, the first ones rather; those of one share none with others'."""
+    taken: set[Step] = set()
+    found = []
+    for step in steps:
+        if step not in taken:
+            slicings = cones.slicings(step)
+            around = {one for slicing in slicings for one in slicing.steps}
+            if slicings and taken.isdisjoint(around):
+                taken |= around
+                found.append(slicings)
+    return found

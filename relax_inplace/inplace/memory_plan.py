@@ -220,8 +220,10 @@ def plan_memory(
     graph = TransformGraph.build(name, function, mod, params, lazy)
     if memory_limit is not None:
         limit = bytes_of_limit(graph, memory_limit, tir_var_upper_bound)
-        plan_within(graph, limit, Kernels(mod or ir.IRModule()), tir_var_upper_bound)
-    return _described(plan_graph(graph, fused, tir_var_upper_bound))
+        schedule = plan_within(graph, limit, Kernels(mod or ir.IRModule()), tir_var_upper_bound)
+    else:
+        schedule = plan_graph(graph, tir_var_upper_bound)
+    return _described(schedule, fused)
 
 
 def _number(size: Size | LargestOf) -> int:
@@ -232,11 +234,10 @@ def _number(size: Size | LargestOf) -> int:
 # -- for a person ---------------------------------------------------------------------------
 
 
-def _described(schedule: Schedule) -> MemoryPlan:
-    graph, problem = schedule.graph, schedule.with_sizes()
-    lives = problem.simulate(schedule.order)
+def _described(schedule: Schedule, fused: bool | None) -> MemoryPlan:
+    graph, problem = schedule.graph, schedule.with_sizes(fused)
+    lives = problem.simulate(schedule.steps)
     finished = schedule.finished()
-    kept = {schedule.buffers[b] for b in problem.kept}
     steps = []
     for number, (step, frees, live) in enumerate(
         zip(schedule.steps, schedule.frees, lives, strict=True), 1
@@ -246,7 +247,7 @@ def _described(schedule: Schedule) -> MemoryPlan:
             buffer.name
             for kernel in step.kernels
             for buffer in kernel.allocates
-            if buffer not in kept and not (schedule.fused and buffer in used_inside)
+            if buffer not in problem.kept and not (fused and buffer in used_inside)
         ]
         steps.append(
             PlannedStep(
@@ -275,7 +276,7 @@ def _described(schedule: Schedule) -> MemoryPlan:
 def _stuck(schedule: Schedule) -> Size:
     """Bytes that are kept to the end, but not returned."""
     returned = _outputs_in(schedule.graph)
-    stuck = [b for b in schedule.buffers if b.is_stuck and b not in returned]
+    stuck = [b for b in schedule.problem.sizes if b.is_stuck and b not in returned]
     return sum((at_bounds(buffer.size, schedule.bounds) for buffer in stuck), start=0)
 
 
@@ -283,7 +284,7 @@ def _found(schedule: Schedule) -> str:
     if not schedule.is_exact:
         return "heuristic"
     own_bounds = bounds_of(schedule.graph.function)
-    sizes = (at_bounds(buffer.size, own_bounds) for buffer in schedule.buffers)
+    sizes = (at_bounds(buffer.size, own_bounds) for buffer in schedule.problem.sizes)
     if all(isinstance(size, int) for size in sizes):
         return "exact"
     return f"exact where symbolic dimensions are {NOMINAL_DIMENSION}"

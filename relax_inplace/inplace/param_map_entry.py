@@ -15,7 +15,7 @@ from ..ir.names import unused
 from ..ir.updates import bindings_of
 from ..lower.param_map import Entry
 from .schedule import Schedule
-from .transform_graph import Container, Known, Load, Step, Weight
+from .transform_graph import Container, Known, Load, Step, TransformGraph, Weight
 
 __all__ = ["entry_of", "renamed", "restoring_entry"]
 
@@ -24,7 +24,7 @@ def entry_of(schedule: Schedule, mod: ir.IRModule) -> Entry:
     """What the map says of a transform that is carried out by a schedule."""
     graph = schedule.graph
     weights = list(graph.root.weights())
-    made_from = _made_from(schedule)
+    made_from = _made_from(graph)
     params: list[Entry] = []
     taken: set[str] = set()
     for index, (output, ty) in enumerate(
@@ -36,7 +36,7 @@ def entry_of(schedule: Schedule, mod: ir.IRModule) -> Entry:
             name = unused(_name(slot, mine), taken)
             taken.add(name)
             params.append({**_typed(name, slot, leaf_ty), "from": [one.name for one in mine]})
-    lives = schedule.with_sizes().simulate(schedule.order)
+    lives = schedule.lives()
     steps = [
         {
             "computes": step.name,
@@ -128,11 +128,10 @@ def _name(slot: str, sources: Sequence[Weight]) -> str:
     return sources[0].name if sources else f"output{slot}"
 
 
-def _made_from(schedule: Schedule) -> list[list[Weight]]:
+def _made_from(graph: TransformGraph) -> list[list[Weight]]:
     """The weights that each output is made from, in order."""
-    graph = schedule.graph
     cones: dict[Step, dict[Weight, None]] = {}
-    for step in schedule.steps:  # operands come first
+    for step in graph.steps:  # operands come first
         cone: dict[Weight, None] = {}
         for operand in step.operands:
             cone.update(cones[operand])

@@ -23,17 +23,22 @@ A step of several bindings runs as one kernel where the pipeline fuses, as sever
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-from collections.abc import Mapping, Sequence
+import functools
+from collections import ChainMap
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
 
 from tvm import relax
 
 from ..ir.byte_size import LargestOf, Size, at_bounds, largest
 from ..lower.spare_storage import Moment, take_spare
-from .step_order import Problem, StepCost, least_peak_order
+from .cones import SlicedStep
+from .step_order import KnownMoves, Live, Problem, StepCost, groups_of, least_peak_order
 from .transform_graph import Buffer, Load, Step, TransformGraph, buffers_of
 
-__all__ = ["NOMINAL_DIMENSION", "UPPER_BOUND", "Schedule", "bounds_of", "plan_graph"]
+__all__ = ["NOMINAL_DIMENSION", "UPPER_BOUND", "Schedule", "bounds_of", "least_order", "plan_graph"]
 
 UPPER_BOUND = "tir_var_upper_bound"  # an attribute of functions that TVM's planner knows
 NOMINAL_DIMENSION = 1024  # of a symbolic dimension without a bound, where sizes are to be compared
@@ -48,21 +53,19 @@ class Schedule:
     ----------
     graph : TransformGraph
     steps : list of Step
+        Of the graph, and :class:`.cones.SlicedStep` in the place of those that they run.
     freed_first : list of Buffer
         What is there at the start, and nothing reads.
     frees : list of (list of Buffer)
         What each step reads last.
     is_exact : bool
         Whether no other order has a lower peak.
-    fused : bool or None
-        Whether the kernels of a step run as one; None for the worse of both.
     bounds : mapping of str to int
         Values of symbolic dimensions, for figures.
-    buffers : list of Buffer
-        All of them; ``problem`` knows them by their indices.
     problem : Problem
-    order : list of int
-        ``steps``, by their indices in the graph.
+        What was ordered; all buffers have numbers for sizes.
+    runs_in : mapping of Step to SlicedStep
+        For each step of a cone that runs slice by slice what runs in its place.
     """
 
     graph: TransformGraph
@@ -70,15 +73,14 @@ class Schedule:
     freed_first: list[Buffer]
     frees: list[list[Buffer]]
     is_exact: bool
-    fused: bool | None
     bounds: Mapping[str, int]
-    buffers: list[Buffer]
-    problem: Problem
-    order: list[int]
+    problem: Problem[Step, Buffer]
+    runs_in: Mapping[Step, SlicedStep]
 
     def finished(self) -> list[list[int]]:
         """For each step the outputs that are finished after it; first, those that need none."""
         position = {step: number for number, step in enumerate(self.steps, 1)}
+        position.update({step: position[sliced] for step, sliced in self.runs_in.items()})
         finished: list[list[int]] = [[] for _ in range(len(self.steps) + 1)]
         for index, output in enumerate(self.graph.outputs):
             steps = self.graph.needs(output)[0]
@@ -88,96 +90,106 @@ class Schedule:
     def peak(self) -> Size | LargestOf:
         """The most that is live at any time."""
         problem = self.with_sizes()
-        lives = problem.simulate(self.order)
+        lives = problem.simulate(self.steps)
         ends = [problem.live_at_start, problem.live_at_end]
         return largest([*ends, *(live.worst for live in lives)])
 
-    def with_sizes(self) -> Problem:
-        """The problem with sizes as they are, which may be symbolic."""
-        if all(isinstance(buffer.size, int) for buffer in self.buffers):
-            return self.problem
-        sizes = [at_bounds(buffer.size, self.bounds) for buffer in self.buffers]
-        return Problem(
-            sizes,
-            self.problem.at_start,
-            self.problem.kept,
-            self.problem.steps,
-            self.fused,
-            number=lambda size: at_bounds(size, self.bounds, NOMINAL_DIMENSION),  # type: ignore
-        )
+    def lives(self, fused: bool | None = None) -> list[Live]:
+        """The bytes around each step: see :meth:`with_sizes`."""
+        return self.with_sizes(fused).simulate(self.steps)
+
+    def groups(self) -> list[list[Step]]:
+        """The steps that see each other, group by group, but for those that run first of all."""
+        return groups_of(self.problem, set(_first(self.problem)))
+
+    def part(
+        self, group: Iterable[Step], sliced: Iterable[SlicedStep] = ()
+    ) -> Problem[Step, Buffer]:
+        """The problem of a group alone, with some steps in the places of their cones."""
+        own = {step: one for one in sliced for step in one.cone}
+        costs = _costs(self.graph, group, ChainMap(own, self.runs_in))  # type: ignore[arg-type]
+        sizes: dict[Buffer, Any] = {}
+        for step, cost in costs.items():
+            cost.after &= costs.keys()
+            for kernel in step.kernels:
+                for buffer in (*kernel.allocates, *kernel.uses):
+                    sizes[buffer] = self.problem.sizes[buffer]
+        at_start = [buffer for buffer in sizes if buffer in self.problem.at_start]
+        return Problem(sizes, at_start, self.problem.kept, costs)
+
+    def with_sizes(self, fused: bool | None = None) -> Problem[Step, Buffer]:
+        """The problem with sizes as they are, which may be symbolic.
+
+        ``fused`` says whether the kernels of a step run as one; None is the worse of both.
+        """
+        problem = copy.copy(self.problem)
+        problem.fused = fused
+        if not all(isinstance(buffer.size, int) for buffer in problem.sizes):
+            problem.sizes = {b: at_bounds(b.size, self.bounds) for b in problem.sizes}
+            problem.number = functools.partial(_sized, bounds=self.bounds)
+        return problem
 
 
 def plan_graph(
     graph: TransformGraph,
-    fused: bool | None = None,
     tir_var_upper_bound: Mapping[str, int] | None = None,
+    sliced: Collection[SlicedStep] = (),
+    known: KnownMoves[Step] | None = None,
 ) -> Schedule:
     """Order the steps of a graph.
 
-    Symbolic dimensions are compared by the function's own bounds; those that are given here only
-    make numbers of the figures.
+    Parameters
+    ----------
+    graph : TransformGraph
+    tir_var_upper_bound : mapping of str to int, optional
+        Values of symbolic dimensions that make numbers of the figures; those of the function by
+        default. Steps are ordered by those of the function in any case.
+    sliced : collection of SlicedStep
+        What runs in the place of the steps of their cones.
+    known : dict, optional
+        What was found when other schedules of the graph were: see :func:`.least_peak_order`.
     """
     own_bounds = bounds_of(graph.function)
     bounds = own_bounds if tir_var_upper_bound is None else tir_var_upper_bound
+    runs_in = {step: one for one in sliced for step in one.cone}
     weights = list(graph.root.weights())
-    kept = {buffer for output in graph.outputs for buffer in buffers_of(graph.layout(output))}
-    kept |= {weight.buffer for weight in weights if not weight.is_modifiable}
-    index: dict[Buffer, int] = {}
-    for weight in weights:
-        index[weight.buffer] = len(index)
-    for step in graph.steps:
+    sizes = {weight.buffer: _sized(weight.buffer.size, own_bounds) for weight in weights}
+    at_start = {} if graph.loads else dict.fromkeys(sizes)
+    costs = _costs(graph, graph.steps, runs_in)
+    for step in costs:
         for kernel in step.kernels:
             for buffer in (*kernel.allocates, *kernel.uses):
-                index.setdefault(buffer, len(index))
-    number = {step: i for i, step in enumerate(graph.steps)}
+                if buffer not in sizes:
+                    sizes[buffer] = _sized(buffer.size, own_bounds)
+    kept = {buffer for output in graph.outputs for buffer in buffers_of(graph.layout(output))}
+    kept |= {weight.buffer for weight in weights if not weight.is_modifiable}
+    kept |= {buffer for buffer in sizes if buffer.is_stuck}
+    problem = Problem(sizes, at_start, dict.fromkeys(b for b in sizes if b in kept), costs)
+    order, is_exact = _best_order(graph, problem, runs_in, known)
+    freed_first = [b for b in at_start if not problem.readers[b] and b not in kept]
+    frees = [dying for _, dying in problem.deaths(order)]
+    return Schedule(graph, order, freed_first, frees, is_exact, bounds, problem, runs_in)
 
-    def sized(size: Size) -> int:
-        value = at_bounds(size, own_bounds, NOMINAL_DIMENSION)
-        assert isinstance(value, int)
-        return value
 
-    costs = [
-        StepCost(
-            [
-                (
-                    {index[buffer] for buffer in kernel.uses},
-                    [index[buffer] for buffer in kernel.allocates],
-                    sized(kernel.scratch),
-                )
-                for kernel in step.kernels
-            ],
-            {number[other] for other in step.after},
-        )
-        for step in graph.steps
-    ]
-    kept |= {buffer for buffer in index if buffer.is_stuck}
-    problem = Problem(
-        [sized(buffer.size) for buffer in index],
-        set() if graph.loads else set(range(len(weights))),
-        {index[buffer] for buffer in kept if buffer in index},
-        costs,
-        fused=None,
-    )
-    order, is_exact = _best_order(graph, problem, number)
-    if fused is not None:
-        problem = Problem(problem.sizes, problem.at_start, problem.kept, costs, fused)
-    buffers = list(index)
-    freed_first = [
-        buffers[b] for b in problem.at_start if not problem.readers[b] and b not in problem.kept
-    ]
-    frees = []
-    left = [len(readers) for readers in problem.readers]
-    for i in order:
-        dying = []
-        for b in problem.uses[i]:
-            left[b] -= 1
-            if not left[b] and b not in problem.kept:
-                dying.append(buffers[b])
-        frees.append(dying)
-    steps = [graph.steps[i] for i in order]
-    return Schedule(
-        graph, steps, freed_first, frees, is_exact, fused, bounds, buffers, problem, order
-    )
+def _costs(
+    graph: TransformGraph, steps: Iterable[Step], runs_in: Mapping[Step, SlicedStep]
+) -> dict[Step, StepCost[Step, Buffer]]:
+    """What each step costs, with sliced steps in the places of the last ones of their cones."""
+    bounds = bounds_of(graph.function)
+    costs: dict[Step, StepCost[Step, Buffer]] = {}
+    for step in steps:
+        sliced = runs_in.get(step)
+        if sliced is None or step is sliced.cone[-1]:
+            one = sliced or step
+            kernels = [(k.uses, k.allocates, _sized(k.scratch, bounds)) for k in one.kernels]
+            costs[one] = StepCost(kernels, {runs_in.get(other, other) for other in one.after})
+    return costs
+
+
+def _sized(size: Size, bounds: Mapping[str, int]) -> int:
+    value = at_bounds(size, bounds, NOMINAL_DIMENSION)
+    assert isinstance(value, int)
+    return value
 
 
 def bounds_of(function: relax.Function) -> Mapping[str, int]:
@@ -188,99 +200,122 @@ def bounds_of(function: relax.Function) -> Mapping[str, int]:
     return {str(name): int(bound) for name, bound in attrs[UPPER_BOUND].items()}
 
 
+def least_order(
+    graph: TransformGraph,
+    problem: Problem[Step, Buffer],
+    first: Sequence[Step] = (),
+    known: KnownMoves[Step] | None = None,
+) -> tuple[list[Step], bool]:
+    """An order of least peak, and whether it is exact: see :func:`.least_peak_order`."""
+    order, is_exact = least_peak_order(_without_loads_for_one(graph, problem), first, known)
+    return _loaded_late(graph, problem, order), is_exact
+
+
+def _first(problem: Problem[Step, Buffer]) -> list[Step]:
+    """What types of later steps may depend on, and what that needs."""
+    return _closure(problem, [step for step in problem.steps if step.runs_first], set())
+
+
 def _best_order(
-    graph: TransformGraph, problem: Problem, number: dict[Step, int]
-) -> tuple[list[int], bool]:
-    first = _closure(problem, [i for i, step in enumerate(graph.steps) if step.runs_first], set())
-    in_turn = _output_by_output(graph, problem, number, first)
+    graph: TransformGraph,
+    problem: Problem[Step, Buffer],
+    runs_in: Mapping[Step, SlicedStep],
+    known: KnownMoves[Step] | None,
+) -> tuple[list[Step], bool]:
+    first = _first(problem)
+    in_turn = _output_by_output(graph, problem, runs_in, first)
     by_output = _loaded_late(graph, problem, in_turn)
     peak = problem.peak(by_output)
     bound = max(problem.live_at_start, problem.live_at_end)
     if peak == bound:
         return by_output, True
-    found, is_exact = least_peak_order(_without_loads_for_one(graph, problem), first)
+    found, is_exact = least_order(graph, problem, first, known)
     done = set(first)
-    as_written = first + [i for i in range(len(graph.steps)) if i not in done]
-    others = (_loaded_late(graph, problem, order) for order in (as_written, found))
+    as_written = first + [step for step in problem.steps if step not in done]
+    orders = [by_output]
+    for order in (_loaded_late(graph, problem, as_written), found):
+        if order not in orders:
+            orders.append(order)
+    peaks = [peak, *map(problem.peak, orders[1:])]
+    least = min(peaks)
+    best = [order for order, peak in zip(orders, peaks, strict=True) if peak == least]
+    if len(best) > 1 and not graph.loads:
+        best.sort(key=lambda order: _allocated(problem, order, least) // _WORTH_REORDERING)
+    return best[0], is_exact or least == bound
 
-    def cost(order: list[int]) -> tuple[int, int]:
-        peak = problem.peak(order)
-        return peak, 0 if graph.loads else _allocated(problem, order, peak) // _WORTH_REORDERING
 
-    best = min((by_output, *others), key=cost)
-    return best, is_exact or problem.peak(best) == bound
-
-
-def _allocated(problem: Problem, order: Sequence[int], peak: int) -> int:
+def _allocated(problem: Problem[Step, Buffer], order: Sequence[Step], peak: int) -> int:
     """The bytes that an order allocates if spent storages are donated within its peak."""
-    left = [len(readers) for readers in problem.readers]
-    moments: list[Moment[int]] = []
-    for i in order:
-        moment: Moment[int] = Moment()
-        moment.allocated = [b for b in problem.allocates[i] if b in problem.kept or left[b]]
-        for buffer in problem.uses[i]:
-            left[buffer] -= 1
-            if not left[buffer] and buffer not in problem.kept:
-                moment.spent.append(buffer)
-        moment.takes, moment.leaves = set(moment.allocated), set(moment.spent)
-        moments.append(moment)
-    sizes = dict(enumerate(problem.sizes))
+    moments: list[Moment[Buffer]] = []
+    for step, dying in problem.deaths(order):
+        allocated = [b for b in problem.allocates[step] if b in problem.kept or problem.readers[b]]
+        moments.append(Moment(allocated, dying, set(allocated), set(dying)))
+    sizes = problem.sizes
     taken = take_spare(moments, sizes, problem.live_at_start, peak, {}, {}, shrinks=True)
     return sum(sizes[b] for moment in moments for b in moment.allocated if b not in taken)
 
 
-def _closure(problem: Problem, roots: Sequence[int], done: set[int]) -> list[int]:
+def _closure(
+    problem: Problem[Step, Buffer], roots: Collection[Step], done: set[Step]
+) -> list[Step]:
     """The steps that ``roots`` need and that are not done, in the order of the function."""
-    needed: set[int] = set()
+    needed: set[Step] = set()
     pending = list(roots)
     while pending:
         step = pending.pop()
         if step not in needed and step not in done:
             needed.add(step)
             pending += problem.steps[step].after
-    return sorted(needed)
+    return sorted(needed, key=problem.position.__getitem__)
 
 
 def _output_by_output(
-    graph: TransformGraph, problem: Problem, number: dict[Step, int], first: list[int]
-) -> list[int]:
+    graph: TransformGraph,
+    problem: Problem[Step, Buffer],
+    runs_in: Mapping[Step, SlicedStep],
+    first: list[Step],
+) -> list[Step]:
     order, done = list(first), set(first)
     for output in graph.outputs:
-        steps = _closure(problem, [number[step] for step in graph.needs(output)[0]], done)
+        roots = [runs_in.get(step, step) for step in graph.needs(output)[0]]
+        steps = _closure(problem, roots, done)
         order += steps
         done.update(steps)
-    return order + [i for i in range(len(graph.steps)) if i not in done]
+    return order + [step for step in problem.steps if step not in done]
 
 
-def _loaded_late(graph: TransformGraph, problem: Problem, order: Sequence[int]) -> list[int]:
+def _loaded_late(
+    graph: TransformGraph, problem: Problem[Step, Buffer], order: Sequence[Step]
+) -> list[Step]:
     """The order with each load right before the first step that waits for it, or at the end."""
     if not graph.loads:
         return list(order)
-    late = {i for i, s in enumerate(graph.steps) if isinstance(s, Load) and not s.runs_first}
-    done: dict[int, None] = {}
+    late = {step for step in order if isinstance(step, Load) and not step.runs_first}
+    done: dict[Step, None] = {}
 
-    def run(i: int) -> None:
-        for other in sorted((problem.steps[i].after & late) - done.keys()):
+    def run(step: Step) -> None:
+        waiting = (problem.steps[step].after & late) - done.keys()
+        for other in sorted(waiting, key=problem.position.__getitem__):
             run(other)
-        done[i] = None
+        done[step] = None
 
-    for i in order:
-        if i not in late:
-            run(i)
-    for i in order:
-        if i not in done:
-            run(i)
+    for step in order:
+        if step not in late:
+            run(step)
+    for step in order:
+        if step not in done:
+            run(step)
     return list(done)
 
 
-def _loads_for_one(graph: TransformGraph, problem: Problem) -> dict[int, list[int]]:
+def _loads_for_one(problem: Problem[Step, Buffer]) -> dict[Step, list[Step]]:
     """For each step the loads that it alone waits for, and whose weights it alone uses."""
-    waiting: dict[int, list[int]] = {}
-    for i, step in enumerate(problem.steps):
-        for other in step.after:
-            if isinstance(graph.steps[other], Load):
-                waiting.setdefault(other, []).append(i)
-    found: dict[int, list[int]] = {}
+    waiting: dict[Step, list[Step]] = {}
+    for step, cost in problem.steps.items():
+        for other in cost.after:
+            if isinstance(other, Load):
+                waiting.setdefault(other, []).append(step)
+    found: dict[Step, list[Step]] = {}
     for load, steps in waiting.items():
         (buffer,) = problem.allocates[load]
         if len(steps) == 1 and buffer not in problem.kept and problem.readers[buffer] == set(steps):
@@ -288,25 +323,27 @@ def _loads_for_one(graph: TransformGraph, problem: Problem) -> dict[int, list[in
     return found
 
 
-def _without_loads_for_one(graph: TransformGraph, problem: Problem) -> Problem:
+def _without_loads_for_one(
+    graph: TransformGraph, problem: Problem[Step, Buffer]
+) -> Problem[Step, Buffer]:
     """The problem in which what such loads allocate is scratch of the step that waits for them.
 
     Otherwise the search would go through all sets of the weights that one step concatenates.
     """
     if not graph.loads:
         return problem
-    steps = list(problem.steps)
-    for i, loads in _loads_for_one(graph, problem).items():
-        cost = problem.steps[i]
+    steps = dict(problem.steps)
+    for step, loads in _loads_for_one(problem).items():
+        cost = problem.steps[step]
         loaded = {buffer for load in loads for buffer in problem.allocates[load]}
         last = {b: k for k, (uses, _, _) in enumerate(cost.kernels) for b in uses & loaded}
         kernels = []
         for k, (uses, allocates, scratch) in enumerate(cost.kernels):
             scratch += sum(problem.sizes[buffer] for buffer in loaded if last[buffer] >= k)
             kernels.append((uses - loaded, allocates, scratch))
-        after = cost.after - set(loads)
+        after = cost.after.difference(loads)
         for load in loads:
             after |= problem.steps[load].after
             steps[load] = StepCost([(set(), [], 0)], set())
-        steps[i] = StepCost(kernels, after)
+        steps[step] = StepCost(kernels, after)
     return Problem(problem.sizes, problem.at_start, problem.kept, steps, problem.fused)

@@ -39,28 +39,48 @@ from __future__ import annotations
 import collections
 import dataclasses
 import heapq
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import (
+    Callable,
+    Collection,
+    Hashable,
+    Iterable,
+    Iterator,
+    Mapping,
+    MutableMapping,
+    Sequence,
+)
+from typing import Any, Generic, TypeAlias, TypeVar
 
-__all__ = ["SEARCH_LIMIT", "Live", "Problem", "StepCost", "least_peak_order"]
+__all__ = [
+    "SEARCH_LIMIT",
+    "KnownMoves",
+    "Live",
+    "Problem",
+    "StepCost",
+    "groups_of",
+    "least_peak_order",
+]
 
 SEARCH_LIMIT = 1 << 16  # from all sets that it visits, together
 
+_Step = TypeVar("_Step", bound=Hashable)
+_Buffer = TypeVar("_Buffer", bound=Hashable)
+
 
 @dataclasses.dataclass
-class StepCost:
+class StepCost(Generic[_Step, _Buffer]):
     """What a step does to memory.
 
     Attributes
     ----------
-    kernels : list of (set of int, list of int, int)
+    kernels : list of (set of buffers, list of buffers, int)
         For each kernel in turn the buffers it reads, those it allocates, and its scratch bytes.
-    after : set of int
-        The steps that run before it.
+    after : set of steps
+        Those that run before it.
     """
 
-    kernels: list[tuple[set[int], list[int], int]]
-    after: set[int]
+    kernels: list[tuple[set[_Buffer], list[_Buffer], Any]]
+    after: set[_Step]
 
 
 @dataclasses.dataclass
@@ -72,18 +92,19 @@ class Live:
     after: Any
 
 
-class Problem:
-    """Steps and buffers, by their indices.
+class Problem(Generic[_Step, _Buffer]):
+    """Steps and buffers, and what each step does to them.
 
     Parameters
     ----------
-    sizes : list of int or ByteSize
-        Bytes of each buffer. Only numbers can be ordered; an order can be simulated with any.
-    at_start : set of int
-        The buffers that are there before the first step.
-    kept : set of int
-        The buffers that are never freed.
-    steps : list of StepCost
+    sizes : mapping of buffers to int or ByteSize
+        Bytes of each. Only numbers can be ordered; an order can be simulated with any.
+    at_start : collection of buffers
+        Those that are there before the first step.
+    kept : set of buffers
+        Those that are never freed.
+    steps : mapping of steps to StepCost
+        Of orders that are as good, the one that comes first here is taken.
     fused : bool or None
         Whether the kernels of a step run as one, or each by itself; None for the worse of both.
     number : callable, optional
@@ -92,10 +113,10 @@ class Problem:
 
     def __init__(
         self,
-        sizes: list[Any],
-        at_start: set[int],
-        kept: set[int],
-        steps: list[StepCost],
+        sizes: Mapping[_Buffer, Any],
+        at_start: Collection[_Buffer],
+        kept: Collection[_Buffer],
+        steps: Mapping[_Step, StepCost[_Step, _Buffer]],
         fused: bool | None = None,
         number: Callable[[Any], int] | None = None,
     ):
@@ -105,16 +126,18 @@ class Problem:
         self.kept = kept
         self.steps = steps
         self.fused = fused
-        self.uses: list[set[int]] = []
-        self.allocates: list[list[int]] = []
-        self.readers: list[set[int]] = [set() for _ in sizes]
-        for index, step in enumerate(steps):
-            allocated = [buffer for _, buffers, _ in step.kernels for buffer in buffers]
-            read = {buffer for buffers, _, _ in step.kernels for buffer in buffers}
-            self.uses.append(read - set(allocated))
-            self.allocates.append(allocated)
-            for buffer in self.uses[-1]:
-                self.readers[buffer].add(index)
+        self.position = {step: number for number, step in enumerate(steps)}
+        self.uses: dict[_Step, list[_Buffer]] = {}  # what it has not allocated itself
+        self.allocates: dict[_Step, list[_Buffer]] = {}
+        self.readers: dict[_Buffer, set[_Step]] = {buffer: set() for buffer in sizes}
+        self.rank = {buffer: number for number, buffer in enumerate(sizes)}
+        for step, cost in steps.items():
+            allocated = [buffer for _, buffers, _ in cost.kernels for buffer in buffers]
+            read = {buffer for buffers, _, _ in cost.kernels for buffer in buffers}
+            uses = sorted(read.difference(allocated), key=self.rank.__getitem__)
+            self.uses[step], self.allocates[step] = uses, allocated
+            for buffer in uses:
+                self.readers[buffer].add(step)
 
     @property
     def live_at_start(self) -> Any:
@@ -126,34 +149,35 @@ class Problem:
         """Bytes of what is kept."""
         return sum(self.sizes[buffer] for buffer in self.kept)
 
-    def rise(self, step: int, dying: Iterable[int]) -> Any:
+    def rise(self, step: _Step, dying: Iterable[_Buffer]) -> Any:
         """What a step needs at its worst on top of what is live before it.
 
         ``dying`` are the buffers that it reads last.
         """
         kernels = self.steps[step].kernels
+        if len(kernels) == 1:
+            ((_, allocates, scratch),) = kernels
+            return sum(self.sizes[buffer] for buffer in allocates) + scratch
         worst = 0
-        if self.fused is not False or len(kernels) == 1:
+        if self.fused is not False:
             # What is seen inside only is not allocated; of a kernel with several results, all are.
-            results = [
-                buffer
+            worst = self._larger(*(scratch for _, _, scratch in kernels)) + sum(
+                self.sizes[buffer]
                 for _, allocates, _ in kernels
-                if len(kernels) == 1 or any(b in self.kept or self.readers[b] for b in allocates)
+                if any(b in self.kept or self.readers[b] for b in allocates)
                 for buffer in allocates
-            ]
-            worst = sum(self.sizes[buffer] for buffer in results)
-            worst += self._larger(*(scratch for _, _, scratch in kernels))
-        if self.fused is not True and len(kernels) > 1:
+            )
+        if self.fused is not True:
             worst = self._larger(worst, self._rise_unfused(step, set(dying)))
         return worst
 
     def _larger(self, *sizes: Any) -> Any:
         return max(sizes, key=self.number)
 
-    def _rise_unfused(self, step: int, freed: set[int]) -> Any:
+    def _rise_unfused(self, step: _Step, freed: set[_Buffer]) -> Any:
         kernels = self.steps[step].kernels
         freed |= {b for b in self.allocates[step] if b not in self.kept and not self.readers[b]}
-        last: dict[int, int] = {}
+        last: dict[_Buffer, int] = {}
         for index, (reads, allocates, _) in enumerate(kernels):
             last.update(dict.fromkeys(reads, index))
             last.update(dict.fromkeys(allocates, index))
@@ -164,17 +188,17 @@ class Problem:
             worst = self._larger(worst, live + scratch)
             live -= sum(
                 self.sizes[buffer]
-                for buffer in reads.union(allocates)
+                for buffer in sorted(reads.union(allocates), key=self.rank.__getitem__)
                 if buffer in freed and last[buffer] == index
             )
         return worst
 
-    def delta(self, step: int, dying: Iterable[int]) -> Any:
+    def delta(self, step: _Step, dying: Iterable[_Buffer]) -> Any:
         """How much more is live after a step than before it."""
         stay = sum(self.sizes[b] for b in self.allocates[step] if b in self.kept or self.readers[b])
         return stay - sum(self.sizes[buffer] for buffer in dying)
 
-    def dying(self, step: int, done: set[int]) -> list[int]:
+    def dying(self, step: _Step, done: Collection[_Step]) -> list[_Buffer]:
         """The buffers that a step reads last, when those in ``done`` have run."""
         return [
             buffer
@@ -183,116 +207,151 @@ class Problem:
             and all(other in done or other == step for other in self.readers[buffer])
         ]
 
-    def simulate(self, order: Sequence[int]) -> list[Live]:
-        """Live bytes around each step of an order; what no step reads is freed before the first."""
-        left = [len(readers) for readers in self.readers]
-        live = self.live_at_start - sum(
-            self.sizes[b] for b in self.at_start if not left[b] and b not in self.kept
-        )
-        result = []
+    def deaths(self, order: Iterable[_Step]) -> Iterator[tuple[_Step, list[_Buffer]]]:
+        """Each step of an order, with the buffers that it reads last."""
+        left = dict(zip(self.readers, map(len, self.readers.values()), strict=True))
         for step in order:
             dying = []
             for buffer in self.uses[step]:
                 left[buffer] -= 1
                 if not left[buffer] and buffer not in self.kept:
                     dying.append(buffer)
+            yield step, dying
+
+    def simulate(self, order: Sequence[_Step]) -> list[Live]:
+        """Live bytes around each step of an order; what no step reads is freed before the first."""
+        live = self.live_at_start - sum(
+            self.sizes[b] for b in self.at_start if not self.readers[b] and b not in self.kept
+        )
+        result = []
+        for step, dying in self.deaths(order):
             after = live + self.delta(step, dying)
             result.append(Live(live, live + self.rise(step, dying), after))
             live = after
         return result
 
-    def peak(self, order: Sequence[int]) -> int:
+    def peak(self, order: Sequence[_Step]) -> int:
         """The most that is live at any time, the start and the end included."""
         bounds = (self.live_at_start, self.live_at_end)
         return max([*bounds, *(live.worst for live in self.simulate(order))])
 
 
 @dataclasses.dataclass
-class _Move:
+class _Move(Generic[_Step]):
     """Steps that are run together, and what they need on top of what is live before (or after)."""
 
     rise: int
-    steps: list[int]
+    steps: list[_Step]
 
 
-def least_peak_order(problem: Problem, first: Sequence[int] = ()) -> tuple[list[int], bool]:
+@dataclasses.dataclass
+class _Moves(Generic[_Step]):
+    """The moves of a group: from the start, from the end backwards, and at any time."""
+
+    ahead: list[_Move[_Step]]
+    behind: list[_Move[_Step]]
+    neutral: list[_Move[_Step]]
+    is_exact: bool = True
+
+
+KnownMoves: TypeAlias = MutableMapping[tuple[_Step, ...], _Moves[_Step]]
+
+
+def least_peak_order(
+    problem: Problem[_Step, _Buffer],
+    first: Sequence[_Step] = (),
+    known: KnownMoves[_Step] | None = None,
+) -> tuple[list[_Step], bool]:
     """An order of least peak memory.
 
     Parameters
     ----------
     problem : Problem
-    first : sequence of int
-        Steps that run before all others, in this order.
+    first : sequence of steps
+        Those that run before all others, in this order.
+    known : dict, optional
+        The moves of groups whose steps cost what they cost when they were found. Those that are
+        found now are added.
 
     Returns
     -------
-    order : list of int
+    order : list of steps
     is_exact : bool
         Whether no other order is better; False if a group of steps was too large to be searched.
     """
-    is_exact = True
-    forward: list[list[_Move]] = []
-    backward: list[list[_Move]] = []
-    neutral: list[_Move] = []
-    for group in _groups(problem, set(first)):
-        if len(group) == 1:
-            (step,) = group
-            dying = problem.dying(step, set(first))
-            rise, delta = problem.rise(step, dying), problem.delta(step, dying)
-            if delta == 0:
-                neutral.append(_Move(rise, group))
-            elif delta < 0:
-                forward.append([_Move(rise, group)])
-            else:
-                backward.append([_Move(rise - delta, group)])
-            continue
-        try:
-            ahead, behind = _Search(problem, group, set(first)).moves()
-        except _TooLargeError:
-            is_exact = False
-            ahead, behind = _moves_of(problem, _greedy(problem, group, set(first)), first)
-        forward.append(ahead)
-        backward.append(behind)
+    known = {} if known is None else known
+    done = set(first)
+    found = []
+    for group in groups_of(problem, done):
+        key = tuple(group)
+        if key not in known:
+            known[key] = _moves(problem, group, done)
+        found.append(known[key])
     order = list(first)
-    for move in _merged(forward):
+    position = problem.position
+    for move in _merged([moves.ahead for moves in found], position):
         order += move.steps
-    for move in sorted(neutral, key=lambda move: (-move.rise, move.steps)):
+    neutral = [move for moves in found for move in moves.neutral]
+    for move in sorted(neutral, key=lambda move: (-move.rise, position[move.steps[0]])):
         order += move.steps
-    for move in reversed(list(_merged(backward))):
+    for move in reversed(list(_merged([moves.behind for moves in found], position))):
         order += move.steps
-    return order, is_exact
+    return order, all(moves.is_exact for moves in found)
 
 
-def _groups(problem: Problem, first: set[int]) -> list[list[int]]:
+def groups_of(problem: Problem[_Step, _Buffer], first: Collection[_Step] = ()) -> list[list[_Step]]:
     """The steps that share a buffer or an order, group by group."""
-    parent = list(range(len(problem.steps)))
+    parent = {step: step for step in problem.steps}
 
-    def find(step: int) -> int:
-        while parent[step] != step:
+    def find(step: _Step) -> _Step:
+        while parent[step] is not step:
             parent[step] = parent[parent[step]]
             step = parent[step]
         return step
 
-    for buffer, readers in enumerate(problem.readers):
-        if buffer not in problem.kept and problem.sizes[buffer]:
+    for buffer, readers in problem.readers.items():
+        if len(readers) > 1 and buffer not in problem.kept and problem.sizes[buffer]:
             steps = [step for step in readers if step not in first]
             for step in steps[1:]:
                 parent[find(step)] = find(steps[0])
-    for index, cost in enumerate(problem.steps):
-        if index not in first:
-            for other in cost.after - first:
-                parent[find(other)] = find(index)
-    groups: dict[int, list[int]] = collections.defaultdict(list)
-    for step in range(len(problem.steps)):
+    for step, cost in problem.steps.items():
+        if step not in first:
+            for other in cost.after:
+                if other not in first:
+                    parent[find(other)] = find(step)
+    groups: dict[_Step, list[_Step]] = collections.defaultdict(list)
+    for step in problem.steps:
         if step not in first:
             groups[find(step)].append(step)
-    return sorted(groups.values())
+    return list(groups.values())
 
 
-def _merged(moves: list[list[_Move]]) -> Iterator[_Move]:
+def _moves(
+    problem: Problem[_Step, _Buffer], group: list[_Step], first: set[_Step]
+) -> _Moves[_Step]:
+    """The moves of one group."""
+    if len(group) == 1:
+        (step,) = group
+        dying = problem.dying(step, first)
+        rise, delta = problem.rise(step, dying), problem.delta(step, dying)
+        if delta == 0:
+            return _Moves([], [], [_Move(rise, group)])
+        if delta < 0:
+            return _Moves([_Move(rise, group)], [], [])
+        return _Moves([], [_Move(rise - delta, group)], [])
+    try:
+        return _Moves(*_Search(problem, group, first).moves(), [])
+    except _TooLargeError:
+        order = _greedy(problem, group, first)
+        return _Moves(*_moves_of(problem, order, first), [], is_exact=False)
+
+
+def _merged(moves: list[list[_Move[_Step]]], place: Mapping[_Step, int]) -> Iterator[_Move[_Step]]:
     """The moves of all groups, each time the one of least rise among the next of each group."""
     heap = [
-        (queue[0].rise, queue[0].steps[0], which, 0) for which, queue in enumerate(moves) if queue
+        (queue[0].rise, place[queue[0].steps[0]], which, 0)
+        for which, queue in enumerate(moves)
+        if queue
     ]
     heapq.heapify(heap)
     while heap:
@@ -301,40 +360,41 @@ def _merged(moves: list[list[_Move]]) -> Iterator[_Move]:
         yield queue[position]
         if position + 1 < len(queue):
             after = queue[position + 1]
-            heapq.heappush(heap, (after.rise, after.steps[0], which, position + 1))
+            heapq.heappush(heap, (after.rise, place[after.steps[0]], which, position + 1))
 
 
 class _TooLargeError(Exception):
     """The search tries too many steps."""
 
 
-class _Search:
+class _Search(Generic[_Step, _Buffer]):
     """The moves of one connected group. Sets of its steps are bit masks."""
 
-    def __init__(self, problem: Problem, group: list[int], first: set[int]):
+    def __init__(self, problem: Problem[_Step, _Buffer], group: list[_Step], first: set[_Step]):
         self.problem = problem
         self.group = group
         self.full = (1 << len(group)) - 1
         bit = {step: 1 << i for i, step in enumerate(group)}
 
-        def mask(steps: Iterable[int]) -> int:
+        def mask(steps: Iterable[_Step]) -> int:
             return sum(bit[step] for step in steps if step not in first)
 
         self.after = [mask(problem.steps[step].after) for step in group]
-        before: dict[int, list[int]] = {step: [] for step in group}
+        before: dict[_Step, list[_Step]] = {step: [] for step in group}
         for step in group:
             for other in problem.steps[step].after - first:
                 before[other].append(step)
         self.before = [mask(before[step]) for step in group]
-        used = set().union(*(problem.uses[step] for step in group)) - problem.kept
-        readers = {b: mask(problem.readers[b]) for b in used if problem.sizes[b]}
+        used = {b for step in group for b in problem.uses[step] if problem.sizes[b]}
+        readers = {b: mask(problem.readers[b]) for b in used.difference(problem.kept)}
         self.freeable = [
             [(b, readers[b]) for b in problem.uses[step] if b in readers] for step in group
         ]
-        self.costs: dict[tuple[int, tuple[int, ...]], tuple[int, int]] = {}
+        self.costs: dict[tuple[int, tuple[_Buffer, ...]], tuple[int, int]] = {}
         self.left = SEARCH_LIMIT
 
-    def moves(self) -> tuple[list[_Move], list[_Move]]:
+    def moves(self) -> tuple[list[_Move[_Step]], list[_Move[_Step]]]:
+        """From the start, and from the end backwards."""
         forward, done = [], 0
         while (found := self._next(done, self._successors)) is not None:
             rise, done, steps = found
@@ -373,7 +433,7 @@ class _Search:
                 rise, delta = self._cost(i, done & ~(1 << i))
                 yield i, done & ~(1 << i), rise - delta, -delta
 
-    def _next(self, start: int, neighbours) -> tuple[int, int, list[int]] | None:  # type: ignore
+    def _next(self, start: int, neighbours) -> tuple[int, int, list[_Step]] | None:  # type: ignore
         """Of the sets with no more live memory the one of least rise: (rise, set, steps to it)."""
         heap: list[tuple[int, int, tuple[int, ...], int]] = [(0, 0, (), start)]
         seen: set[int] = set()
@@ -394,35 +454,35 @@ class _Search:
         return None
 
 
-def _greedy(problem: Problem, group: list[int], first: set[int]) -> list[int]:
+def _greedy(problem: Problem[_Step, _Buffer], group: list[_Step], first: set[_Step]) -> list[_Step]:
     """Always the ready step that frees most, of those the one of least rise."""
-    done: set[int] = set(first)
-    order: list[int] = []
-    left: dict[int, set[int]] = {}  # of each buffer the readers that have not run
+    done = set(first)
+    order: list[_Step] = []
+    left: dict[_Buffer, set[_Step]] = {}  # of each buffer the readers that have not run
     waits_for = {step: len(problem.steps[step].after - first) for step in group}
-    later: dict[int, list[int]] = {step: [] for step in group}
+    later: dict[_Step, list[_Step]] = {step: [] for step in group}
     for step in group:
         for buffer in problem.uses[step]:
             left.setdefault(buffer, set()).add(step)
         for other in problem.steps[step].after - first:
             later[other].append(step)
-    heap: list[tuple[int, int, int]] = []
+    heap: list[tuple[int, int, int, _Step]] = []
 
-    def offer(step: int) -> None:
+    def offer(step: _Step) -> None:
         dying = [b for b in problem.uses[step] if len(left[b]) == 1 and b not in problem.kept]
-        entry = problem.delta(step, dying), problem.rise(step, dying), step
-        heapq.heappush(heap, entry)
+        delta, rise = problem.delta(step, dying), problem.rise(step, dying)
+        heapq.heappush(heap, (delta, rise, problem.position[step], step))
 
     for step in group:
         if not waits_for[step]:
             offer(step)
     while heap:
-        step = heapq.heappop(heap)[2]
+        step = heapq.heappop(heap)[3]
         if step in done:
             continue  # offered again since, when it became the last to read a buffer
         done.add(step)
         order.append(step)
-        changed: dict[int, None] = {}
+        changed: dict[_Step, None] = {}
         for other in later[step]:
             waits_for[other] -= 1
             changed[other] = None
@@ -437,8 +497,8 @@ def _greedy(problem: Problem, group: list[int], first: set[int]) -> list[int]:
 
 
 def _moves_of(
-    problem: Problem, order: list[int], first: Sequence[int]
-) -> tuple[list[_Move], list[_Move]]:
+    problem: Problem[_Step, _Buffer], order: list[_Step], first: Collection[_Step]
+) -> tuple[list[_Move[_Step]], list[_Move[_Step]]]:
     """The moves of a group whose order is given."""
     lives = problem.simulate([*first, *order])[len(first) :]
     rises = [live.worst for live in lives]

@@ -1,5 +1,7 @@
 """memory_limit: steps run slice by slice, within the limit, with the same bits; what is refused."""
 
+import collections
+
 import numpy as np
 import pytest
 import tvm_ffi
@@ -15,6 +17,7 @@ from tvm.script import ir as I
 from tvm.script import relax as R
 
 from relax_inplace.analysis import MemoryLimitError, UnsupportedTransformError, plan_memory
+from relax_inplace.inplace import cones, memory_limit, step_order
 from relax_inplace.transform import InplaceTransformParams
 
 
@@ -186,6 +189,118 @@ def test_a_weight_that_no_kernel_reads(pipeline):
     )
     after = InplaceTransformParams(memory_limit=1.5)(mod)
     run_both(mod, after, pipeline)
+
+
+def test_a_weight_that_is_written_to_after_a_cone_has_read_it():
+    """The cone's other steps come after that: it is not one step, which would have no place."""
+    mod = from_source(
+        """
+@I.ir_module
+class Module:
+    @T.prim_func(private=True, s_tir=True)
+    def double(A: T.Buffer((64, 16), "float32")):
+        for i0, i1 in T.grid(64, 16):
+            with T.sblock("block"):
+                v0, v1 = T.axis.remap("SS", [i0, i1])
+                T.reads(A[v0, v1])
+                T.writes(A[v0, v1])
+                A[v0, v1] = A[v0, v1] * T.float32(2)
+
+    @R.function
+    def transform_params(params: R.Tuple(R.Tensor((64, 16), "float32"))):
+        w = params[0]
+        a = R.exp(w)
+        x = R.call_tir_inplace(
+            Module.double, (w,), inplace_indices=[0], out_ty=R.Tensor((64, 16), "float32")
+        )
+        b = R.negative(a)
+        c = R.concat((b, b, b, b), axis=1)
+        t = R.sum(c, axis=1)
+        return (x, t)
+"""
+    )
+    with pytest.raises(MemoryLimitError) as refused:
+        limited(mod, 1)
+    limit = int(refused.value.least)
+    after = limited(mod, limit)
+    assert is_split(after)
+    assert run_both(mod, after).peak <= limit
+
+
+def chains(count, shared):
+    """Weights with three steps each, which all read the last weight if it is shared."""
+    types = [*["(64, 16)"] * count, "(16,)"]
+    steps = [
+        [f"a{i} = R.exp(w{i})", f"b{i} = R.add(a{i}, w{count if shared else i})"]
+        for i in range(count)
+    ]
+    sums = [f"t{i} = R.sum(b{i}, axis=1)" for i in range(count)]
+    lines = [line for pair in steps for line in pair] + sums
+    return transform(types, lines, [*(f"t{i}" for i in range(count)), f"w{count}"])
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_what_is_split_is_what_does_not_fit(shared):
+    """The first frees its weight, which is room for the others."""
+    mod = chains(4, shared)
+    size = 64 * 16 * 4
+    shown = plan(mod, memory_limit=4 * size + size // 2)
+    names = [step.name for step in shown.steps if "slices" in step.name]
+    assert names == (["t0 in 5 slices"] if shared else ["t0 in 8 slices", "b1 in 8 slices"])
+
+
+def calls_of(mod, limit):
+    """How often some functions are called while a transform is planned, and the plan."""
+    calls = collections.Counter()
+
+    def counted(name, function):
+        def wrapper(*args, **kwargs):
+            calls[name] += 1
+            return function(*args, **kwargs)
+
+        return wrapper
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name in (
+            (memory_limit, "plan_graph"),
+            (cones, "find_slicing"),
+            (step_order, "_moves"),
+        ):
+            patch.setattr(module, name, counted(name, getattr(module, name)))
+        shown = plan(mod, memory_limit=limit)
+    return calls, [step.name for step in shown.steps if "slices" in step.name]
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_the_work_is_that_of_a_few_schedules(shared):
+    """Whatever the number of weights, in a group each or in one."""
+    calls = []
+    for count in (4, 40):
+        mod = of_the_same_size(count, shared)
+        counted, names = calls_of(mod, count * 4096 + 64 + 5120)
+        assert len(names) == count
+        calls.append(counted)
+    few, many = calls
+    assert few["plan_graph"] == many["plan_graph"] <= 4
+    assert many["find_slicing"] == 10 * few["find_slicing"]
+    assert many["_moves"] == (1 if shared else 10) * few["_moves"]
+
+
+def test_groups_that_have_not_changed_are_not_searched_again():
+    size = 64 * 16 * 4
+    counted, names = calls_of(chains(40, shared=False), 40 * size + size // 2)
+    assert len(names) == 2
+    assert counted["_moves"] <= 40 + 10
+
+
+def of_the_same_size(count, shared):
+    """Weights that stay as large as they are, with temporaries; all use the last one, if shared."""
+    lines = []
+    for i in range(count):
+        scale = f"w{count}" if shared else "R.const(2.0)"
+        lines += [f"a{i} = R.multiply(w{i}, {scale})", f"b{i} = R.concat((a{i}, a{i}), axis=1)"]
+        lines += [f"t{i} = R.max(b{i}, axis=1, keepdims=True)", f"u{i} = R.add(w{i}, t{i})"]
+    return transform([*["(64, 16)"] * count, "(16,)"], lines, [f"u{i}" for i in range(count)])
 
 
 def test_a_factor_of_the_weights_bytes():

@@ -3,7 +3,8 @@
 import pytest
 from tvm.script import from_source
 
-from relax_inplace.inplace.slicing import find_slicing, split
+from relax_inplace.inplace.cones import Cones
+from relax_inplace.inplace.slicing import find_slicing
 from relax_inplace.inplace.transform_graph import TransformGraph
 from relax_inplace.ir.kernels import Kernels
 
@@ -164,8 +165,8 @@ def ways(steps, name, **options):
     graph = TransformGraph.build("f", mod["transform_params"], mod)
     (step,) = [step for step in graph.steps if step.name == name]
     return [
-        [kernel.binding.var.name for kernel in sliced.slicing.kernels]
-        for sliced in split(graph, step, Kernels(mod), graph.steps)
+        [kernel.binding.var.name for kernel in slicing.operands]
+        for slicing in Cones(graph, Kernels(mod), graph.steps).slicings(step)
     ]
 
 
@@ -194,7 +195,7 @@ def test_an_output_is_in_no_cone():
 
 
 def test_a_step_that_has_to_run_between_those_of_a_cone():
-    """An impure call keeps its place among the steps that touch what it is given."""
+    """An impure call keeps its place among the steps that touch what it is given: a is whole."""
     mod = from_source(
         """
 @I.ir_module
@@ -210,4 +211,5 @@ class Module:
 """
     )
     graph = TransformGraph.build("f", mod["transform_params"], mod)
-    assert split(graph, graph.steps[-1], Kernels(mod), graph.steps) == []
+    (slicing,) = Cones(graph, Kernels(mod), graph.steps).slicings(graph.steps[-1])
+    assert [step.name for step in slicing.steps] == ["b", "t"]

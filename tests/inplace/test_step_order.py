@@ -10,7 +10,7 @@ from profiles import examples
 from transforms import transforms
 from tvm.script import from_source
 
-from relax_inplace.analysis import step_order
+from relax_inplace.inplace import step_order
 from relax_inplace.inplace.schedule import _closure, plan_graph
 from relax_inplace.inplace.step_order import Live, Problem, StepCost, least_peak_order
 from relax_inplace.inplace.transform_graph import TransformGraph
@@ -125,7 +125,12 @@ def problems(draw, most_steps=8):
             after.add(draw(st.integers(0, index - 1)))
         steps.append(StepCost(kernels, after))
     kept = {b for b in range(len(sizes)) if draw(st.integers(0, 3)) == 0}
-    return Shown(sizes, at_start, kept, steps, fused=draw(st.sampled_from([None, True, False])))
+    fused = draw(st.sampled_from([None, True, False]))
+    return Shown(numbered(sizes), at_start, kept, numbered(steps), fused)
+
+
+def numbered(values):
+    return dict(enumerate(values))
 
 
 class Shown(Problem):
@@ -164,7 +169,7 @@ def side_by_side(parts):
     sizes, at_start, kept, steps = [], set(), set(), []
     for part in parts:
         by, step_by = len(sizes), len(steps)
-        for step in part.steps:
+        for step in part.steps.values():
             kernels = [
                 ({b + by for b in reads}, [b + by for b in allocates], scratch)
                 for reads, allocates, scratch in step.kernels
@@ -172,8 +177,8 @@ def side_by_side(parts):
             steps.append(StepCost(kernels, {other + step_by for other in step.after}))
         at_start |= {b + by for b in part.at_start}
         kept |= {b + by for b in part.kept}
-        sizes += part.sizes
-    return Problem(sizes, at_start, kept, steps)
+        sizes += part.sizes.values()
+    return Problem(numbered(sizes), at_start, kept, numbered(steps))
 
 
 @given(st.lists(problems(most_steps=3), min_size=4, max_size=4))
@@ -187,7 +192,7 @@ def test_merged_groups_are_as_good_as_one_search(parts):
 def chain(sizes):
     """A weight and what becomes of it, each read once; the last is kept."""
     steps = [StepCost([({i}, [i + 1], 0)], {i - 1} if i else set()) for i in range(len(sizes) - 1)]
-    return Problem(sizes, {0}, {len(sizes) - 1}, steps)
+    return Problem(numbered(sizes), {0}, {len(sizes) - 1}, numbered(steps))
 
 
 @given(st.lists(st.lists(st.integers(0, 9), min_size=4, max_size=4), min_size=6, max_size=6))
@@ -213,7 +218,7 @@ def reading_one_weight(count, steps_each=1):
             steps.append(StepCost([({0, own + i}, [own + i + 1], 0)], after))
         kept.add(len(sizes) - 1)
     at_start = {0, *(b for b in range(1, len(sizes)) if (b - 1) % (steps_each + 1) == 0)}
-    return Problem(sizes, at_start, kept, steps)
+    return Problem(numbered(sizes), at_start, kept, numbered(steps))
 
 
 def test_a_buffer_of_no_bytes_connects_nothing():
@@ -239,7 +244,7 @@ def test_too_large_a_group_is_ordered_by_a_heuristic(problem, limit):
 
 def test_a_large_group_says_so():
     problem = reading_one_weight(20, steps_each=20)
-    problem.sizes[1:] = [1 + 7 * i % 13 for i in range(len(problem.sizes) - 1)]
+    problem.sizes.update({b: 1 + 7 * b % 13 for b in problem.sizes if b})
     order, is_exact = least_peak_order(problem)
     assert not is_exact
     assert is_valid(problem, order)
@@ -254,11 +259,10 @@ def test_a_schedule_is_never_worse_than_the_order_of_the_function(transform, lim
         patch.setattr(step_order, "SEARCH_LIMIT", limit)
         schedule = plan_graph(graph)
     # With what they need: another order would be none.
-    first = _closure(
-        schedule.problem, [i for i, step in enumerate(graph.steps) if step.runs_first], set()
-    )
-    as_written = [i for i in range(len(graph.steps)) if i not in first]
-    assert schedule.problem.peak(schedule.order) <= schedule.problem.peak([*first, *as_written])
+    problem = schedule.problem
+    first = _closure(problem, [step for step in graph.steps if step.runs_first], set())
+    as_written = [step for step in graph.steps if step not in first]
+    assert problem.peak(schedule.steps) <= problem.peak([*first, *as_written])
 
 
 # -- what it costs ----------------------------------------------------------------------------
@@ -274,6 +278,16 @@ class Counting(Problem):
     def rise(self, step, dying):
         self.count[step] += 1
         return super().rise(step, dying)
+
+
+@given(problems(), st.data())
+def test_moves_that_are_known_are_not_searched(problem, data):
+    first = next(valid_orders(problem, []))[: data.draw(st.integers(0, 2))]
+    known = {}
+    found = least_peak_order(problem, first, known)
+    again = Counting(problem)
+    assert least_peak_order(again, first, known) == found
+    assert not again.count
 
 
 def test_the_cost_is_linear_in_independent_steps():
