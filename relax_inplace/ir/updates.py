@@ -92,9 +92,9 @@ def functions_that_update(mod: ir.IRModule) -> set[ir.GlobalVar]:
 def expanded_tuple(function: relax.Function) -> relax.Var | None:
     """A tuple that a private function makes of its parameters, and updates; None if there is none.
 
-    ``ExpandTupleArguments`` (src/relax/transform/expand_tuple_arguments.cc), which ``FuseTIR`` runs,
-    gives a private function a parameter for each field of a tuple, and makes the tuple anew. What is
-    updated then is not the caller's.
+    ``ExpandTupleArguments`` (src/relax/transform/expand_tuple_arguments.cc), which ``FuseTIR``
+    runs, gives a private function a parameter for each field of a tuple, and makes the tuple anew.
+    What is updated then is not the caller's.
     """
     if function.attrs and "global_symbol" in function.attrs:
         return None

@@ -27,6 +27,7 @@ from tvm import ir, relax, tirx
 from tvm.relax import vm_build
 
 from ..ir.updates import REFERENCE, expanded_tuple, functions_that_update
+from ..ir.whole_bytes import require_whole_bytes
 from ..op import is_update
 from ..relayout.inplace_kernel import INPLACE
 from .kill_registers import kill_registers
@@ -152,13 +153,14 @@ def _check(mod: ir.IRModule, updating: set[ir.GlobalVar]) -> None:
     for gvar in updating:
         if _is_misplaced(mod[gvar]):
             relax.analysis.well_formed(mod[gvar])  # TVM's own error; tvm.compile does not look
+        require_whole_bytes(mod[gvar], mod)
         expanded = expanded_tuple(mod[gvar])
         if expanded is not None:
             raise ValueError(
-                f"function `{gvar.name_hint}` updates the tuple `{expanded}`, which it makes of its "
-                "parameters: a pass (FuseTIR or ExpandTupleArguments) has replaced a tuple by its "
-                "fields, so that the caller's is out of reach; leave that pass to tvm.compile, or make "
-                "the function public (no private=True) before it"
+                f"function `{gvar.name_hint}` updates the tuple `{expanded}`, which it makes of "
+                "its parameters: a pass (FuseTIR or ExpandTupleArguments) has replaced a tuple by "
+                "its fields, so that the caller's is out of reach; leave that pass to "
+                "tvm.compile, or make the function public (no private=True) before it"
             )
     check_ownership(mod)
 

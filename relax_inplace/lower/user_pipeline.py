@@ -113,8 +113,8 @@ class UserPipeline:
                 raise
             raise ValueError(
                 f"the pipeline asks for function `{asked[0]}`, which updates a tuple in place and "
-                "does not go through the pipeline that tvm.compile was given. Run the pass that asks "
-                "for it before tvm.compile, or give it by "
+                "does not go through the pipeline that tvm.compile was given. Run the pass that "
+                "asks for it before tvm.compile, or give it by "
                 "relax_inplace.transform.Pipeline(pipeline, transforms=[...])"
             ) from error
         self.fuses = _FUSES in seen.names
