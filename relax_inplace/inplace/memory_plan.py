@@ -13,6 +13,7 @@ from ..ir.kernels import Kernels
 from ..ir.table import listed, plain_size, shown, table
 from .branches import find_branches
 from .memory_limit import bytes_of_limit, plan_within
+from .read_transform import read_transform
 from .schedule import NOMINAL_DIMENSION, Schedule, bounds_of, plan_graph
 from .transform_graph import (
     Buffer,
@@ -217,7 +218,7 @@ def plan_memory(
             for branch in (branches.on_true, branches.on_false)
         ]
         return max(plans, key=lambda plan: _number(plan.peak))
-    graph = TransformGraph.build(name, function, mod, params, lazy)
+    graph = read_transform(name, function, mod, params, lazy)
     if memory_limit is not None:
         limit = bytes_of_limit(graph, memory_limit, tir_var_upper_bound)
         plan_within(graph, limit, Kernels(mod or ir.IRModule()), tir_var_upper_bound)

@@ -28,6 +28,7 @@ from tvm import ir, relax, sym
 
 from ..errors import StructuredError
 from ..inplace.branches import find_branches
+from ..inplace.read_transform import read_transform
 from ..inplace.transform_graph import (
     Container,
     Kernel,
@@ -259,19 +260,13 @@ class _Search:
     def __init__(
         self, name: str, function: relax.Function, mod: ir.IRModule, equal: Mapping[str, str]
     ):
-        self.graph = TransformGraph.build(name, function, mod)
+        self.graph = read_transform(name, function, mod)
         self.has_branches = find_branches(function) is not None
         self.undoing = Undoing(mod)
         self.equal = equal
         self.found: dict[_Tensor, _Way] = {}
         self.reasons: dict[_Tensor, str] = {}
-        self.written = {
-            buffer
-            for step in self.graph.steps
-            for kernel in step.kernels
-            if step.is_impure or _may_write(kernel)
-            for buffer in kernel.uses
-        }
+        self.written = {buffer for step in self.graph.steps for buffer in step.overwrites}
         given = [var.ty for var in self.graph.leading]
         given += [_type_of(self.graph, output) for output in self.graph.outputs]
         self.defined = set(relax.analysis.definable_tir_vars_in_type(relax.TupleType(given))[:])
@@ -406,14 +401,6 @@ class _Search:
 
 
 _LONGEST = 60
-
-
-def _may_write(kernel: Kernel) -> bool:
-    call = kernel.binding.value
-    return isinstance(call, ir.Call) and (
-        not isinstance(call.op, ir.Op)
-        or call.op.name in ("relax.call_tir_inplace", "relax.call_inplace_packed")
-    )
 
 
 def _fields(var: relax.Expr, ty: ir.Type, path: tuple[int, ...]) -> _Tree:

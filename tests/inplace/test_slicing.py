@@ -3,8 +3,8 @@
 import pytest
 from tvm.script import from_source
 
+from relax_inplace.inplace.read_transform import read_transform
 from relax_inplace.inplace.slicing import find_slicing, split
-from relax_inplace.inplace.transform_graph import TransformGraph
 from relax_inplace.ir.kernels import Kernels
 
 KERNELS = """
@@ -38,7 +38,7 @@ class Module:
 def axes_of(steps, **options):
     """The axis along which each value is sliced where all steps run slice by slice, or None."""
     mod = module(steps, **options)
-    graph = TransformGraph.build("f", mod["transform_params"], mod)
+    graph = read_transform("f", mod["transform_params"], mod)
     slicing = find_slicing(graph, graph.steps, Kernels(mod))
     if slicing is None:
         return None
@@ -161,7 +161,7 @@ def test_any_rank(shape):
 def ways(steps, name, **options):
     """The values that each way to split the step that computes ``name`` covers."""
     mod = module(steps, **options)
-    graph = TransformGraph.build("f", mod["transform_params"], mod)
+    graph = read_transform("f", mod["transform_params"], mod)
     (step,) = [step for step in graph.steps if step.name == name]
     return [
         [kernel.binding.var.name for kernel in sliced.slicing.kernels]
@@ -209,5 +209,5 @@ class Module:
         return (t,)
 """
     )
-    graph = TransformGraph.build("f", mod["transform_params"], mod)
+    graph = read_transform("f", mod["transform_params"], mod)
     assert split(graph, graph.steps[-1], Kernels(mod), graph.steps) == []
