@@ -25,6 +25,7 @@ What a function of the module does is read off its body, and what a kernel overw
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeAlias
 
@@ -35,7 +36,7 @@ from tvm.s_tir import SBlock
 from .byte_size import size_of
 from .kernels import Kernels
 
-__all__ = ["EffectTable", "Effects", "is_call_to", "operands", "written_parameters"]
+__all__ = ["EffectTable", "Effects", "is_call_to", "is_kill", "operands", "written_parameters"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,9 +112,22 @@ def _is_var(expr: Any) -> bool:
     return type(expr) in _VARS
 
 
+_KILLS = ("relax.vm.kill_object", "relax.memory.kill_tensor", "relax.memory.kill_storage")
+
+
+@functools.cache
+def _op(name: str) -> ir.Op:
+    return ir.Op.get(name)
+
+
+def is_kill(call: ir.Call) -> bool:
+    """Whether a call ends a name, and uses nothing."""
+    return type(call.op) is ir.Op and any(call.op.same_as(_op(name)) for name in _KILLS)
+
+
 def is_call_to(expr: relax.Expr, name: str) -> bool:
     """Whether an expression is a call to the operator of that name."""
-    return type(expr) is ir.Call and type(expr.op) is ir.Op and expr.op.same_as(ir.Op.get(name))
+    return type(expr) is ir.Call and type(expr.op) is ir.Op and expr.op.same_as(_op(name))
 
 
 class EffectTable:
@@ -362,9 +376,7 @@ _OPERATORS: dict[str, _Rule] = {
     "relax.tensor_to_shape": _READS,
     "relax.shape_of": _LOOKS,
     "relax.null_value": _LOOKS,
-    "relax.memory.kill_storage": _LOOKS,
-    "relax.memory.kill_tensor": _LOOKS,
-    "relax.vm.kill_object": _LOOKS,
+    **dict.fromkeys(_KILLS, _LOOKS),
     # Memory.
     "relax.builtin.alloc_tensor": _ALLOCATES,
     "relax.memory.alloc_storage": _ALLOCATES,

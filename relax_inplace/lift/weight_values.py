@@ -9,9 +9,9 @@ by their content, in one function or in several (value numbering); the first one
 
 Not a computation: what depends on an input, on an impure call or on a branch; a ``match_cast`` in a
 branch, which may fail where the other one is taken; what is behind ``R.builtin.stop_lift_params``;
-a call that works in place. And what may be written to (:mod:`.written_values`): the function needs
-a new one each time. What is made from a weight that is written to is no computation either, in any
-function.
+a call that overwrites an operand. And what may be written to (:mod:`.written_values`): the function
+needs a new one each time. What is made from a weight that is written to is no computation either,
+in any function.
 
 A tuple is its fields: of values, or of what a call returns.
 """
@@ -28,6 +28,7 @@ from tvm import ir, relax, tirx
 from tvm_ffi import structural
 
 from ..ir.byte_size import Size, size_of
+from ..ir.effects import EffectTable
 from ..ir.updates import bindings_of
 from .shared_weights import LiftError, SharedWeights, WeightUser
 from .written_values import Bound, bound_in, find_written
@@ -237,17 +238,12 @@ def _some(names: Sequence[str], shown: int = 8) -> str:
 _STOP = "relax.builtin.stop_lift_params"
 _RANDOM_OPS = ("relax.nn.dropout",)
 _RANDOM_FUNCTIONS = ("tvm.contrib.random.", "runtime.contrib.curand.")
-# What allocates, frees, overwrites, or calls what is not known before it runs.
+# What manages memory or makes nothing, and Python functions, known only when the module runs.
 _NOT_LIFTED = (
     "relax.builtin.",
     "relax.memory.",
     "relax.vm.",
-    "relax.call_tir_inplace",
-    "relax.call_inplace_packed",
     "relax.call_py_func",
-    "relax.call_builtin_with_ctx",
-    "relax.invoke_",
-    "relax.inplace_update_tuple",
     "relax.null_value",
 )
 _CALLS = ("relax.call_dps_packed", "relax.call_pure_packed")
@@ -258,6 +254,7 @@ class _Numbering:
 
     def __init__(self, mod: ir.IRModule, graph: ValueGraph):
         self.mod = mod
+        self.effects = EffectTable(mod)
         self.graph = graph
         self.known: dict[structural.StructuralKey, Computation] = {}
         self.casts: dict[Value, list[Computation]] = {}
@@ -270,7 +267,7 @@ class _Numbering:
     def note_changed(self, user: WeightUser, fields: list[Tree], bindings: list[Bound]) -> None:
         """Note the weights that a function may write to."""
         weights = _weights_of(user, fields)
-        for var, path in find_written(bindings, self.mod).params:
+        for var, path in find_written(bindings, self.effects).params:
             tree = weights.get(var)
             for index in path:
                 tree = tree[index] if isinstance(tree, list) else tree
@@ -332,7 +329,7 @@ class _Numbering:
         return first
 
     def may_lift(self, call: ir.Call) -> bool:
-        """Whether a call is pure and not random, going by what it calls."""
+        """Whether a call is pure, overwrites nothing and is not random, going by what it calls."""
         callee = call.op
         if type(callee) is ir.GlobalVar:
             return self._is_pure_function(callee)
@@ -346,9 +343,11 @@ class _Numbering:
                 and name not in _RANDOM_OPS
                 and not name.startswith(_NOT_LIFTED)
             )
-        if known and name in _CALLS:
-            return not str(call.args[0].global_symbol).startswith(_RANDOM_FUNCTIONS)
-        return known
+        if not known:
+            return False
+        if name in _CALLS and str(call.args[0].global_symbol).startswith(_RANDOM_FUNCTIONS):
+            return False
+        return not self.effects.of(call).overwrites
 
     def _is_pure_function(self, gvar: ir.GlobalVar) -> bool:
         """Whether all that a function of the module does may be lifted."""
@@ -389,7 +388,7 @@ class _Reader:
         self.numbering = numbering
         self.dimensions = numbering.graph.dimensions
         self.holds = _weights_of(user, fields)
-        self.written = find_written(bindings, numbering.mod).by
+        self.written = find_written(bindings, numbering.effects).by
         self.is_symbolic = bool(relax.analysis.defined_symbolic_vars(user.function)[:])
         self.renamed: dict[tirx.Var, tirx.Var] = {}
         for binding, var, value, is_in_branch in bindings:
