@@ -12,6 +12,7 @@ import tvm_ffi
 from tvm import ir, relax
 
 from ..ir.names import unused
+from ..ir.tuple_tree import slot_text
 from ..ir.updates import bindings_of
 from ..lower.param_map import Entry
 from .schedule import Schedule
@@ -103,7 +104,7 @@ def _typed(name: str, slot: str, ty: ir.Type) -> Entry:
 
 
 def _slot(weight: Weight) -> str:
-    return ".".join(map(str, weight.path))
+    return slot_text(weight.path)
 
 
 def _leaves(output: Known, ty: ir.Type, slot: str) -> Iterator[tuple[str, ir.Type, Weight | None]]:

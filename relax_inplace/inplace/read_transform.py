@@ -11,6 +11,7 @@ from ..errors import StructuredError
 from ..ir.byte_size import Size, at_bounds, size_of
 from ..ir.effects import EffectTable, is_call_to
 from ..ir.effects import operands as operands_of
+from ..ir.tuple_tree import Path, map_leaves, subscripted, tree_of
 from ..op import is_update
 from .fusion import Fusion, find_fusion
 from .memory_order import MemoryOrder, one_line
@@ -231,12 +232,10 @@ class _Reader:
         """The buffers that the result of a kernel lies in."""
         graph, var, value = self.graph, kernel.binding.var, kernel.binding.value
 
-        def allocated(ty: ir.Type, name: str) -> Layout:
-            if isinstance(ty, relax.TupleType):
-                fields = enumerate(ty.fields[:])
-                return [allocated(field, f"{name}[{index}]") for index, field in fields]
+        def allocated(ty: ir.Type, path: Path = ()) -> Layout:
             if not isinstance(ty, (relax.TensorType, relax.AnyType)):
                 return frozenset()
+            name = subscripted(var.name, path)
             buffer = Buffer(name, size_of(ty, name))
             kernel.allocates.append(buffer)
             return frozenset([buffer])
@@ -245,7 +244,7 @@ class _Reader:
             return frozenset(buffers_of(graph.layout(operand)))
 
         if isinstance(value, relax.If):
-            layout = allocated(var.ty, var.name)
+            layout = tree_of(var.ty, allocated)
             for buffer in kernel.allocates:
                 buffer.is_stuck = True
             kernel.scratch = max(
@@ -259,13 +258,13 @@ class _Reader:
         if effects.lies_in:
             types = var.ty.fields[:] if isinstance(var.ty, relax.TupleType) else [var.ty]
             layouts = [
-                allocated(ty, var.name) if operand is None else of(operand)
+                allocated(ty) if operand is None else of(operand)
                 for ty, operand in zip(types, effects.lies_in, strict=True)
             ]
             return layouts if isinstance(var.ty, relax.TupleType) else layouts[0]
         if effects.is_view:
             return frozenset().union(*map(of, effects.aliases))
-        return allocated(var.ty, var.name)
+        return tree_of(var.ty, allocated)
 
     def _with_captured(self, layout: Layout, branches: relax.If) -> Layout:
         """A branch may end with a name from outside: the result may be that value."""
@@ -275,9 +274,7 @@ class _Reader:
                 captured.update(buffers_of(self.graph.layout(var)))
         if not captured:
             return layout
-        if isinstance(layout, list):
-            return [frozenset(buffers_of(field)) | captured for field in layout]
-        return layout | captured
+        return map_leaves(lambda buffers: buffers | captured, layout)
 
     # -- calls to other functions ---------------------------------------------------------
 

@@ -33,6 +33,7 @@ from typing import TypeAlias
 from tvm import ir, relax
 
 from ..errors import StructuredError
+from ..ir.resolve import resolve
 from .steps import Kernel, Load, Step
 from .weights import Buffer, Container, Layout, Weight, buffers_of
 
@@ -128,25 +129,7 @@ class TransformGraph:
 
     def resolve(self, expr: relax.Expr) -> Known:
         """What an expression is, through second names, tuples and reads of fields."""
-        while True:
-            if isinstance(expr, relax.Var):
-                known = self._known.get(expr)
-                if known is None:
-                    return expr
-                if not isinstance(known, relax.Expr):
-                    return known
-                expr = known
-            elif isinstance(expr, relax.TupleGetItem):
-                source = self.resolve(expr.tuple_value)
-                if isinstance(source, Container):
-                    return source.fields[expr.index]
-                if not isinstance(source, relax.Tuple):
-                    if source is expr.tuple_value:
-                        return expr
-                    return relax.TupleGetItem(source, expr.index, expr.span)
-                expr = source.fields[expr.index]
-            else:
-                return expr
+        return resolve(expr, self._known.get)
 
     def step_of(self, var: relax.Var) -> Step | None:
         """The step that computes a variable."""

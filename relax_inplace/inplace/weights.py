@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 from tvm import ir, relax
 
 from ..ir.byte_size import Size, size_of, unknown_size
+from ..ir.tuple_tree import leaves
 
 __all__ = ["Buffer", "Container", "Layout", "Weight", "buffers_of"]
 
@@ -118,8 +119,5 @@ Layout: TypeAlias = frozenset[Buffer] | list[Any]
 
 def buffers_of(layout: Layout) -> Iterator[Buffer]:
     """All buffers of a value."""
-    if isinstance(layout, list):
-        for field in layout:
-            yield from buffers_of(field)
-    else:
-        yield from layout
+    for buffers in leaves(layout):
+        yield from buffers

@@ -32,6 +32,7 @@ from ..inplace.schedule import NOMINAL_DIMENSION
 from ..inplace.transform_graph import TRANSFORM
 from ..ir.byte_size import at_bounds
 from ..ir.table import shown
+from ..ir.tuple_tree import slot_text
 from ..ir.updates import bindings_of
 from ..lower.param_map import with_param_map
 from ..restore.restore_params import restored
@@ -225,8 +226,7 @@ def _equal_weights(plan: LiftPlan) -> dict[str, str]:
     if plan.graph.shared.transform is not None:
         return {}  # tied is what the other transform makes
     return {
-        ".".join(map(str, weight.path)): ".".join(map(str, first.path))
-        for weight, first in plan.graph.tied.items()
+        slot_text(weight.path): slot_text(first.path) for weight, first in plan.graph.tied.items()
     }
 
 

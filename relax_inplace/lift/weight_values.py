@@ -20,15 +20,17 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeAlias
 
 import tvm_ffi
 from tvm import ir, relax, tirx
 from tvm_ffi import structural
 
+from ..ir import tuple_tree
 from ..ir.byte_size import Size, size_of
 from ..ir.effects import EffectTable
+from ..ir.tuple_tree import Path, subscripted, tree_of
 from ..ir.updates import bindings_of
 from .shared_weights import LiftError, SharedWeights, WeightUser
 from .written_values import Bound, bound_in, find_written
@@ -76,11 +78,7 @@ def is_stop(expr: relax.Expr) -> bool:
 
 def leaves(tree: Tree) -> Iterator[Value]:
     """The values in it, in order."""
-    if isinstance(tree, list):
-        for field in tree:
-            yield from leaves(field)
-    elif isinstance(tree, Value):
-        yield tree
+    return (leaf for leaf in tuple_tree.leaves(tree) if isinstance(leaf, Value))
 
 
 @dataclasses.dataclass(eq=False)
@@ -173,7 +171,7 @@ def find_values(
         Tied weights have different types, or there is no such weight.
     """
     weights = [
-        _weight_tree(ty, name, (index,))
+        tree_of(ty, _weight(name), (index,))
         for index, (name, ty) in enumerate(zip(shared.names, shared.type.fields[:], strict=True))
     ]
     dimensions = set(relax.analysis.definable_tir_vars_in_type(shared.type)[:])
@@ -192,11 +190,11 @@ def find_values(
     return graph
 
 
-def _weight_tree(ty: ir.Type, name: str, path: tuple[int, ...]) -> Tree:
-    if isinstance(ty, relax.TupleType):
-        fields = enumerate(ty.fields[:])
-        return [_weight_tree(field, f"{name}[{i}]", (*path, i)) for i, field in fields]
-    return Value(relax.DataflowVar(name, ty), None, path)
+def _weight(name: str) -> Callable[[ir.Type, Path], Value]:
+    def make(ty: ir.Type, path: Path) -> Value:
+        return Value(relax.DataflowVar(subscripted(name, path[1:]), ty), None, path)
+
+    return make
 
 
 def _tie(
@@ -302,20 +300,14 @@ class _Numbering:
             value.made_by is None or value.made_by.needs_weight for value in made.operands
         )
         var = made.binding.var
-        made.result = self._fields(made, var, var.ty, ())
+
+        def result(ty: ir.Type, path: Path) -> Value:
+            field = relax.DataflowVar("_".join([var.name, *map(str, path)]), ty) if path else var
+            return Value(field, made, path)
+
+        made.result = tree_of(var.ty, result)
         self.graph.computations.append(made)
         return made
-
-    def _fields(
-        self, made: Computation, var: relax.Var, ty: ir.Type, path: tuple[int, ...]
-    ) -> Tree:
-        if not isinstance(ty, relax.TupleType):
-            return Value(var, made, path)
-        fields = []
-        for i, field in enumerate(ty.fields[:]):
-            field_var = relax.DataflowVar(f"{var.name}_{i}", field)
-            fields.append(self._fields(made, field_var, field, (*path, i)))
-        return fields
 
     def function(self, gvar: ir.GlobalVar) -> ir.GlobalVar:
         """The first function that is the same but for its name."""

@@ -41,6 +41,7 @@ from tvm import ir, relax
 
 from ..errors import StructuredError
 from ..ir.effects import EffectTable, is_kill
+from ..ir.tuple_tree import subscripted
 from ..op import is_statement, is_update
 from .tuple_state import (
     NOTHING,
@@ -239,7 +240,7 @@ class _FunctionAnalysis:
         used_by = "the returned value" if self.site is None else text_of(self.site)
         raise OwnershipError.of(
             function=self.name,
-            variable="".join([str(path[0]), *(f"[{index}]" for index in path[1:])]),
+            variable=subscripted(str(path[0]), path[1:]),
             used_by=used_by,
             consumed_by=consumption.text,
             advice=advice + ".",
