@@ -312,7 +312,7 @@ def _rewritten(
     """What works in place."""
 
     def rewrite(function: relax.Function, prefix: str) -> InplaceFunction:
-        branches = find_branches(function)
+        branches = find_branches(function, mod)
         if branches is not None:
             if lazy:
                 branches.require_streamable(name)

@@ -201,7 +201,7 @@ def plan_memory(
     """
     attrs = function.attrs
     name = str(attrs["global_symbol"]) if attrs and "global_symbol" in attrs else "transform_params"
-    branches = find_branches(function)
+    branches = find_branches(function, mod)
     if branches is not None:
         if lazy:
             branches.require_streamable(name)

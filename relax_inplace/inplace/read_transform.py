@@ -17,8 +17,14 @@ from .fusion import Fusion, find_fusion
 from .memory_order import MemoryOrder, one_line
 from .signature import read_signature
 from .steps import Kernel, Step
-from .streamed_dimensions import in_order, with_dimensions_defined
-from .transform_graph import Known, TransformGraph, UnsupportedTransformError, parts_of
+from .streamed_dimensions import with_dimensions_defined
+from .transform_graph import (
+    Known,
+    TransformGraph,
+    UnsupportedTransformError,
+    in_order,
+    parts_of,
+)
 from .weights import Buffer, Container, Layout, Weight, buffers_of
 
 __all__ = ["read_transform"]
@@ -342,7 +348,7 @@ class _Reader:
                 pending = [s for s in self.writers if s not in needed and s.overwrites & used]
         for step in needed:
             step.after = {other: None for other in step.after if other in needed}
-        steps = in_order([step for step in self.steps if step in needed])
+        steps = in_order(graph, [step for step in self.steps if step in needed])
         if not graph.loads:
             return steps
         loads = [load for load in graph.loads.values() if load in needed]

@@ -14,9 +14,9 @@ from collections.abc import Iterable, Mapping
 from tvm import relax
 
 from .steps import Load, Step
-from .transform_graph import TransformGraph, UnsupportedTransformError
+from .transform_graph import TransformGraph, UnsupportedTransformError, in_order
 
-__all__ = ["in_order", "with_dimensions_defined"]
+__all__ = ["with_dimensions_defined"]
 
 
 def with_dimensions_defined(
@@ -39,8 +39,8 @@ def with_dimensions_defined(
     if defined_by:
         for output in graph.outputs:
             loads += [step for step in graph.needs(output)[0] if isinstance(step, Load)]
-        loads += _definitions_first(in_order([*steps, *loads]), defined_by)
-    return in_order([*steps, *loads])
+        loads += _definitions_first(in_order(graph, [*steps, *loads]), defined_by)
+    return in_order(graph, [*steps, *loads])
 
 
 def _definitions(
@@ -105,18 +105,3 @@ def _symbols(step: Step) -> set[relax.Var]:
         symbols.update(relax.analysis.free_symbolic_vars(kernel.binding.value)[:])
         symbols.update(relax.analysis.tir_vars_in_type(kernel.binding.var.ty)[:])
     return symbols
-
-
-def in_order(steps: list[Step]) -> list[Step]:
-    """As they are, but for a fused step that begins before another one that it needs."""
-    ordered: dict[Step, None] = {}
-    for first in steps:
-        pending = [first]
-        while pending:
-            step = pending[-1]
-            before = [other for other in step.after if other not in ordered]
-            if before:
-                pending += before[::-1]
-            else:
-                ordered[pending.pop()] = None
-    return list(ordered)

@@ -51,6 +51,7 @@ __all__ = [
     "UnsupportedTransformError",
     "Weight",
     "buffers_of",
+    "in_order",
     "number_of_inputs",
     "overwritten_weights",
     "parts_of",
@@ -192,6 +193,30 @@ class TransformGraph:
         else:
             for part in parts_of(known):
                 self._needs(part, steps, weights)
+
+
+def in_order(graph: TransformGraph, steps: list[Step]) -> list[Step]:
+    """As they are, but for a fused step that begins before another one that it needs."""
+    ordered: dict[Step, None] = {}
+    begun: set[Step] = set()
+    for first in steps:
+        pending = [first]
+        while pending:
+            step = pending[-1]
+            before = [other for other in step.after if other not in ordered]
+            if not before:
+                ordered[pending.pop()] = None
+            elif step in begun:
+                raise UnsupportedTransformError.of(
+                    function=graph.name,
+                    reason=f"TVM fuses the kernels of `{step.name}`, some of which run before and "
+                    f"some after `{before[0].name}`, as one of these overwrites what another one "
+                    "reads; end the dataflow block in between",
+                )
+            else:
+                begun.add(step)
+                pending += before[::-1]
+    return list(ordered)
 
 
 def overwritten_weights(graph: TransformGraph) -> list[int]:

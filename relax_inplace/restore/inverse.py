@@ -262,7 +262,7 @@ class _Search:
         self, name: str, function: relax.Function, mod: ir.IRModule, equal: Mapping[str, str]
     ):
         self.graph = read_transform(name, function, mod)
-        self.has_branches = find_branches(function) is not None
+        self.has_branches = find_branches(function, mod) is not None
         self.undoing = Undoing(mod)
         self.equal = equal
         self.found: dict[_Tensor, _Way] = {}

@@ -144,7 +144,7 @@ class Module:
     def transform_params(c: R.Tensor((), "bool"), params: R.Tuple({weights})):
         R.func_attr({{"num_input": 1}})
 {textwrap.indent(body, " " * 8)}
-        return ({outputs})
+        return {f"({outputs})" if outputs else "out"}
 """
     return from_source(source)
 
@@ -235,6 +235,42 @@ class Module:
 """
     mod = from_source(source)
     assert overwritten_weights(read_transform("f", mod["transform_params"], mod)) == [2]
+
+
+def test_what_tvm_fuses_around_an_overwrite_is_refused():
+    """FuseOps moves the kernel that reads the weight past the call that overwrites it."""
+    overwrite = OVERWRITERS["call_tir_inplace"].replace("(v,)", "(x,)")
+    body = textwrap.indent(f"s = R.exp(x)\n{overwrite}\nb = R.add(s, a)\nR.output(b)", "    ")
+    mod = module(f"x = params[0]\nwith R.dataflow():\n{body}", "b, x", 1)
+    with pytest.raises(UnsupportedTransformError, match="TVM fuses the kernels of `b`"):
+        InplaceTransformParams()(mod)
+    run(InplaceTransformParams()(relax.transform.ToNonDataflow()(mod)), INPLACE, 1)
+
+
+INPLACE = "inplace_transform_params"
+
+
+@pytest.mark.parametrize("overwriter", [name for name in OVERWRITERS if name != "packed"])
+def test_a_branch_whose_condition_reads_what_is_overwritten(overwriter):
+    """It is a step like any other then: it is not known before."""
+    body = f"""
+x = params[0]
+second = params[1]
+v = R.memory.view(x, R.shape([4, 4]))
+{textwrap.dedent(OVERWRITERS[overwriter]).strip()}
+low = R.min(x)
+is_low = R.less(low, R.const(1.5, "float32"))
+if is_low:
+    one = (a, R.negative(second))
+    out: R.Tuple({F32}, {F32}) = one
+else:
+    other = (a, R.exp(second))
+    out: R.Tuple({F32}, {F32}) = other
+"""
+    mod = module(body, "", 2)
+    expected = run(mod, "transform_params", 2)
+    got = run(InplaceTransformParams()(mod), INPLACE, 2)
+    assert all(map(np.array_equal, expected, got))
 
 
 def test_what_a_packed_function_keeps_it_may_overwrite_later():
