@@ -231,3 +231,51 @@ def test_an_operator_that_nobody_knows():
         effects = TABLE.of(ir.Call(ir.Op.get(name), [x]))
         assert names(effects.overwrites) == overwritten
         assert names(effects.aliases) == names(effects.keeps) == ["x"]
+
+
+X = relax.Var("x", relax.TensorType((4, 4), "float32"))
+
+
+@pytest.mark.parametrize(
+    ("name", "allocates"),
+    [
+        ("relax.memory.view", False),
+        ("relax.memory.ensure_zero_offset", True),
+        ("relax.to_vdevice", True),
+        ("relax.hint_on_device", False),
+        ("relax.builtin.stop_lift_params", False),
+        ("relax.wrap_param", False),
+        ("relax.make_closure", False),
+        ("relax.memory.alloc_tensor", False),
+        ("relax.vm.alloc_tensor", False),
+        ("vm.builtin.alloc_tensor", False),
+        ("vm.builtin.copy", False),
+        ("vm.builtin.ensure_zero_offset", True),
+        ("vm.builtin.make_tuple", False),
+        ("vm.builtin.reshape", False),
+        ("vm.builtin.to_device", True),
+        ("vm.builtin.tuple_getitem", False),
+        ("runtime.TVMTensorCreateView", False),
+    ],
+)
+def test_what_may_be_or_lie_in_its_operand(name, allocates):
+    callee = ir.Op.get(name) if name.startswith("relax.") else relax.ExternFunc(name)
+    effects = TABLE.of(ir.Call(callee, [X]))
+    assert (names(effects.aliases), effects.allocates) == (["x"], allocates)
+    assert not effects.overwrites
+    assert not effects.keeps
+
+
+@pytest.mark.parametrize("name", ["relax.inplace_update_tuple", "vm.builtin.inplace_update_tuple"])
+def test_an_update_keeps_what_it_stores(name):
+    callee = ir.Op.get(name) if name.startswith("relax.") else relax.ExternFunc(name)
+    params = relax.Var("params", relax.TupleType([X.ty]))
+    effects = TABLE.of(ir.Call(callee, [params, relax.prim_value(0), X]))
+    found = effects.overwrites, effects.aliases, effects.keeps
+    assert [names(one) for one in found] == [["params"], ["params"], ["x"]]
+
+
+def test_a_slot_that_is_emptied_is_overwritten():
+    params = relax.Var("params", relax.TupleType([X.ty]))
+    call = ir.Call(relax.ExternFunc("vm.builtin.tuple_reset_item"), [params, relax.prim_value(0)])
+    assert names(TABLE.of(call).overwrites) == ["params"]
