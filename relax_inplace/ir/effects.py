@@ -110,9 +110,14 @@ class EffectTable:
         sizes = size_of(operand.ty), size_of(target)
         if all(type(size) is int for size in sizes) and sizes[0] != sizes[1]:
             return None
-        legalized = self.kernels.of(expr)
-        moves_nothing = legalized is None or self.moves_nothing(legalized.kernel)
-        return operand if moves_nothing else None
+        if is_call_to(expr, "relax.call_tir"):
+            kernel = self.mod[expr.args[0]]
+        else:
+            legalized = self.kernels.of(expr)
+            if legalized is None:  # several kernels: not looked into
+                return operand
+            kernel = legalized.kernel
+        return operand if self.moves_nothing(kernel) else None
 
     def shares(self, expr: relax.Expr) -> Sequence[relax.Expr]:
         """The operands that the result may share memory with, however it is lowered."""
@@ -174,31 +179,37 @@ class _Summary:
 
     @staticmethod
     def of(body: relax.Expr, table: EffectTable) -> _Summary:
-        """Read off a body, in the order of its bindings."""
-        summary = _Summary(set(), set(), set(), False, True)
+        """Read off a body: what its calls do, traced back to what it is given."""
         sequence = body.body if type(body) is relax.Function else body
-        given: dict[relax.Var, set[relax.Var]] = {}  # what a variable may share memory with
-
-        def reached(exprs: Iterable[relax.Expr]) -> set[relax.Var]:
-            found: set[relax.Var] = set()
-            for expr in exprs:
-                for var in [expr] if is_var(expr) else relax.analysis.free_vars(expr)[:]:
-                    found |= given.get(var, {var})
-            return found
-
+        bound: dict[relax.Var, relax.Expr] = {}
+        done: list[Effects] = []
         for block in sequence.blocks[:]:
             for binding in block.bindings[:]:
                 var, value = binding.var, binding.value
+                bound[var] = value
                 if type(value) is relax.Function:
                     table.local[var] = value
-                effects = table.of(value)
-                summary.overwrites |= reached(effects.overwrites)
-                summary.keeps |= reached(effects.keeps)
-                summary.is_known &= effects.is_known
-                given[var] = reached(table.shares(value))
-        summary.aliases = reached([sequence.body])
-        summary.allocates = not (is_var(sequence.body) and sequence.body not in given)
-        return summary
+                done.append(table.of(value))
+
+        def given(exprs: Iterable[relax.Expr]) -> set[relax.Var]:
+            found: dict[relax.Var, None] = {}
+            pending = list(exprs)
+            while pending:
+                expr = pending.pop()
+                for var in [expr] if is_var(expr) else relax.analysis.free_vars(expr)[:]:
+                    if var not in found:
+                        found[var] = None
+                        pending += table.shares(bound[var]) if var in bound else ()
+            return {var for var in found if var not in bound}
+
+        result = sequence.body
+        return _Summary(
+            given(operand for effects in done for operand in effects.overwrites),
+            given([result]),
+            given(operand for effects in done for operand in effects.keeps),
+            not (is_var(result) and result not in bound),
+            all(effects.is_known for effects in done),
+        )
 
     def at(self, function: relax.Function, args: Sequence[relax.Expr]) -> Effects:
         """What a call does."""

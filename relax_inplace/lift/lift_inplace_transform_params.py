@@ -2,10 +2,10 @@
 
 Definition
 ----------
-What the functions that share weights compute from them alone (:mod:`..analysis.lift.weight_values`)
+What the functions that share weights compute from them alone (:mod:`.weight_values`)
 is lifted out of them, all of it, and structurally equal computations once: the union, where TVM's
 ``LiftTransformParams(shared_transform=True)`` keeps what all functions have in common. What is
-stored, and where, says :mod:`..analysis.lift.plan`; :mod:`.lifted_users` writes it:
+stored, and where, says :mod:`.plan`; :mod:`.lifted_users` writes it:
 
 - ``inplace_transform_params(params)``, by :mod:`.inplace_transform_params`: in an order of least
   peak, it replaces the weights by what is stored;

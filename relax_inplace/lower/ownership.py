@@ -20,12 +20,11 @@ shapes agree. So each violation is a compile-time error.
 
 Analysis
 --------
-Abstract interpretation in binding order. A *reference* is an object with the update that had last
-consumed it when the reference was made; it is stale when a later update has consumed the object
-since. Where it is not known which of several objects a variable names (after ``R.If``, out of a
-packed call), it has a reference to each, and an update consumes all: more is refused then than
-need be, never less. A Relax function is analysed once, on objects that stand for its parameters;
-a call replays what that found on the objects of the caller.
+Abstract interpretation in binding order (:mod:`.tuple_state`). Where it is not known which of
+several objects a variable names (after ``R.If``, out of a packed call), it has a reference to each,
+and an update consumes all: more is refused then than need be, never less. A Relax function is
+analysed once, on objects that stand for its parameters; a call replays what that found on the
+objects of the caller.
 
 The form with a void type, which :mod:`~relax_inplace.lower.lower_update_chain` makes, leaves
 the name valid but for the field that it replaces.
