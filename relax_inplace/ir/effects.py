@@ -65,6 +65,7 @@ class EffectTable:
         self._written: dict[tirx.PrimFunc, list[int]] = {}
         self._moves_nothing: dict[tirx.PrimFunc, bool] = {}
         self._summaries: dict[ir.GlobalVar, _Summary | None] = {}
+        self._branches: dict[relax.If, Effects] = {}
 
     def of(self, expr: relax.Expr) -> Effects:
         """What an expression does.
@@ -85,13 +86,18 @@ class EffectTable:
                 return self._function(expr, callee)
             if kind is relax.ExternFunc:
                 return of_packed(callee, expr.args[:], is_pure=False)
-            if callee in self.local:
-                summary = _Summary.of(self.local[callee], self)
-                return summary.at(self.local[callee], expr.args[:])
-            return unknown(operands(expr))
+            function = self.local.pop(callee, None)  # while it is looked at: it may call itself
+            if function is None:
+                return unknown(operands(expr))
+            effects = _Summary.of(function, self).at(function, expr.args[:])
+            self.local[callee] = function
+            return effects
         if kind is relax.If:
-            branches = [_Summary.of(b, self) for b in (expr.true_branch, expr.false_branch)]
-            return _either(branches)
+            known = self._branches.get(expr)
+            if known is None:
+                branches = [_Summary.of(b, self) for b in (expr.true_branch, expr.false_branch)]
+                known = self._branches[expr] = _either(branches)
+            return known
         if kind is ir.Constant:
             return LOOKS
         # A name, a field, a tuple, a local function, which does nothing before it is called.

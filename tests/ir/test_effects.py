@@ -219,6 +219,14 @@ def test_branches_and_local_functions():
     effects = TABLE.of(relax.Call(variable, [y]))
     assert (names(effects.overwrites), names(effects.aliases)) == (["x"], ["x"])
     assert names(operands(relax.Call(variable, [y]))) == ["local", "y"]
+    # One that calls itself is not known in there.
+    again = relax.SeqExpr(
+        [relax.BindingBlock([relax.VarBinding(one, relax.Call(variable, [param]))])], one
+    )
+    TABLE.local[variable] = relax.Function([param], again, f32)
+    effects = TABLE.of(relax.Call(variable, [y]))
+    assert not effects.is_known
+    assert "y" in names(effects.overwrites)
 
 
 def test_an_operator_that_nobody_knows():
