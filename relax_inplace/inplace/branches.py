@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import dataclasses
 
-from tvm import relax
+from tvm import ir, relax
 
+from ..ir.effects import EffectTable
 from .transform_graph import UnsupportedTransformError, number_of_inputs
 
 __all__ = ["Branches", "find_branches"]
@@ -80,8 +81,18 @@ class Branches:
         return bindings
 
 
-def find_branches(function: relax.Function) -> Branches | None:
-    """Take a function apart that ends with a branch; None for any other, and for an impure one."""
+def find_branches(function: relax.Function, mod: ir.IRModule | None = None) -> Branches | None:
+    """Take a function apart that ends with a branch.
+
+    None for any other, for an impure one, and for one that may overwrite something before it: the
+    condition may need what was there before, or after.
+
+    Parameters
+    ----------
+    function : relax.Function
+    mod : tvm.ir.IRModule, optional
+        Where the functions and kernels that it calls are.
+    """
     bindings = [binding for block in function.body.blocks[:] for binding in block.bindings[:]]
     value_of = {binding.var: binding for binding in bindings}
     result = function.body.body
@@ -97,6 +108,12 @@ def find_branches(function: relax.Function) -> Branches | None:
     branch = binding.value
     if not function.is_pure or not isinstance(branch.ty, relax.TupleType):
         return None  # what is impure before the branch would run twice
+    effects = EffectTable(mod or ir.IRModule())
+    for other in bindings:
+        if type(other.value) is relax.Function:
+            effects.local[other.var] = other.value
+        elif other is not binding and effects.of(other.value).overwrites:
+            return None
     condition = branch.cond
     return Branches(
         function,

@@ -19,7 +19,8 @@ from collections.abc import Iterable
 
 from ..ir.kernels import Kernels
 from .slicing import Slicing, find_slicing
-from .transform_graph import Kernel, Load, Step, TransformGraph
+from .steps import Kernel, Load, Step
+from .transform_graph import TransformGraph
 
 __all__ = ["Cones", "SlicedStep"]
 

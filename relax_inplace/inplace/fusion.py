@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from tvm import ir, relax, tirx
 
 from ..ir.byte_size import size_of
-from ..ir.kernels import Kernels
+from ..ir.effects import EffectTable
 
 __all__ = ["Fusion", "find_fusion"]
 
@@ -48,14 +48,14 @@ class Fusion:
         return (block, binding) in self.views
 
 
-def find_fusion(function: relax.Function, mod: ir.IRModule) -> Fusion:
+def find_fusion(function: relax.Function, effects: EffectTable) -> Fusion:
     """Ask TVM which bindings of a function it fuses.
 
     Parameters
     ----------
     function : relax.Function
-    mod : tvm.ir.IRModule
-        Where the kernels that it calls are.
+    effects : EffectTable
+        Of the module where the kernels that it calls are.
     """
     body = function.body
     if not isinstance(body, relax.SeqExpr):
@@ -63,7 +63,7 @@ def find_fusion(function: relax.Function, mod: ir.IRModule) -> Fusion:
     blocks = body.blocks[:]
     if not any(_may_fuse(block) for block in blocks):
         return Fusion()
-    return _Finder(function, mod).find()
+    return _Finder(function, effects).find()
 
 
 def _may_fuse(block: relax.BindingBlock) -> bool:
@@ -88,12 +88,11 @@ _PREFIX = "relax_inplace_binding_"
 
 
 class _Finder:
-    def __init__(self, function: relax.Function, mod: ir.IRModule):
+    def __init__(self, function: relax.Function, effects: EffectTable):
         self.function = function
-        self.mod = mod
-        self.kernels = Kernels(mod)
+        self.effects = effects
+        self.mod = effects.mod
         self.kernel_at: dict[_Position, tuple[relax.Binding, tirx.PrimFunc]] = {}
-        self.reshapes: dict[tirx.PrimFunc, bool] = {}
 
     def find(self) -> Fusion:
         grouped = self._fused()
@@ -120,7 +119,7 @@ class _Finder:
                 continue
             bindings = []
             for i, binding in enumerate(block.bindings[:]):
-                found = self.kernels.of(binding.value)
+                found = self.effects.kernels.of(binding.value)
                 if found is not None and isinstance(binding, relax.VarBinding):
                     kernel = found.kernel
                     self.kernel_at[b, i] = binding, kernel
@@ -151,9 +150,7 @@ class _Finder:
 
     def _is_view(self, position: _Position) -> bool:
         binding, kernel = self.kernel_at[position]
-        if kernel not in self.reshapes:
-            self.reshapes[kernel] = relax.analysis.has_reshape_pattern(kernel)
-        if not self.reshapes[kernel] or not isinstance(binding.var, relax.DataflowVar):
+        if not isinstance(binding.var, relax.DataflowVar) or not self.effects.moves_nothing(kernel):
             return False
         tensors = [v for v in relax.analysis.free_vars(binding.value)[:] if _is_tensor(v)]
         if len(tensors) != 1 or not _is_tensor(binding.var):

@@ -46,14 +46,9 @@ from .param_map_entry import Entry, entry_of
 from .schedule import Schedule
 from .slice_form import sliced_bindings
 from .slice_kernels import SliceKernels
-from .transform_graph import (
-    Container,
-    Known,
-    Load,
-    Step,
-    UnsupportedTransformError,
-    Weight,
-)
+from .steps import Load, Step
+from .transform_graph import Known, UnsupportedTransformError
+from .weights import Container, Weight
 
 __all__ = ["InplaceFunction", "choose", "write_inplace_function"]
 

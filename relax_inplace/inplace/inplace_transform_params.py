@@ -35,8 +35,9 @@ from .branches import find_branches
 from .inplace_function import InplaceFunction, choose, write_inplace_function
 from .memory_limit import bytes_of_limit, plan_within
 from .param_map_entry import Entry, restoring_entry
+from .read_transform import read_transform
 from .schedule import plan_graph
-from .transform_graph import TRANSFORM, TransformGraph, UnsupportedTransformError
+from .transform_graph import TRANSFORM, UnsupportedTransformError
 
 __all__ = [
     "Restored",
@@ -311,7 +312,7 @@ def _rewritten(
     """What works in place."""
 
     def rewrite(function: relax.Function, prefix: str) -> InplaceFunction:
-        branches = find_branches(function)
+        branches = find_branches(function, mod)
         if branches is not None:
             if lazy:
                 branches.require_streamable(name)
@@ -320,7 +321,7 @@ def _rewritten(
                 rewrite(branches.on_true, f"{prefix}_true"),
                 rewrite(branches.on_false, f"{prefix}_false"),
             )
-        graph = TransformGraph.build(name, function, mod, params, lazy)
+        graph = read_transform(name, function, mod, params, lazy)
         if memory_limit is None:
             return write_inplace_function(plan_graph(graph), mod, prefix)
         limit = bytes_of_limit(graph, memory_limit)

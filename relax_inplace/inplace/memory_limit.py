@@ -29,7 +29,8 @@ from .cones import Cones, SlicedStep
 from .schedule import Schedule, bounds_of, least_order, plan_graph
 from .slicing import Slicing
 from .step_order import KnownMoves, Live
-from .transform_graph import Step, TransformGraph, UnsupportedTransformError
+from .steps import Step
+from .transform_graph import TransformGraph, UnsupportedTransformError
 
 __all__ = ["MemoryLimitError", "bytes_of_limit", "plan_within"]
 

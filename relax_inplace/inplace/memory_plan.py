@@ -13,17 +13,11 @@ from ..ir.kernels import Kernels
 from ..ir.table import listed, plain_size, shown, table
 from .branches import find_branches
 from .memory_limit import bytes_of_limit, plan_within
+from .read_transform import read_transform
 from .schedule import NOMINAL_DIMENSION, Schedule, bounds_of, plan_graph
-from .transform_graph import (
-    Buffer,
-    Container,
-    Known,
-    Load,
-    Step,
-    TransformGraph,
-    Weight,
-    buffers_of,
-)
+from .steps import Load, Step
+from .transform_graph import Known, TransformGraph
+from .weights import Buffer, Container, Weight, buffers_of
 
 __all__ = ["MemoryPlan", "PlannedStep", "PlannedWeight", "plan_memory"]
 
@@ -200,7 +194,7 @@ def plan_memory(
     """
     attrs = function.attrs
     name = str(attrs["global_symbol"]) if attrs and "global_symbol" in attrs else "transform_params"
-    branches = find_branches(function)
+    branches = find_branches(function, mod)
     if branches is not None:
         if lazy:
             branches.require_streamable(name)
@@ -217,7 +211,7 @@ def plan_memory(
             for branch in (branches.on_true, branches.on_false)
         ]
         return max(plans, key=lambda plan: _number(plan.peak))
-    graph = TransformGraph.build(name, function, mod, params, lazy)
+    graph = read_transform(name, function, mod, params, lazy)
     if memory_limit is not None:
         limit = bytes_of_limit(graph, memory_limit, tir_var_upper_bound)
         schedule = plan_within(graph, limit, Kernels(mod or ir.IRModule()), tir_var_upper_bound)

@@ -12,10 +12,13 @@ import tvm_ffi
 from tvm import ir, relax
 
 from ..ir.names import unused
+from ..ir.tuple_tree import slot_text
 from ..ir.updates import bindings_of
 from ..lower.param_map import Entry
 from .schedule import Schedule
-from .transform_graph import Container, Known, Load, Step, TransformGraph, Weight
+from .steps import Load, Step
+from .transform_graph import Known, TransformGraph
+from .weights import Container, Weight
 
 __all__ = ["entry_of", "renamed", "restoring_entry"]
 
@@ -103,7 +106,7 @@ def _typed(name: str, slot: str, ty: ir.Type) -> Entry:
 
 
 def _slot(weight: Weight) -> str:
-    return ".".join(map(str, weight.path))
+    return slot_text(weight.path)
 
 
 def _leaves(output: Known, ty: ir.Type, slot: str) -> Iterator[tuple[str, ir.Type, Weight | None]]:

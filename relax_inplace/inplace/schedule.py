@@ -36,7 +36,9 @@ from ..ir.byte_size import LargestOf, Size, at_bounds, largest
 from ..lower.spare_storage import Moment, take_spare
 from .cones import SlicedStep
 from .step_order import KnownMoves, Live, Problem, StepCost, groups_of, least_peak_order
-from .transform_graph import Buffer, Load, Step, TransformGraph, buffers_of
+from .steps import Load, Step
+from .transform_graph import TransformGraph
+from .weights import Buffer, buffers_of
 
 __all__ = ["NOMINAL_DIMENSION", "UPPER_BOUND", "Schedule", "bounds_of", "least_order", "plan_graph"]
 

@@ -22,7 +22,9 @@ from tvm import ir, relax, tirx
 from ..ir.byte_size import size_of
 from ..ir.kernels import Kernels
 from ..relayout.kernel_slices import operand_axes
-from .transform_graph import Kernel, Step, TransformGraph, Weight
+from .steps import Kernel, Step
+from .transform_graph import TransformGraph
+from .weights import Weight
 
 __all__ = ["Operand", "Slicing", "find_slicing", "sliced_type", "with_operands"]
 

@@ -2,10 +2,10 @@
 
 Definition
 ----------
-What the functions that share weights compute from them alone (:mod:`..analysis.lift.weight_values`)
+What the functions that share weights compute from them alone (:mod:`.weight_values`)
 is lifted out of them, all of it, and structurally equal computations once: the union, where TVM's
 ``LiftTransformParams(shared_transform=True)`` keeps what all functions have in common. What is
-stored, and where, says :mod:`..analysis.lift.plan`; :mod:`.lifted_users` writes it:
+stored, and where, says :mod:`.plan`; :mod:`.lifted_users` writes it:
 
 - ``inplace_transform_params(params)``, by :mod:`.inplace_transform_params`: in an order of least
   peak, it replaces the weights by what is stored;
@@ -32,6 +32,7 @@ from ..inplace.schedule import NOMINAL_DIMENSION
 from ..inplace.transform_graph import TRANSFORM
 from ..ir.byte_size import at_bounds
 from ..ir.table import shown
+from ..ir.tuple_tree import slot_text
 from ..ir.updates import bindings_of
 from ..lower.param_map import with_param_map
 from ..restore.restore_params import restored
@@ -225,8 +226,7 @@ def _equal_weights(plan: LiftPlan) -> dict[str, str]:
     if plan.graph.shared.transform is not None:
         return {}  # tied is what the other transform makes
     return {
-        ".".join(map(str, weight.path)): ".".join(map(str, first.path))
-        for weight, first in plan.graph.tied.items()
+        slot_text(weight.path): slot_text(first.path) for weight, first in plan.graph.tied.items()
     }
 
 

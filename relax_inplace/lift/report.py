@@ -13,6 +13,7 @@ from ..inplace.memory_plan import MemoryPlan, plan_memory
 from ..ir.byte_size import Size
 from ..ir.names import unused
 from ..ir.table import listed, plain_size, shown, table
+from ..ir.tuple_tree import slot_text
 from .plan import LiftPlan, plan_lift
 from .shared_weights import find_shared_weights
 from .transform import write_transform
@@ -232,7 +233,7 @@ def described(plan: LiftPlan) -> LiftReport:
             rows.append(
                 LiftedWeight(
                     weight.name,
-                    ".".join(map(str, weight.path)),
+                    slot_text(weight.path),
                     "" if value is None or value.made_by is None else _done(value),
                     None if value is None else slots[value],
                     None if value is None else new_names[value],

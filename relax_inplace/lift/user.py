@@ -7,10 +7,11 @@ do so; the others go.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from tvm import ir, relax
 
+from ..ir.resolve import resolve
 from .shared_weights import LiftError, WeightUser
 from .weight_values import NumberedUser, Tree, Value, ValueGraph, leaves
 
@@ -32,6 +33,12 @@ def bound_after(
         for binding, var, value, _ in numbered.bindings
         if type(binding) is relax.VarBinding and type(value) in _NAMES and var in holds
     }
+
+    def not_handed_out(var: relax.Var) -> relax.Expr | None:
+        """Not past what a dataflow block hands out: its own variables are not seen outside."""
+        value = names.get(var)
+        return None if value is None or _is_handed_out(var, value) else value
+
     bound: dict[relax.Var, relax.Expr | None] = {}
     used = set(_used_by(numbered, function.body.body, graph))
     for binding, var, value, _ in reversed(numbered.bindings):
@@ -41,29 +48,12 @@ def bound_after(
             if _is_whole(holds[var], is_stored):
                 bound[var] = None
             else:
-                kept = value if type(binding) is relax.MatchCast else _resolve(value, names)
+                is_cast = type(binding) is relax.MatchCast
+                kept = value if is_cast else resolve(value, not_handed_out)
                 used.update(relax.analysis.free_vars(kept)[:])
                 bound[var] = kept
     bound.update((var, None) for var in numbered.user.weights if var in used)
     return bound
-
-
-def _resolve(expr: relax.Expr, names: Mapping[relax.Var, relax.Expr]) -> relax.Expr:
-    """Past second names and the fields of tuples, so that no more of a tuple is used.
-
-    Not past what a dataflow block hands out: its own variables are not seen outside.
-    """
-    while True:
-        if type(expr) is relax.TupleGetItem:
-            source = _resolve(expr.tuple_value, names)
-            if type(source) is not relax.Tuple:
-                same = source.same_as(expr.tuple_value)
-                return expr if same else relax.TupleGetItem(source, expr.index)
-            expr = source.fields[expr.index]
-        elif expr in names and not _is_handed_out(expr, names[expr]):
-            expr = names[expr]
-        else:
-            return expr
 
 
 def _is_handed_out(var: relax.Var, value: relax.Expr) -> bool:

@@ -9,9 +9,9 @@ by their content, in one function or in several (value numbering); the first one
 
 Not a computation: what depends on an input, on an impure call or on a branch; a ``match_cast`` in a
 branch, which may fail where the other one is taken; what is behind ``R.builtin.stop_lift_params``;
-a call that works in place. And what may be written to (:mod:`.written_values`): the function needs
-a new one each time. What is made from a weight that is written to is no computation either, in any
-function.
+a call that overwrites an operand. And what may be written to (:mod:`.written_values`): the function
+needs a new one each time. What is made from a weight that is written to is no computation either,
+in any function.
 
 A tuple is its fields: of values, or of what a call returns.
 """
@@ -20,14 +20,17 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeAlias
 
 import tvm_ffi
 from tvm import ir, relax, tirx
 from tvm_ffi import structural
 
+from ..ir import tuple_tree
 from ..ir.byte_size import Size, size_of
+from ..ir.effects import EffectTable
+from ..ir.tuple_tree import Path, subscripted, tree_of
 from ..ir.updates import bindings_of
 from .shared_weights import LiftError, SharedWeights, WeightUser
 from .written_values import Bound, bound_in, find_written
@@ -75,11 +78,7 @@ def is_stop(expr: relax.Expr) -> bool:
 
 def leaves(tree: Tree) -> Iterator[Value]:
     """The values in it, in order."""
-    if isinstance(tree, list):
-        for field in tree:
-            yield from leaves(field)
-    elif isinstance(tree, Value):
-        yield tree
+    return (leaf for leaf in tuple_tree.leaves(tree) if isinstance(leaf, Value))
 
 
 @dataclasses.dataclass(eq=False)
@@ -172,7 +171,7 @@ def find_values(
         Tied weights have different types, or there is no such weight.
     """
     weights = [
-        _weight_tree(ty, name, (index,))
+        tree_of(ty, _weight(name), (index,))
         for index, (name, ty) in enumerate(zip(shared.names, shared.type.fields[:], strict=True))
     ]
     dimensions = set(relax.analysis.definable_tir_vars_in_type(shared.type)[:])
@@ -191,11 +190,11 @@ def find_values(
     return graph
 
 
-def _weight_tree(ty: ir.Type, name: str, path: tuple[int, ...]) -> Tree:
-    if isinstance(ty, relax.TupleType):
-        fields = enumerate(ty.fields[:])
-        return [_weight_tree(field, f"{name}[{i}]", (*path, i)) for i, field in fields]
-    return Value(relax.DataflowVar(name, ty), None, path)
+def _weight(name: str) -> Callable[[ir.Type, Path], Value]:
+    def make(ty: ir.Type, path: Path) -> Value:
+        return Value(relax.DataflowVar(subscripted(name, path[1:]), ty), None, path)
+
+    return make
 
 
 def _tie(
@@ -237,17 +236,12 @@ def _some(names: Sequence[str], shown: int = 8) -> str:
 _STOP = "relax.builtin.stop_lift_params"
 _RANDOM_OPS = ("relax.nn.dropout",)
 _RANDOM_FUNCTIONS = ("tvm.contrib.random.", "runtime.contrib.curand.")
-# What allocates, frees, overwrites, or calls what is not known before it runs.
+# What manages memory or makes nothing, and Python functions, known only when the module runs.
 _NOT_LIFTED = (
     "relax.builtin.",
     "relax.memory.",
     "relax.vm.",
-    "relax.call_tir_inplace",
-    "relax.call_inplace_packed",
     "relax.call_py_func",
-    "relax.call_builtin_with_ctx",
-    "relax.invoke_",
-    "relax.inplace_update_tuple",
     "relax.null_value",
 )
 _CALLS = ("relax.call_dps_packed", "relax.call_pure_packed")
@@ -258,6 +252,7 @@ class _Numbering:
 
     def __init__(self, mod: ir.IRModule, graph: ValueGraph):
         self.mod = mod
+        self.effects = EffectTable(mod)
         self.graph = graph
         self.known: dict[structural.StructuralKey, Computation] = {}
         self.casts: dict[Value, list[Computation]] = {}
@@ -270,7 +265,7 @@ class _Numbering:
     def note_changed(self, user: WeightUser, fields: list[Tree], bindings: list[Bound]) -> None:
         """Note the weights that a function may write to."""
         weights = _weights_of(user, fields)
-        for var, path in find_written(bindings, self.mod).params:
+        for var, path in find_written(bindings, self.effects).params:
             tree = weights.get(var)
             for index in path:
                 tree = tree[index] if isinstance(tree, list) else tree
@@ -305,20 +300,14 @@ class _Numbering:
             value.made_by is None or value.made_by.needs_weight for value in made.operands
         )
         var = made.binding.var
-        made.result = self._fields(made, var, var.ty, ())
+
+        def result(ty: ir.Type, path: Path) -> Value:
+            field = relax.DataflowVar("_".join([var.name, *map(str, path)]), ty) if path else var
+            return Value(field, made, path)
+
+        made.result = tree_of(var.ty, result)
         self.graph.computations.append(made)
         return made
-
-    def _fields(
-        self, made: Computation, var: relax.Var, ty: ir.Type, path: tuple[int, ...]
-    ) -> Tree:
-        if not isinstance(ty, relax.TupleType):
-            return Value(var, made, path)
-        fields = []
-        for i, field in enumerate(ty.fields[:]):
-            field_var = relax.DataflowVar(f"{var.name}_{i}", field)
-            fields.append(self._fields(made, field_var, field, (*path, i)))
-        return fields
 
     def function(self, gvar: ir.GlobalVar) -> ir.GlobalVar:
         """The first function that is the same but for its name."""
@@ -332,7 +321,7 @@ class _Numbering:
         return first
 
     def may_lift(self, call: ir.Call) -> bool:
-        """Whether a call is pure and not random, going by what it calls."""
+        """Whether a call is pure, overwrites nothing and is not random, going by what it calls."""
         callee = call.op
         if type(callee) is ir.GlobalVar:
             return self._is_pure_function(callee)
@@ -346,9 +335,11 @@ class _Numbering:
                 and name not in _RANDOM_OPS
                 and not name.startswith(_NOT_LIFTED)
             )
-        if known and name in _CALLS:
-            return not str(call.args[0].global_symbol).startswith(_RANDOM_FUNCTIONS)
-        return known
+        if not known:
+            return False
+        if name in _CALLS and str(call.args[0].global_symbol).startswith(_RANDOM_FUNCTIONS):
+            return False
+        return not self.effects.of(call).overwrites
 
     def _is_pure_function(self, gvar: ir.GlobalVar) -> bool:
         """Whether all that a function of the module does may be lifted."""
@@ -389,7 +380,7 @@ class _Reader:
         self.numbering = numbering
         self.dimensions = numbering.graph.dimensions
         self.holds = _weights_of(user, fields)
-        self.written = find_written(bindings, numbering.mod).by
+        self.written = find_written(bindings, numbering.effects).by
         self.is_symbolic = bool(relax.analysis.defined_symbolic_vars(user.function)[:])
         self.renamed: dict[tirx.Var, tirx.Var] = {}
         for binding, var, value, is_in_branch in bindings:

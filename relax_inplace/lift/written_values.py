@@ -2,10 +2,8 @@
 
 Definition
 ----------
-A call that works in place writes to an operand. A call that is not pure may, but for those of
-``R.print`` and ``R.assert_op``. An operand shares its memory with what it is another name, a field,
-a cast or a view of. What an operator computes is new memory, unless the operator is known to be a
-view, or to hand on what it is given.
+A call writes to what it may overwrite (:mod:`relax_inplace.ir.effects`), and so to all that shares
+its memory: what it is another name, a field or a cast of, and what the call that made it may alias.
 """
 
 from __future__ import annotations
@@ -14,9 +12,9 @@ import dataclasses
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from tvm import ir, relax, tirx
+from tvm import ir, relax
 
-from ..ir.updates import bindings_of
+from ..ir.effects import EffectTable
 
 __all__ = ["Bound", "WrittenValues", "bound_in", "find_written"]
 
@@ -57,25 +55,38 @@ class WrittenValues:
     params: list[tuple[relax.Var, tuple[int, ...]]] = dataclasses.field(default_factory=list)
 
 
-def find_written(bindings: list[Bound], mod: ir.IRModule) -> WrittenValues:
+def find_written(bindings: list[Bound], effects: EffectTable) -> WrittenValues:
     """Find what bindings of a function may write to."""
     written = WrittenValues()
     definitions: dict[relax.Var, relax.Expr] | None = None
-    for _, _, value, _ in bindings:
-        writer = _writer(value, mod)
-        if writer is not None:
+    for _, var, value, _ in bindings:
+        kind = type(value)
+        if kind is relax.Function:
+            effects.local[var] = value
+        if kind is not ir.Call:  # a branch's bindings are among these
+            continue
+        overwrites = effects.of(value).overwrites
+        if overwrites:
             if definitions is None:
                 definitions = {bound.var: bound.value for bound in bindings}
-            operands = relax.analysis.free_vars(value)[:]
-            _trace([(var, ()) for var in operands], writer, definitions, mod, written)
+            pending: list[tuple[relax.Expr, tuple[int, ...]]] = [(o, ()) for o in overwrites]
+            _trace(pending, _called(value), definitions, effects, written)
     return written
+
+
+def _called(call: ir.Call) -> str:
+    """What is called, for a report."""
+    callee = call.op
+    if type(callee) is ir.Op:
+        return str(callee.name).removeprefix("relax.")
+    return str(getattr(callee, "global_symbol", None) or callee)
 
 
 def _trace(
     pending: list[tuple[relax.Expr, tuple[int, ...]]],
     writer: str,
     definitions: dict[relax.Var, relax.Expr],
-    mod: ir.IRModule,
+    effects: EffectTable,
     written: WrittenValues,
 ) -> None:
     """Note fields of expressions, by their indices, and all that they share memory with."""
@@ -90,8 +101,7 @@ def _trace(
         elif kind is relax.If:
             pending += [(expr.true_branch.body, path), (expr.false_branch.body, path)]
         elif kind is ir.Call:
-            if _shares_memory(expr, mod):
-                pending += [(var, ()) for var in relax.analysis.free_vars(expr)[:]]
+            pending += [(operand, ()) for operand in effects.shares(expr)]
         elif kind is ir.Var or kind is relax.DataflowVar:
             if expr not in definitions:
                 written.params.append((expr, path))
@@ -103,58 +113,3 @@ def _trace(
             if is_call or not path:
                 written.by.setdefault(expr, writer)
             pending.append((value, path))
-
-
-_VIEWS = (
-    "relax.reshape",
-    "relax.flatten",
-    "relax.expand_dims",
-    "relax.squeeze",
-    "relax.to_vdevice",
-    "relax.hint_on_device",
-    "relax.call_pure_packed",
-    "relax.call_tir_inplace",
-    "relax.call_inplace_packed",
-    "relax.call_builtin_with_ctx",
-    "relax.call_py_func",
-)
-_VIEW_ROOMS = ("relax.memory.", "relax.vm.", "relax.builtin.", "relax.invoke_")
-
-
-def _shares_memory(call: ir.Call, mod: ir.IRModule) -> bool:
-    """Whether what a call returns may lie in the memory of an operand."""
-    if type(call.op) is not ir.Op:
-        return True
-    name = call.op.name
-    if name == "relax.call_tir":  # RewriteDataflowReshape makes such a kernel a view
-        kernel = mod[call.args[0]]
-        return isinstance(kernel, tirx.PrimFunc) and relax.analysis.has_reshape_pattern(kernel)
-    return name in _VIEWS or name.startswith(_VIEW_ROOMS)
-
-
-def _writer(
-    value: relax.Expr, mod: ir.IRModule, calling: frozenset[ir.GlobalVar] = frozenset()
-) -> str | None:
-    """What an expression calls that may write to an operand."""
-    kind = type(value)
-    if kind is relax.Function:
-        inner = (_writer(binding.value, mod, calling) for binding in bindings_of(value))
-        return next((writer for writer in inner if writer is not None), None)
-    if kind is not ir.Call:
-        return None
-    callee = value.op
-    if type(callee) is ir.GlobalVar and callee in mod.functions and callee not in calling:
-        # TVM takes call_tir_inplace for pure, and so a function that writes to a parameter.
-        writer = _writer(mod[callee], mod, calling | {callee})
-        if writer is not None:
-            return writer
-    if type(callee) is not ir.Op:
-        if not relax.analysis.contains_impure_call(value):
-            return None
-        return str(getattr(callee, "global_symbol", None) or callee)
-    name = callee.name
-    if name in ("relax.call_tir_inplace", "relax.call_inplace_packed"):
-        return name.removeprefix("relax.")
-    if callee.get_attr("FPurity") or name in ("relax.print", "relax.assert_op"):
-        return None
-    return name.removeprefix("relax.")

@@ -34,6 +34,7 @@ from tvm import ir, relax, sym, tirx
 from tvm.s_tir import SBlock, SBlockRealize
 
 from .affine_loops import affine_loops
+from .box_proof import analyzer_of
 from .inlining import with_producers_inlined
 from .inplace_kernel import (
     INPLACE,
@@ -276,11 +277,9 @@ def _boxes(
     reads_first = pair is not None and not pair.same_position
 
     def compute(number: ir.Expr, first: bool) -> tirx.Stmt:
-        analyzer = sym.Analyzer()
         places = [tirx.Var(f"o{i}", dtype) for i in range(len(outer))]
         box = [tirx.Var(f"i{i}", dtype) for i in range(len(inner))]
-        for var, extent in zip([*places, *box], [*outer, *inner], strict=True):
-            analyzer.bind(var, ir.Range.from_min_extent(tirx.const(0, dtype), extent))
+        analyzer = analyzer_of(dict(zip([*places, *box], [*outer, *inner], strict=True)))
         at = [*places[:-1], places[-1] * factor + box[0], *box[1:]]
         values = {i: a for i, a in zip(indices, at, strict=True) if isinstance(i, relax.Var)}
         here, whole = flat_index(outer, places), tirx.Var("here", dtype)

@@ -31,6 +31,7 @@ from tvm.s_tir.analysis import get_sblock_access_region
 from tvm.s_tir.schedule import SBlockRV
 from tvm.target import Target
 
+from .box_proof import analyzer_of
 from .cpu_inplace import INPLACE
 from .gpu_flat import THREADS, divisor, lanes_of, schedule_flat, spread, write_groups
 from .gpu_nest import bytes_of, nest_of
@@ -206,11 +207,10 @@ def _nest(
     value: ir.Expr,
 ) -> tirx.Stmt:
     """Loops around a block that computes an element for each point of a box."""
-    analyzer = sym.Analyzer()
+    analyzer = analyzer_of(box)
     loops = []
     for index, extent in box.items():
         span = ir.Range.from_min_extent(tirx.const(0, index.ty.dtype), extent)
-        analyzer.bind(index, span)
         loops.append((tirx.Var(f"{index.name}_loop", index.ty.dtype), span))
     axes = [
         tirx.IterVar(span, index, tirx.IterVar.DataPar)

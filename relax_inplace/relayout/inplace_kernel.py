@@ -29,7 +29,6 @@ under which its side is read. What is not proved is not in place.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import math
@@ -40,6 +39,7 @@ from collections.abc import Iterator, Sequence
 import tvm_ffi
 from tvm import ir, relax, sym, tirx
 
+from .box_proof import holds_everywhere
 from .te_block import TEBlock, buffer_params, loads_in, te_blocks
 
 __all__ = [
@@ -154,7 +154,7 @@ def is_same_position(block: TEBlock, load: ir.TensorLoad) -> bool:
     if any(loads_in(index) for index in there):
         return False
     flat = flat_index(shape, at), flat_index(other, there)
-    return _always(tirx.EQ(*flat), block.box, ())
+    return holds_everywhere([tirx.EQ(*flat)], block.box)
 
 
 def _are_same(some: Sequence[ir.Expr], others: Sequence[ir.Expr]) -> bool:
@@ -172,7 +172,7 @@ def _pair(block: TEBlock, source: relax.Var, given: int, made: int) -> InplacePa
     if any(loads_in(index) for read in reads for index in read.load.indices[:]):
         return "reads its input at places that data give"
     whole = [_elements(buffer) * size for buffer, size in ((block.buffer, after), (source, before))]
-    if not _always(tirx.LE(*whole), {}, ()):
+    if not holds_everywhere([tirx.LE(*whole)], {}):
         return "makes larger elements, or more of them"
     if before >= after and all(is_same_position(block, read.load) for read in reads):
         one = blocks_along(source, 1)[0], blocks_along(block.buffer, 1)[0]
@@ -352,33 +352,6 @@ def _is_local(block: TEBlock, written: Block, reads: Sequence[_Read], read: Bloc
         where = [_substitute(expr, split) for expr in each.load.indices[:]]
         there = _number_of_block(each.load.source.ty.shape[:], where, read)
         conditions = [_substitute(condition, split) for condition in each.conditions]
-        if not _always(tirx.EQ(here, there), box, conditions):
+        if not holds_everywhere([tirx.EQ(here, there)], box, conditions):
             return False
     return True
-
-
-def _always(goal: ir.Expr, box: dict[relax.Var, ir.Expr], conditions: Sequence[ir.Expr]) -> bool:
-    """Whether something holds at all points of a box where conditions hold."""
-    analyzer = sym.Analyzer()
-    unknown = {
-        var
-        for expr in (goal, *box.values())
-        for var in tirx.analysis.undefined_vars(expr)
-        if var not in box
-    }
-    with contextlib.ExitStack() as scopes:
-        for var in unknown:
-            scopes.enter_context(analyzer.constraint_scope(var >= 0))
-        for var, extent in box.items():
-            extent = analyzer.simplify(extent)
-            if isinstance(extent, tirx.IntImm):
-                first = tirx.const(0, var.ty.dtype)
-                analyzer.bind(var, ir.Range.from_min_extent(first, extent))
-            else:
-                # As constraints: a range of symbolic extent is not used as one
-                # (const_int_bound.cc).
-                scopes.enter_context(analyzer.constraint_scope(var >= 0))
-                scopes.enter_context(analyzer.constraint_scope(var < extent))
-        for condition in conditions:
-            scopes.enter_context(analyzer.constraint_scope(analyzer.simplify(condition)))
-        return analyzer.can_prove(goal, sym.ProofStrength.SYMBOLIC_BOUND)

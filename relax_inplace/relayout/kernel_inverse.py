@@ -27,7 +27,6 @@ what undoes it.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
@@ -38,6 +37,7 @@ from tvm.s_tir import SBlockRealize
 from tvm.tirx.buffer import BufferType
 
 from ..layout.pairs import undo_layout
+from .box_proof import holds_everywhere
 from .exact_cast import cast_back, lossy
 
 __all__ = ["Made", "make_elementwise", "undo_kernel"]
@@ -246,9 +246,9 @@ def _undo_moves(
     for index, var in zip(moves.reads, at, strict=True):
         goals.append(tirx.EQ(_substitute(index, there), var))
     goals += [_substitute(condition, there) for condition in moves.conditions]
-    if not _proved(goals, places, unknown):
+    if not holds_everywhere(goals, places):
         raise _Unproved("is not proved to keep every element")
-    if not _are_distinct(moves.writes, moves.box, unknown):
+    if not _are_distinct(moves.writes, moves.box):
         raise _Unproved("is not proved to write each element once")
     sources = [sym.Analyzer().simplify(_substitute(index, there)) for index in moves.writes]
     variables = sorted(unknown, key=lambda var: str(var.name))
@@ -330,9 +330,7 @@ def _inverse_of(
     return [_as(index, var.ty.dtype) for index, var in zip(found, box, strict=True)]
 
 
-def _are_distinct(
-    exprs: Sequence[ir.Expr], box: Mapping[relax.Var, ir.Expr], unknown: set[relax.Var]
-) -> bool:
+def _are_distinct(exprs: Sequence[ir.Expr], box: Mapping[relax.Var, ir.Expr]) -> bool:
     """Whether no two points of the box have the same place."""
     plain = {expr for expr in exprs if isinstance(expr, relax.Var)}
     if all(index in plain for index in box):
@@ -340,19 +338,4 @@ def _are_distinct(
     at = [tirx.Var(f"y{axis}", expr.ty.dtype) for axis, expr in enumerate(exprs)]
     here = dict(zip(at, exprs, strict=True))
     back = [_substitute(index, here) for index in _inverse_of(exprs, box, at)]
-    return _proved([tirx.EQ(b, index) for b, index in zip(back, box, strict=True)], box, unknown)
-
-
-def _proved(
-    goals: Sequence[ir.Expr], box: Mapping[relax.Var, ir.Expr], unknown: set[relax.Var]
-) -> bool:
-    """Whether all goals hold for all points of a box, and sizes of 0 or more."""
-    analyzer = sym.Analyzer()
-    with contextlib.ExitStack() as scopes:
-        for var in unknown:
-            scopes.enter_context(analyzer.constraint_scope(var >= 0))
-        for var, extent in box.items():
-            # As constraints: a range of symbolic extent is not used as one (const_int_bound.cc).
-            scopes.enter_context(analyzer.constraint_scope(var >= 0))
-            scopes.enter_context(analyzer.constraint_scope(var < extent))
-        return all(analyzer.can_prove(goal, sym.ProofStrength.SYMBOLIC_BOUND) for goal in goals)
+    return holds_everywhere([tirx.EQ(b, i) for b, i in zip(back, box, strict=True)], box)

@@ -28,16 +28,12 @@ from tvm import ir, relax, sym
 
 from ..errors import StructuredError
 from ..inplace.branches import find_branches
-from ..inplace.transform_graph import (
-    Container,
-    Kernel,
-    Known,
-    Load,
-    TransformGraph,
-    Weight,
-    buffers_of,
-)
+from ..inplace.read_transform import read_transform
+from ..inplace.steps import Kernel, Load
+from ..inplace.transform_graph import Known, TransformGraph
+from ..inplace.weights import Container, Weight, buffers_of
 from ..ir.table import listed, table
+from ..ir.tuple_tree import Path, leaves, slot_text, subscripted, tree_of, type_at
 from .op_inverse import Undo, Undoing, operation
 
 __all__ = ["Inverse", "InverseError", "RestoredWeight", "find_inverse"]
@@ -108,7 +104,7 @@ class RestoredWeight:
 
 
 # A tensor of the transform: a weight, or what a variable holds, or a field of that; or a constant.
-_Tensor: TypeAlias = tuple[Weight | relax.Expr, tuple[int, ...]]
+_Tensor: TypeAlias = tuple[Weight | relax.Expr, Path]
 _Tree: TypeAlias = _Tensor | list["_Tree"] | None
 
 _NOT_KEPT = "nothing that is made from it is kept"
@@ -119,7 +115,7 @@ class _Way:
     """How a tensor is known: a field of the outputs, or what undoes a call."""
 
     steps: int
-    path: tuple[int, ...] = ()
+    path: Path = ()
     undo: Undo | None = None
     needs: Sequence[_Tensor] = ()
 
@@ -259,19 +255,13 @@ class _Search:
     def __init__(
         self, name: str, function: relax.Function, mod: ir.IRModule, equal: Mapping[str, str]
     ):
-        self.graph = TransformGraph.build(name, function, mod)
-        self.has_branches = find_branches(function) is not None
+        self.graph = read_transform(name, function, mod)
+        self.has_branches = find_branches(function, mod) is not None
         self.undoing = Undoing(mod)
         self.equal = equal
         self.found: dict[_Tensor, _Way] = {}
         self.reasons: dict[_Tensor, str] = {}
-        self.written = {
-            buffer
-            for step in self.graph.steps
-            for kernel in step.kernels
-            if step.is_impure or _may_write(kernel)
-            for buffer in kernel.uses
-        }
+        self.written = {buffer for step in self.graph.steps for buffer in step.overwrites}
         given = [var.ty for var in self.graph.leading]
         given += [_type_of(self.graph, output) for output in self.graph.outputs]
         self.defined = set(relax.analysis.definable_tir_vars_in_type(relax.TupleType(given))[:])
@@ -285,7 +275,7 @@ class _Search:
                 if not isinstance(step, Load):
                     for kernel in reversed(step.kernels):
                         self._undo(kernel)
-        by_slot = {".".join(map(str, w.path)): w for w in self.graph.root.weights()}
+        by_slot = {slot_text(w.path): w for w in self.graph.root.weights()}
         of = {by_slot[slot]: by_slot[other] for slot, other in self.equal.items()}
         weights = [self._restored(slot, w, of.get(w, w)) for slot, w in by_slot.items()]
         return Inverse(self.graph, weights, self.found, of, self.defined)
@@ -332,7 +322,7 @@ class _Search:
     def _undo(self, kernel: Kernel) -> None:
         binding = kernel.binding
         call = binding.value
-        results = list(_leaves(_fields(binding.var, binding.var.ty, ())))
+        results = list(_leaves(_fields(binding.var)))
         if isinstance(binding, relax.MatchCast):
             operands = list(_leaves(self._tree(call)))
             undone: list[Undo | str] = [Undo("", lambda value: value)]
@@ -382,14 +372,13 @@ class _Search:
             return self._tree(known)
         if isinstance(known, relax.Tuple):
             return [self._tree(field) for field in known.fields[:]]
-        path: tuple[int, ...] = ()
-        ty = known.ty
+        path: Path = ()
         while isinstance(known, relax.TupleGetItem):
             path = (int(known.index), *path)
             known = known.tuple_value
         # Inputs and constants, too: which operand of a call is which has to be right.
         is_value = isinstance(known, relax.Var) or isinstance(known.ty, relax.TensorType)
-        return _fields(known, ty, path) if is_value else None
+        return _fields(known, path) if is_value else None
 
     def _done(self, tensor: _Tensor, depth: int = 0) -> str:
         """How a tensor is made, as one expression."""
@@ -397,7 +386,7 @@ class _Search:
         if depth > _LONGEST:
             return "..."
         if way.undo is None:
-            return f"{self.graph.params.name}" + "".join(f"[{index}]" for index in way.path)
+            return subscripted(self.graph.params.name, way.path)
         inner = ", ".join(self._done(need, depth + 1) for need in way.needs)
         if not way.undo.done:
             return inner
@@ -408,34 +397,17 @@ class _Search:
 _LONGEST = 60
 
 
-def _may_write(kernel: Kernel) -> bool:
-    call = kernel.binding.value
-    return isinstance(call, ir.Call) and (
-        not isinstance(call.op, ir.Op)
-        or call.op.name in ("relax.call_tir_inplace", "relax.call_inplace_packed")
-    )
-
-
-def _fields(var: relax.Expr, ty: ir.Type, path: tuple[int, ...]) -> _Tree:
-    if not isinstance(ty, relax.TupleType):
-        return var, path
-    return [_fields(var, field, (*path, index)) for index, field in enumerate(ty.fields[:])]
+def _fields(owner: relax.Expr, path: Path = ()) -> _Tree:
+    return tree_of(type_at(owner.ty, path), lambda _, path: (owner, path), path)
 
 
 def _leaves(tree: _Tree) -> Iterator[_Tensor]:
-    if isinstance(tree, list):
-        for field in tree:
-            yield from _leaves(field)
-    elif tree is not None:
-        yield tree
+    return (tensor for tensor in leaves(tree) if tensor is not None)
 
 
 def _tensor_type(tensor: _Tensor) -> ir.Type:
     owner, path = tensor
-    ty = owner.ty
-    for index in path:
-        ty = ty.fields[index]
-    return ty
+    return type_at(owner.ty, path)
 
 
 def _type_of(graph: TransformGraph, known: Known) -> ir.Type:

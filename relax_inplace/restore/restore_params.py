@@ -1,6 +1,6 @@
 """Writes the function that restores the weights of a transform, in place as that one is.
 
-Its inverse (:mod:`..analysis.inverse`) is a transform of its own, of what the first one has made.
+Its inverse (:mod:`.inverse`) is a transform of its own, of what the first one has made.
 It is rewritten by what rewrites any: so it, too, needs the weights and one temporary.
 """
 

@@ -15,9 +15,10 @@ from transforms import (
 from tvm import relax
 from tvm.script import from_source
 
-from relax_inplace.analysis import TransformGraph, plan_memory, plan_storage
+from relax_inplace.analysis import plan_memory, plan_storage
+from relax_inplace.inplace.read_transform import read_transform
 from relax_inplace.inplace.schedule import plan_graph
-from relax_inplace.inplace.transform_graph import Load
+from relax_inplace.inplace.steps import Load
 from relax_inplace.transform import InplaceTransformParams
 
 INPLACE = "inplace_transform_params"
@@ -25,7 +26,7 @@ INPLACE = "inplace_transform_params"
 
 def check_loads(mod):
     """Each is followed by a step that waits for it, or by loads only."""
-    graph = TransformGraph.build("transform_params", mod["transform_params"], mod, lazy=True)
+    graph = read_transform("transform_params", mod["transform_params"], mod, lazy=True)
     steps = plan_graph(graph).steps
     for position, load in enumerate(steps):
         if isinstance(load, Load):

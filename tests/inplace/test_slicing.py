@@ -4,8 +4,8 @@ import pytest
 from tvm.script import from_source
 
 from relax_inplace.inplace.cones import Cones
+from relax_inplace.inplace.read_transform import read_transform
 from relax_inplace.inplace.slicing import find_slicing
-from relax_inplace.inplace.transform_graph import TransformGraph
 from relax_inplace.ir.kernels import Kernels
 
 KERNELS = """
@@ -39,7 +39,7 @@ class Module:
 def axes_of(steps, **options):
     """The axis along which each value is sliced where all steps run slice by slice, or None."""
     mod = module(steps, **options)
-    graph = TransformGraph.build("f", mod["transform_params"], mod)
+    graph = read_transform("f", mod["transform_params"], mod)
     slicing = find_slicing(graph, graph.steps, Kernels(mod))
     if slicing is None:
         return None
@@ -162,7 +162,7 @@ def test_any_rank(shape):
 def ways(steps, name, **options):
     """The values that each way to split the step that computes ``name`` covers."""
     mod = module(steps, **options)
-    graph = TransformGraph.build("f", mod["transform_params"], mod)
+    graph = read_transform("f", mod["transform_params"], mod)
     (step,) = [step for step in graph.steps if step.name == name]
     return [
         [kernel.binding.var.name for kernel in slicing.operands]
@@ -210,6 +210,6 @@ class Module:
         return (t,)
 """
     )
-    graph = TransformGraph.build("f", mod["transform_params"], mod)
+    graph = read_transform("f", mod["transform_params"], mod)
     (slicing,) = Cones(graph, Kernels(mod), graph.steps).slicings(graph.steps[-1])
     assert [step.name for step in slicing.steps] == ["b", "t"]

@@ -11,9 +11,9 @@ from transforms import transforms
 from tvm.script import from_source
 
 from relax_inplace.inplace import step_order
+from relax_inplace.inplace.read_transform import read_transform
 from relax_inplace.inplace.schedule import _closure, plan_graph
 from relax_inplace.inplace.step_order import Live, Problem, StepCost, least_peak_order
-from relax_inplace.inplace.transform_graph import TransformGraph
 
 # -- the definition, word by word -------------------------------------------------------------
 
@@ -254,7 +254,7 @@ def test_a_large_group_says_so():
 @examples(50)
 def test_a_schedule_is_never_worse_than_the_order_of_the_function(transform, limit):
     mod = from_source(transform.source)
-    graph = TransformGraph.build("f", mod["transform_params"], mod, transform.params)
+    graph = read_transform("f", mod["transform_params"], mod, transform.params)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(step_order, "SEARCH_LIMIT", limit)
         schedule = plan_graph(graph)

@@ -15,10 +15,10 @@ from tvm.script import tirx as T
 
 from relax_inplace.analysis import (
     MemoryLimitError,
-    TransformGraph,
     UnsupportedTransformError,
     plan_memory,
 )
+from relax_inplace.inplace.read_transform import read_transform
 from relax_inplace.inplace.schedule import plan_graph
 from relax_inplace.transform import InplaceTransformParams
 
@@ -344,7 +344,7 @@ def test_many_weights_of_one_step_are_ordered_exactly():
 
 
 def test_a_weight_is_loaded_right_before_its_first_reader():
-    graph = TransformGraph.build("f", Shared["main_transform_params"], lazy=True)
+    graph = read_transform("f", Shared["main_transform_params"], lazy=True)
     schedule = plan_graph(graph)
     names = [step.name for step in schedule.steps]
     assert names == ["load w", "a", "c", "load v"]

@@ -556,6 +556,45 @@ return (a, b, c)
     assert lifts(body, ("(8, 4)", "(8, 4)"), others=others, run=False)[0] == ["negative"]
 
 
+def test_not_what_is_made_from_a_weight_that_a_kernel_stores_into():
+    """TVM takes call_tir for pure, whatever its kernel does."""
+    others = """\
+@T.prim_func(private=True, s_tir=True)
+def fill(a: T.Buffer((8, 4), "float32"), b: T.Buffer((8, 4), "float32")):
+    for i, j in T.grid(8, 4):
+        with T.sblock("fill"):
+            vi, vj = T.axis.remap("SS", [i, j])
+            b[vi, vj] = a[vi, vj]
+            a[vi, vj] = T.float32(0)
+"""
+    body = """
+a = R.call_tir(Module.fill, (params[0],), out_ty=R.Tensor((8, 4), "float32"))
+b = R.negative(params[0])
+c = R.negative(params[1])
+return (a, b, c)
+"""
+    assert lifts(body, ("(8, 4)", "(8, 4)"), others=others, run=False)[0] == ["negative"]
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        "R.memory.ensure_zero_offset(params[0])",
+        "R.permute_dims(R.reshape(params[0], (8, 1, 4)), [0, 2, 1])",
+    ],
+)
+def test_not_what_is_made_from_a_weight_of_which_a_view_is_overwritten(view):
+    body = f"""
+v = {view}
+w = R.memory.view(v, R.shape([8, 4]))
+a = R.call_tir_inplace(Module.double, (w,), inplace_indices=[0], out_ty=R.Tensor((8, 4), "float32"))
+b = R.negative(params[0])
+c = R.negative(params[1])
+return (a, b, c)
+"""
+    assert lifts(body, ("(8, 4)", "(8, 4)"), others=OVERWRITES, run=False)[0] == ["negative"]
+
+
 def test_not_behind_stop_lift_params():
     body = "t = R.permute_dims(params[0])\ns = R.builtin.stop_lift_params(t)\ne = R.negative(s)\nreturn e"
     before = module({"main": (tuple_of("(4, 8)"), body)})

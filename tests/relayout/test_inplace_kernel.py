@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from inplace_kernels import kernel_of, kernels_of, moves, numpy_dtype, te_kernel
-from tvm import relax, te
+from tvm import relax, te, tirx
 from tvm.relax import op
 
 from relax_inplace import layout
@@ -133,6 +133,15 @@ def test_a_choice_is_a_condition():
         return te.compute((4, 6), element)
 
     assert found(te_kernel(over_the_edge, ((4, 6), "int32"))) == NO_BLOCKS
+
+
+def test_one_element_from_elsewhere():
+    """Random points do not find it; the proof does."""
+    a = te.placeholder((64, 48), "float32")
+    last = te.compute(
+        (64, 48), lambda i, j: te.if_then_else(tirx.all(i == 63, j == 47), a[0, 0], a[i, j])
+    )
+    assert "no blocks" in find_inplace_pairs(te.create_prim_func([a, last]))
 
 
 def test_each_output_over_its_own_input():

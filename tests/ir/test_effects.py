@@ -1,0 +1,289 @@
+"""The table of effects: what each kind of call overwrites, aliases and keeps."""
+
+import pytest
+from tvm import ir, relax
+from tvm.script import ir as I
+from tvm.script import relax as R
+from tvm.script import tirx as T
+
+from relax_inplace.ir.effects import EffectTable, operands
+from relax_inplace.ir.kernel_writes import written_parameters
+
+
+@I.ir_module
+class Module:
+    @T.prim_func(private=True, s_tir=True)
+    def reads(a: T.Buffer((4, 4), "float32"), b: T.Buffer((4, 4), "float32")):
+        for i, j in T.grid(4, 4):
+            with T.sblock("b"):
+                vi, vj = T.axis.remap("SS", [i, j])
+                b[vi, vj] = a[vj, vi]
+
+    @T.prim_func(private=True, s_tir=True)
+    def copies(a: T.Buffer((4, 4), "float32"), b: T.Buffer((4, 4), "float32")):
+        for i, j in T.grid(4, 4):
+            with T.sblock("b"):
+                vi, vj = T.axis.remap("SS", [i, j])
+                b[vi, vj] = a[vi, vj]
+
+    @T.prim_func(private=True, s_tir=True)
+    def stores(a: T.Buffer((4, 4), "float32"), b: T.Buffer((4, 4), "float32")):
+        for i, j in T.grid(4, 4):
+            with T.sblock("b"):
+                vi, vj = T.axis.remap("SS", [i, j])
+                b[vi, vj] = a[vi, vj]
+                a[vi, vj] = T.float32(0)
+
+    @T.prim_func(private=True, s_tir=True)
+    def stores_in_part(a: T.Buffer((4, 4), "float32"), b: T.Buffer((4, 4), "float32")):
+        for i in range(4):
+            with T.sblock("b"):
+                vi = T.axis.spatial(4, i)
+                T.reads()
+                T.writes(a[vi, 0:4])
+                row = T.match_buffer(a[vi, 0:4], (1, 4), offset_factor=1)
+                row[0, 0] = T.float32(0)
+
+    @T.prim_func(private=True, s_tir=True)
+    def stores_by_another_name(a: T.Buffer((4, 4), "float32"), b: T.Buffer((4, 4), "float32")):
+        flat = T.decl_buffer((16,), "float32", data=a.data)
+        for i in range(16):
+            flat[i] = T.float32(0)
+
+    @T.prim_func(private=True, s_tir=True)
+    def calls_a_library(a: T.Buffer((4, 4), "float32"), b: T.Buffer((4, 4), "float32")):
+        with T.sblock("b"):
+            T.reads(a[0:4, 0:4])
+            T.writes(b[0:4, 0:4])
+            T.evaluate(T.call_packed("tests.library", a.data, b.data))
+
+    @T.prim_func(private=True, s_tir=True)
+    def hands_out_addresses(a: T.Buffer((4, 4), "float32"), b: T.Buffer((4, 4), "float32")):
+        T.evaluate(T.call_extern("int32", "f", T.address_of(a[0, 0]), b.access_ptr("r")))
+
+    @R.function(private=True)
+    def overwrites_second(
+        x: R.Tensor((4, 4), "float32"), y: R.Tensor((4, 4), "float32")
+    ) -> R.Tensor((4, 4), "float32"):
+        v = R.memory.view(y, R.shape([4, 4]))
+        z = R.call_tir_inplace(
+            Module.stores, (v, x), inplace_indices=[0], out_ty=R.Tensor((4, 4), "float32")
+        )
+        w = R.memory.ensure_zero_offset(x)
+        return w
+
+    @R.function(private=True)
+    def recursive(x: R.Tensor((4, 4), "float32")) -> R.Tensor((4, 4), "float32"):
+        y: R.Tensor((4, 4), "float32") = Module.recursive(x)
+        return y
+
+    @R.function(pure=False)
+    def main(
+        c: R.Tensor((), "bool"),
+        x: R.Tensor((4, 4), "float32"),
+        y: R.Tensor((4, 4), "float32"),
+        t: R.Tuple(R.Tensor((4, 4), "float32"), R.Tensor((4, 4), "float32")),
+        g: R.Callable((R.Tensor((4, 4), "float32"),), R.Tensor((4, 4), "float32"), False),
+    ):
+        cls = Module
+        add = R.add(x, y)
+        view = R.memory.view(x, R.shape([16]))
+        zero_offset = R.memory.ensure_zero_offset(x)
+        reshape = R.reshape(x, (16,))
+        kernel = R.call_tir(cls.reads, (x,), out_ty=R.Tensor((4, 4), "float32"))
+        copy = R.call_tir(cls.copies, (x,), out_ty=R.Tensor((4, 4), "float32"))
+        storing = R.call_tir(cls.stores, (x,), out_ty=R.Tensor((4, 4), "float32"))
+        in_place = R.call_tir_inplace(
+            cls.reads, (x, y), inplace_indices=[1], out_ty=R.Tensor((4, 4), "float32")
+        )
+        in_place_and_stored = R.call_tir_inplace(
+            cls.stores, (x, y), inplace_indices=[1], out_ty=R.Tensor((4, 4), "float32")
+        )
+        packed_in_place = R.call_inplace_packed(
+            "f", x, y, inplace_indices=[0], ty_args=R.Tensor((4, 4), "float32")
+        )
+        pure_packed = R.call_pure_packed("f", x, (y,), ty_args=R.Tensor((4, 4), "float32"))
+        packed = R.call_packed("f", x, (y,), ty_args=R.Tensor((4, 4), "float32"))
+        dps = R.call_dps_packed("f", (x,), out_ty=R.Tensor((4, 4), "float32"))
+        known_packed = R.call_pure_packed("vm.builtin.copy", x, ty_args=R.Tensor((4, 4), "float32"))
+        lowered_view = R.call_packed(
+            "vm.builtin.reshape", x, R.shape([16]), ty_args=R.Tensor((16,), "float32")
+        )
+        field = R.call_packed("vm.builtin.tuple_getitem", t, 0, ty_args=R.Any)
+        made = R.call_packed("vm.builtin.make_tuple", x, y, ty_args=R.Any)
+        checked = R.call_packed("vm.builtin.check_tensor_info", x, ty_args=R.Tuple())
+        shape = R.call_packed("vm.builtin.shape_of", x, ty_args=R.Shape(ndim=2))
+        function: R.Tensor((4, 4), "float32") = cls.overwrites_second(x, y)
+        recursion: R.Tensor((4, 4), "float32") = cls.recursive(x)
+        unknown_closure = g(x)
+        printed = R.print(x, format="{}")
+        return (x, add)
+
+
+def effects_of():
+    table = EffectTable(Module)
+    return table, {
+        binding.var.name: binding.value
+        for block in Module["main"].body.blocks
+        for binding in block.bindings
+    }
+
+
+TABLE, VALUES = effects_of()
+
+
+def names(exprs):
+    return sorted(str(expr) for expr in exprs)
+
+
+# What it overwrites, aliases and keeps.
+ROWS = {
+    "add": ("", "", ""),
+    "view": ("", "x", ""),
+    "zero_offset": ("", "x", ""),
+    "reshape": ("", "", ""),
+    "kernel": ("", "", ""),
+    "storing": ("x", "", ""),
+    "in_place": ("y", "y", ""),
+    "in_place_and_stored": ("xy", "y", ""),
+    "packed_in_place": ("x", "xy", "xy"),
+    "pure_packed": ("", "xy", "xy"),
+    "packed": ("xy", "xy", "xy"),
+    "dps": ("", "", ""),
+    "known_packed": ("", "x", ""),
+    "lowered_view": ("", "x", ""),
+    "field": ("", "t", ""),
+    "made": ("", "xy", ""),
+    "checked": ("", "", ""),
+    "shape": ("", "", ""),
+    "function": ("xy", "x", ""),
+    "recursion": ("x", "x", "x"),
+    "unknown_closure": ("gx", "gx", "gx"),
+    "printed": ("", "", ""),
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_row(name):
+    effects = TABLE.of(VALUES[name])
+    found = effects.overwrites, effects.aliases, effects.keeps
+    assert tuple("".join(names(one)) for one in found) == ROWS[name]
+    is_view = {"view", "in_place", "known_packed", "lowered_view", "field", "made"}
+    assert effects.is_view == (name in is_view | {"in_place_and_stored", "packed_in_place"})
+    assert effects.looks_only == (name in {"checked", "shape"})
+    assert effects.is_known == (name not in {"packed", "recursion", "unknown_closure"})
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("reshape", "x"), ("copy", "x"), ("kernel", None), ("add", None)]
+)
+def test_what_is_a_view_in_a_dataflow_block(name, expected):
+    view = TABLE.view_if_lowered_so(VALUES[name])
+    assert (None if view is None else str(view)) == expected
+
+
+@pytest.mark.parametrize(
+    ("kernel", "expected"),
+    [
+        ("reads", [1]),
+        ("stores", [0, 1]),
+        ("stores_in_part", [0]),
+        ("stores_by_another_name", [0]),
+        ("calls_a_library", [1]),
+        ("hands_out_addresses", [0]),
+    ],
+)
+def test_what_a_kernel_writes_to(kernel, expected):
+    assert written_parameters(Module[kernel]) == expected
+
+
+def test_branches_and_local_functions():
+    f32 = relax.TensorType((4, 4), "float32")
+    c, x, y = (
+        relax.Var(name, ty)
+        for name, ty in (("c", relax.TensorType((), "bool")), ("x", f32), ("y", f32))
+    )
+    gvar = Module.get_global_var("stores")
+    call = relax.op.call_tir_inplace(gvar, relax.Tuple([x]), [0], [f32])
+    one = relax.Var("one", f32)
+    written = relax.SeqExpr([relax.BindingBlock([relax.VarBinding(one, call)])], one)
+    choice = relax.BlockBuilder().normalize(relax.If(c, written, relax.SeqExpr([], y)))
+    effects = TABLE.of(choice)
+    assert (names(effects.overwrites), names(effects.aliases)) == (["x"], ["x", "y"])
+    # A local function does nothing before it is called, and is known by its variable.
+    param = relax.Var("p", f32)
+    local = relax.Function([param], written, f32)
+    variable = relax.Var("local", local.ty)
+    assert not TABLE.of(local).overwrites
+    TABLE.local[variable] = local
+    effects = TABLE.of(relax.Call(variable, [y]))
+    assert (names(effects.overwrites), names(effects.aliases)) == (["x"], ["x"])
+    assert names(operands(relax.Call(variable, [y]))) == ["local", "y"]
+    # One that calls itself is not known in there.
+    again = relax.SeqExpr(
+        [relax.BindingBlock([relax.VarBinding(one, relax.Call(variable, [param]))])], one
+    )
+    TABLE.local[variable] = relax.Function([param], again, f32)
+    effects = TABLE.of(relax.Call(variable, [y]))
+    assert not effects.is_known
+    assert "y" in names(effects.overwrites)
+
+
+def test_an_operator_that_nobody_knows():
+    """Pure, it overwrites nothing; impure, it may do anything."""
+    x = relax.Var("x", relax.TensorType((4, 4), "float32"))
+    for name, overwritten in (
+        ("relax.dist.annotate_sharding", []),
+        ("relax.invoke_closure", ["x"]),
+    ):
+        effects = TABLE.of(ir.Call(ir.Op.get(name), [x]))
+        assert names(effects.overwrites) == overwritten
+        assert names(effects.aliases) == names(effects.keeps) == ["x"]
+
+
+X = relax.Var("x", relax.TensorType((4, 4), "float32"))
+
+
+@pytest.mark.parametrize(
+    ("name", "allocates"),
+    [
+        ("relax.memory.view", False),
+        ("relax.memory.ensure_zero_offset", True),
+        ("relax.to_vdevice", True),
+        ("relax.hint_on_device", False),
+        ("relax.builtin.stop_lift_params", False),
+        ("relax.wrap_param", False),
+        ("relax.make_closure", False),
+        ("relax.memory.alloc_tensor", False),
+        ("relax.vm.alloc_tensor", False),
+        ("vm.builtin.alloc_tensor", False),
+        ("vm.builtin.copy", False),
+        ("vm.builtin.ensure_zero_offset", True),
+        ("vm.builtin.make_tuple", False),
+        ("vm.builtin.reshape", False),
+        ("vm.builtin.to_device", True),
+        ("vm.builtin.tuple_getitem", False),
+        ("runtime.TVMTensorCreateView", False),
+    ],
+)
+def test_what_may_be_or_lie_in_its_operand(name, allocates):
+    callee = ir.Op.get(name) if name.startswith("relax.") else relax.ExternFunc(name)
+    effects = TABLE.of(ir.Call(callee, [X]))
+    assert (names(effects.aliases), effects.allocates) == (["x"], allocates)
+    assert not effects.overwrites
+    assert not effects.keeps
+
+
+@pytest.mark.parametrize("name", ["relax.inplace_update_tuple", "vm.builtin.inplace_update_tuple"])
+def test_an_update_keeps_what_it_stores(name):
+    callee = ir.Op.get(name) if name.startswith("relax.") else relax.ExternFunc(name)
+    params = relax.Var("params", relax.TupleType([X.ty]))
+    effects = TABLE.of(ir.Call(callee, [params, relax.prim_value(0), X]))
+    found = effects.overwrites, effects.aliases, effects.keeps
+    assert [names(one) for one in found] == [["params"], ["params"], ["x"]]
+
+
+def test_a_slot_that_is_emptied_is_overwritten():
+    params = relax.Var("params", relax.TupleType([X.ty]))
+    call = ir.Call(relax.ExternFunc("vm.builtin.tuple_reset_item"), [params, relax.prim_value(0)])
+    assert names(TABLE.of(call).overwrites) == ["params"]
