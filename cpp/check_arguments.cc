@@ -438,7 +438,6 @@ class ArgumentCheck {
  * \throws TypeError or ValueError Says all that is wrong. Nothing has changed.
  */
 static void CheckArguments(ffi::PackedArgs args, ffi::Any* result) {
-  if (args.size() == 0) return;  // a module that checks by the builtins before this one
   TVM_FFI_CHECK(args.size() >= 3, TypeError)
       << "relax_inplace: the check of arguments takes a name, types, sizes and the arguments";
   const auto function = args[0].cast<ffi::String>();
@@ -468,9 +467,6 @@ static void CheckArguments(ffi::PackedArgs args, ffi::Any* result) {
   *result = check.OwnSizes();
 }
 
-TVM_FFI_STATIC_INIT_BLOCK() {
-  RegisterPacked("relax_inplace.CheckArguments", CheckArguments);
-  RegisterPacked(kBuiltins, CheckArguments);
-}
+TVM_FFI_STATIC_INIT_BLOCK() { RegisterPacked(kBuiltins, CheckArguments); }
 
 }  // namespace relax_inplace

@@ -413,7 +413,7 @@ def test_brackets_in_a_name_are_not_depth():
     assert said({name: X}, tensor(3))[0].startswith(f"expects `{name}` to have shape")
 
 
-@pytest.mark.parametrize("args", [("main",), ("main", "{}"), (1, "{}", tvm_ffi.Shape([]))])
+@pytest.mark.parametrize("args", [(), ("main",), ("main", "{}"), (1, "{}", tvm_ffi.Shape([]))])
 def test_what_comes_first_is_checked(args):
     with pytest.raises(TypeError):
         check(*args)

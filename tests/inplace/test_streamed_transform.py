@@ -465,11 +465,15 @@ TUPLES = {
     "too short": (
         lambda: tvm_ffi.Array([None]),
         ValueError,
-        "each of its 2 outputs, but params has 1",
+        "each of its 2 outputs, but got one of 1",
     ),
-    "too long": (lambda: tvm_ffi.Array([None] * 3), ValueError, "but params has 3"),
-    "None": (lambda: None, TypeError, "expects a tuple to fill, of 2 slots, but params is `None`"),
-    "a tensor": (lambda: good(0), TypeError, "but params is `ffi.Tensor`"),
+    "too long": (lambda: tvm_ffi.Array([None] * 3), ValueError, "but got one of 3"),
+    "None": (
+        lambda: None,
+        TypeError,
+        "expects `params` to be a tuple to fill, of 2 slots, but got `None`",
+    ),
+    "a tensor": (lambda: good(0), TypeError, "of 2 slots, but got `ffi.Tensor`"),
 }
 
 
@@ -481,7 +485,7 @@ def test_a_wrong_tuple_is_refused_before_anything_is_loaded(name):
 
 
 def test_a_callable_that_is_none():
-    with pytest.raises(TypeError, match="expects a callable that returns weight i, but get_weight"):
+    with pytest.raises(TypeError, match="expects `get_weight` to be callable, but got `None`"):
         call(None, tvm_ffi.Array([None, None]))
 
 

@@ -1,5 +1,5 @@
-// What a streamed transform is given. vm.builtin.check_streamed: its arguments, at entry;
-// vm.builtin.check_weight, number_weight: what its callable returned, where a weight has a name.
+// vm.builtin.check_weight, number_weight: what the callable of a streamed transform returned, where
+// a weight has a name.
 #include <tvm/ffi/tvm_ffi.h>
 
 #include <cstdint>
@@ -98,34 +98,7 @@ static void NumberWeight(ffi::PackedArgs args, ffi::Any* result) {
   *result = args[3];
 }
 
-/*!
- * \brief Checks the arguments of a streamed transform.
- *
- * VMShapeLower's checks follow, which crash at None: they take a null reference for an object.
- *
- * \param function The function's name.
- * \param get_weight What yields its weights.
- * \param params The tuple that it fills.
- * \param size The number of its outputs.
- * \throws TypeError or ValueError Says what was given. Nothing has been loaded.
- */
-static void CheckStreamed(const ffi::String& function, ffi::AnyView get_weight, ffi::AnyView params,
-                          int64_t size) {
-  TVM_FFI_CHECK(get_weight.type_index() != ffi::TypeIndex::kTVMFFINone, TypeError)
-      << "function `" << function << "` expects a callable that returns weight i, but get_weight "
-      << "is None";
-  const auto* slots = params.as<ffi::ArrayObj>();
-  TVM_FFI_CHECK(slots != nullptr, TypeError)
-      << "function `" << function << "` expects a tuple to fill, of " << size
-      << " slots, but params is `" << params.GetTypeKey() << "`; pass tvm_ffi.Array([None] * "
-      << size << ")";
-  TVM_FFI_CHECK(static_cast<int64_t>(slots->size()) == size, ValueError)
-      << "function `" << function << "` expects a tuple to fill, with a slot for each of its "
-      << size << " outputs, but params has " << slots->size() << ". Nothing has been loaded";
-}
-
 TVM_FFI_STATIC_INIT_BLOCK() {
-  Register("vm.builtin.check_streamed", CheckStreamed);
   RegisterPacked("vm.builtin.check_weight", CheckWeight);
   RegisterPacked("vm.builtin.number_weight", NumberWeight);
 }
