@@ -294,6 +294,8 @@ def test_a_tuple_in_two_slots():
     assert "as `params` and as `slots`" in text
     (text,) = said({"any": ANY, "params": ty}, inner, inner)
     assert "as `any` and as `params`" in text
+    (text,) = said({"params": ty, "any": ANY}, inner, inner)
+    assert "as `params` and as `any`" in text
     assert call({"one": ANY, "other": ANY}, inner, inner) == ()
     again = tvm_ffi.Array([inner[0]])
     assert call({"params": [ty, ty]}, tvm_ffi.Array([inner, again])) == ()

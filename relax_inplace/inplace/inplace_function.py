@@ -38,7 +38,7 @@ import tvm
 from tvm import ir, relax
 
 from ..ir.byte_size import ByteSize, LargestOf, largest
-from ..ir.updates import STREAMED, UPDATES_NOTHING, bindings_of
+from ..ir.updates import OVERWRITES, STREAMED, UPDATES_NOTHING, bindings_of
 from ..op import VOID, inplace_update_tuple, is_update, the_op
 from .branches import Branches
 from .cones import SlicedStep
@@ -47,7 +47,7 @@ from .schedule import Schedule
 from .slice_form import sliced_bindings
 from .slice_kernels import SliceKernels
 from .steps import Load, Step
-from .transform_graph import Known, UnsupportedTransformError
+from .transform_graph import Known, UnsupportedTransformError, overwritten_weights
 from .weights import Container, Weight
 
 __all__ = ["InplaceFunction", "choose", "write_inplace_function"]
@@ -76,6 +76,8 @@ class InplaceFunction:
         What it calls and the module does not have yet.
     entry : dict
         What the parameter map says of it.
+    overwrites : list of int
+        The weights in whose memory it computes, counted through nested tuples.
     is_streamed : bool
     """
 
@@ -84,6 +86,7 @@ class InplaceFunction:
     body: relax.SeqExpr
     kernels: dict[ir.GlobalVar, ir.BaseFunc]
     entry: Entry
+    overwrites: list[int]
     is_streamed: bool = False
 
     def functions(self, name: str) -> dict[ir.GlobalVar, ir.BaseFunc]:
@@ -100,6 +103,8 @@ class InplaceFunction:
         attrs["global_symbol"] = name
         if self.is_streamed:
             attrs[STREAMED] = True
+        elif self.overwrites:
+            attrs[OVERWRITES] = self.overwrites
         if not any(is_update(binding.value) for binding in bindings_of(self.body)):
             attrs[UPDATES_NOTHING] = True
         builder = relax.BlockBuilder()
@@ -135,7 +140,10 @@ def write_inplace_function(
     body = writer.write()
     kernels, is_streamed = writer.slice_kernels.functions, graph.get_weight is not None
     entry = entry_of(schedule, mod)
-    return InplaceFunction(graph.function, graph.parameters, body, kernels, entry, is_streamed)
+    overwrites = overwritten_weights(graph)
+    return InplaceFunction(
+        graph.function, graph.parameters, body, kernels, entry, overwrites, is_streamed
+    )
 
 
 def choose(
@@ -162,6 +170,7 @@ def choose(
             "peak": largest([on_true.entry["peak"], on_false.entry["peak"]]),
             "steps": [],
         },
+        sorted({*on_true.overwrites, *on_false.overwrites}),
         on_true.is_streamed,
     )
 

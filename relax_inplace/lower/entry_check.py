@@ -54,10 +54,11 @@ def entry_check(
     types = [_described(param, number) for param in function.params[:]]
     if STREAMED in attrs:
         types[-1] = {"kind": "slots", "size": len(function.params[-1].ty.fields)}
+    first_weight = sum(_leaves(param.ty) for param in function.params[:-1])
     spec = {
         "sizes": len(sizes),
         "updates": updates,
-        "overwrites": [int(leaf) for leaf in attrs.get(OVERWRITES, ())],
+        "overwrites": [first_weight + int(index) for index in attrs.get(OVERWRITES, ())],
         "params": [
             {"name": param.name, "type": ty}
             for param, ty in zip(function.params[:], types, strict=True)
@@ -92,6 +93,10 @@ def is_entry_check(binding: relax.Binding) -> bool:
         return False
     callee = value.op
     return type(callee) is relax.ExternFunc and callee.global_symbol == BUILTINS
+
+
+def _leaves(ty: ir.Type) -> int:
+    return sum(map(_leaves, ty.fields[:])) if is_tuple(ty) else 1
 
 
 def _symbolic_sizes(function: relax.Function) -> list[tirx.Var]:
