@@ -120,5 +120,5 @@ class Cones:
         return sorted(cone, key=self._position.__getitem__)
 
     def _may_be_split(self, step: Step) -> bool:
-        is_whole = isinstance(step, (Load, SlicedStep)) or step.is_impure or step.runs_first
+        is_whole = isinstance(step, Load) or step.is_impure or step.runs_first
         return step in self._position and not is_whole

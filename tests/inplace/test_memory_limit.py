@@ -239,6 +239,15 @@ def chains(count, shared):
     return transform(types, lines, [*(f"t{i}" for i in range(count)), f"w{count}"])
 
 
+def test_what_does_not_help_is_not_split():
+    """Whole, the first weight is freed after the first step; sliced, it stays to the end."""
+    mod = transform([(64, 16), (64, 16)], ["a = R.exp(w0)", "b = R.add(a, w1)"], ["b", "w1"])
+    peak = plan(mod).peak
+    assert peak == 3 * 64 * 16 * 4
+    with pytest.raises(MemoryLimitError, match=f"the least that would do is {peak} bytes"):
+        limited(mod, peak - 1)
+
+
 @pytest.mark.parametrize("shared", [False, True])
 def test_what_is_split_is_what_does_not_fit(shared):
     """The first frees its weight, which is room for the others."""

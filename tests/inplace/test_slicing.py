@@ -4,6 +4,7 @@ import pytest
 from tvm.script import from_source
 
 from relax_inplace.inplace.cones import Cones
+from relax_inplace.inplace.memory_limit import _ways
 from relax_inplace.inplace.read_transform import read_transform
 from relax_inplace.inplace.slicing import find_slicing
 from relax_inplace.ir.kernels import Kernels
@@ -174,6 +175,19 @@ def test_a_step_alone_or_with_what_it_is_used_for():
     steps = ["a = R.exp(w)", "b = R.negative(a)", "t = R.sum(b, axis=1)"]
     assert ways(steps, "b") == [["a", "b"], ["a", "b", "t"]]
     assert ways(steps, "a") == [["a", "b"], ["a", "b", "t"]]  # one operator has no temporaries
+
+
+def test_a_step_is_split_in_one_way_at_a_time():
+    """What is in a cone of the one, or has it in a cone, waits for what becomes of that."""
+    mod = module(
+        ["a = R.exp(w)", "b = R.negative(a)", "c = R.tanh(b)", "d = R.exp(b)", "t = R.add(c, d)"]
+    )
+    graph = read_transform("f", mod["transform_params"], mod)
+    cones = Cones(graph, Kernels(mod), graph.steps)
+    a, b, _, _, t = graph.steps
+    for first, ways in ((b, [["a", "b"]]), (t, [["a", "b", "c", "d", "t"]])):
+        (slicings,) = _ways(cones, [first, a, b, t])
+        assert [[step.name for step in slicing.steps] for slicing in slicings] == ways
 
 
 def test_a_cone_ends_where_a_value_is_needed_twice():
