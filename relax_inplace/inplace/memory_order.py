@@ -12,7 +12,8 @@ one memory.
 
 A result that is a view of an operand in a dataflow block and a copy elsewhere is neither here. If
 one of the two is overwritten, the other one holds other bits in one of the cases only: what touches
-it later is refused. Packed functions, of which it is not known what they overwrite, do not count.
+it later is refused. What a packed function may overwrite keeps its order, and is not refused: most
+overwrite nothing.
 """
 
 from __future__ import annotations
@@ -89,9 +90,9 @@ class MemoryOrder:
             aliased.add(self._elsewhere)
         if self._unsettled:
             self.require_settled(touched, f"`{var.name} = {one_line(value)}`")
-        if overwritten and effects.is_known:
-            copies = self._copies_of(overwritten)
-            overwritten |= copies
+        copies = self._copies_of(overwritten)
+        overwritten |= copies
+        if copies and effects.is_known:
             self._unsettled.update(dict.fromkeys(copies, f"`{var.name} = {one_line(value)}`"))
         self._order(step, touched, overwritten)
         self.touched.setdefault(step, set()).update(touched)

@@ -118,7 +118,10 @@ def test_any_one_that_is_kept_will_do():
     assert how(weight, body + "return (x,)") == ["`exp` has no inverse"]
 
 
-def test_what_may_be_written_to_is_not_known():
+@pytest.mark.parametrize(
+    "view", ["x", "R.memory.ensure_zero_offset(x)", "R.memory.view(x, R.shape([6, 4]))"]
+)
+def test_what_may_be_written_to_is_not_known(view):
     others = """
         @T.prim_func(private=True, s_tir=True)
         def double(a: T.Buffer((6, 4), "float16")):
@@ -127,9 +130,10 @@ def test_what_may_be_written_to_is_not_known():
                     v, w = T.axis.remap("SS", [i, j])
                     a[v, w] = a[v, w] * T.float16(2)
     """
-    body = """
+    body = f"""
         x = R.permute_dims(params[0])
-        y = R.call_tir_inplace(cls.double, (x,), inplace_indices=[0], out_ty=R.Tensor((6, 4), "float16"))
+        v = {view}
+        y = R.call_tir_inplace(cls.double, (v,), inplace_indices=[0], out_ty=R.Tensor((6, 4), "float16"))
         return (x, y)
     """
     assert how('R.Tensor((4, 6), "float16")', body, others=others) == [
