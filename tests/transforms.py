@@ -20,21 +20,31 @@ NUMBER = 3  # of every other one, and of a number that is a weight
 # -- running both ways ------------------------------------------------------------------------
 
 
+def arguments(types, sizes=SIZES, span=100, seed=0):
+    """A random argument of each type, as numpy arrays; `sizes` gives the symbolic dimensions."""
+    generator = np.random.default_rng(seed)
+    return [_argument(ty, sizes, span, generator) for ty in types]
+
+
 def argument(ty, sizes=SIZES, span=100):
-    """A random argument of a type, as numpy arrays; `sizes` gives the symbolic dimensions."""
+    """As `arguments`, for one type."""
+    return arguments([ty], sizes, span)[0]
+
+
+def _argument(ty, sizes, span, generator):
     if isinstance(ty, relax.TupleType):
-        return [argument(field, sizes, span) for field in ty.fields]
+        return [_argument(field, sizes, span, generator) for field in ty.fields]
     if isinstance(ty, tvm.ir.PrimType):
         return NUMBER
     if isinstance(ty, relax.AnyType):
-        return RANDOM.integers(-span, span, (3, 4)).astype("float32")
+        return generator.integers(-span, span, (3, 4)).astype("float32")
     if isinstance(ty, relax.ShapeType):
         return tvm_ffi.Shape(_dimensions(ty.values, ty.ndim, sizes))
     shape = _dimensions(getattr(ty.shape, "values", None), ty.ndim, sizes)
     dtype = str(ty.dtype)
     if dtype == "bool":
-        return np.array(bool(RANDOM.integers(2)))
-    return RANDOM.integers(-span, span, shape).astype(dtype)
+        return np.array(bool(generator.integers(2)))
+    return generator.integers(-span, span, shape).astype(dtype)
 
 
 def _dimensions(values, ndim, sizes):
@@ -145,7 +155,7 @@ def run_both(
     # in place and out of place; and TVM computes `exp(w) - exp(w)` in one kernel as 0, even of inf.
     # Where kernels have schedules, LLVM makes other integers of floats that do not fit.
     span = 100 if IS_FUSED[pipeline] is not None and pipeline not in DONATES else 3
-    args = [argument(param.ty, sizes, span) for param in function.params]
+    args = arguments([param.ty for param in function.params], sizes, span)
     leading = int(function.attrs["num_input"]) if "num_input" in function.attrs else 0
     expected = load(before, pipeline)[name](*map(passed, args))
     weights = args[leading:]

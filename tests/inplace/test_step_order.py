@@ -10,7 +10,7 @@ from profiles import examples
 from transforms import transforms
 from tvm.script import from_source
 
-from relax_inplace.analysis import step_order
+from relax_inplace.inplace import step_order
 from relax_inplace.inplace.schedule import _closure, plan_graph
 from relax_inplace.inplace.step_order import Live, Problem, StepCost, least_peak_order
 from relax_inplace.inplace.transform_graph import TransformGraph
