@@ -3,14 +3,8 @@
 import sys
 from pathlib import Path
 
-import fuzz
 import profiles  # noqa: F401  before the test modules, which say how many examples they want
-from hypothesis import settings
+from fuzz import pytest_pyfunc_call, pytest_terminal_summary  # noqa: F401  hooks
 
 _ROOT = Path(__file__).resolve().parent.parent
 sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != _ROOT]
-
-
-def pytest_configure(config):
-    if settings.get_current_profile_name() == "fuzz":
-        config.pluginmanager.register(fuzz)

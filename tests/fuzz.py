@@ -9,7 +9,7 @@ import functools
 import time
 
 import pytest
-from hypothesis import is_hypothesis_test
+from hypothesis import is_hypothesis_test, settings
 from profiles import FUZZ_MINUTES
 
 
@@ -24,7 +24,7 @@ def _seconds(item):
 def pytest_pyfunc_call(pyfuncitem):
     """Run rounds of a property."""
     run = pyfuncitem.obj
-    if not is_hypothesis_test(run):
+    if settings.get_current_profile_name() != "fuzz" or not is_hypothesis_test(run):
         return None
     property_, ran = run.hypothesis.inner_test, 0
 
