@@ -47,7 +47,7 @@ OWNERSHIP = _mutants(
     (
         "what is used as a whole has to be current",
         "                self._require_current(reference, (expr,), set())\n",
-        "",
+        "                pass\n",
     ),
     (
         "and so have its fields, at any depth",

@@ -26,6 +26,10 @@ INSTALLED = subprocess.run(
 ).stdout.strip()
 
 
+class BrokenMutantError(Exception):
+    """A mutant that is none: its text is not there, or its tests cannot be run."""
+
+
 def failures(tests, mutant=None):
     """The tests that fail on a copy of the package."""
     with tempfile.TemporaryDirectory() as folder:
@@ -35,7 +39,7 @@ def failures(tests, mutant=None):
             file = package / mutant.file
             text = file.read_text()
             if text.count(mutant.old) != 1:
-                raise SystemExit(f"{mutant}: the text is there {text.count(mutant.old)} times")
+                raise BrokenMutantError(f"the text is there {text.count(mutant.old)} times")
             file.write_text(text.replace(mutant.old, mutant.new))
         command = [sys.executable, "-m", "pytest", "-q", "-rf", "-p", "no:cacheprovider", *tests]
         done = subprocess.run(
@@ -46,27 +50,31 @@ def failures(tests, mutant=None):
             text=True,
         )
     if done.returncode not in (0, 1):  # 1: some fail; else they could not be run
-        raise SystemExit(f"{mutant or 'no mutant'}: {done.stdout[-2000:]}")
+        raise BrokenMutantError(done.stdout[-2000:])
     return re.findall(r"^FAILED (.+?)(?: - .*)?$", done.stdout, re.MULTILINE)
 
 
 def main(words):
     mutants = [m for m in MUTANTS if not words or any(word in str(m) for word in words)]
-    survivors = []
+    survivors = 0
     for tests in dict.fromkeys(mutant.tests for mutant in mutants):
         if whole := failures(tests):
             raise SystemExit(f"these fail without any mutant: {whole}")
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         runs = [pool.submit(failures, mutant.tests, mutant) for mutant in mutants]
         for mutant, run in zip(mutants, runs, strict=True):
-            failed = run.result()
+            try:
+                failed = run.result()
+            except BrokenMutantError as error:
+                failed = []
+                print(error)
             print(f"{'killed' if failed else 'SURVIVES'}: {mutant}", flush=True)
             for test in failed[:5]:
                 print(f"    {test}")
             if len(failed) > 5:
-                print(f"    and {len(failed) - 5} more", flush=True)
-            survivors += [] if failed else [mutant]
-    print(f"{len(mutants)} mutants, {len(survivors)} survive")
+                print(f"    and {len(failed) - 5} more")
+            survivors += not failed
+    print(f"{len(mutants)} mutants, {survivors} survive")
     return bool(survivors)
 
 
