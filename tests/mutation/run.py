@@ -57,11 +57,9 @@ def failures(tests, mutant=None):
 def main(words):
     mutants = [m for m in MUTANTS if not words or any(word in str(m) for word in words)]
     survivors = 0
-    for tests in dict.fromkeys(mutant.tests for mutant in mutants):
-        if whole := failures(tests):
-            raise SystemExit(f"these fail without any mutant: {whole}")
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         runs = [pool.submit(failures, mutant.tests, mutant) for mutant in mutants]
+        without = {tests: pool.submit(failures, tests) for tests in {m.tests for m in mutants}}
         for mutant, run in zip(mutants, runs, strict=True):
             try:
                 failed = run.result()
@@ -74,6 +72,10 @@ def main(words):
             if len(failed) > 5:
                 print(f"    and {len(failed) - 5} more")
             survivors += not failed
+        for run in without.values():
+            for test in run.result():
+                print(f"fails without any mutant: {test}")
+                survivors += 1
     print(f"{len(mutants)} mutants, {survivors} survive")
     return bool(survivors)
 
