@@ -28,5 +28,6 @@ settings.load_profile("test")
 
 def examples(test, fuzz=5000):
     """Decorate a property that is to have other numbers of examples than its profile's."""
-    is_fuzz = settings.get_current_profile_name() == "fuzz"
-    return settings(max_examples=min(fuzz, settings().max_examples) if is_fuzz else test)
+    if settings.get_current_profile_name() == "fuzz":
+        return settings(max_examples=min(test, ROUND) if FUZZ_MINUTES else fuzz)
+    return settings(max_examples=test)

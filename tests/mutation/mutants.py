@@ -105,11 +105,6 @@ OWNERSHIP = _mutants(
         "mine",
     ),
     (
-        "what is stale at the end of a branch stays so after it",
-        "                if branch.is_stale(reference)\n                else",
-        "                if False\n                else",
-    ),
-    (
         "a field may be what either branch has put there: the second",
         "                | renamed(right, right.field(object, index))\n",
         "",
@@ -185,11 +180,6 @@ OWNERSHIP = _mutants(
         "        return frozenset([self.state.name(_Object())])",
     ),
     (
-        "what is stale in the callee is stale in the caller",
-        "                    consumption = reference.consumption if stale else current",
-        "                    consumption = current",
-    ),
-    (
         "nested tuples of parameters are found in the caller",
         "                pending.append((nested, frozenset(reference.object for reference in fields)))",
         "                pass",
@@ -218,10 +208,9 @@ OWNERSHIP = _mutants(
 
 # -- kernels that write over what they read -------------------------------------------------------
 
-_INPLACE = ("relayout/test_inplace_kernel.py", "relayout/test_cpu_inplace.py")
 INPLACE = _mutants(
     "relayout/inplace_kernel.py",
-    _INPLACE,
+    ("relayout/test_inplace_kernel.py",),
     (
         "each block is computed from the one there: proved, not only tried",
         "            if _is_local(block, written, reads, read):",
@@ -306,7 +295,7 @@ INPLACE = _mutants(
 
 TE_BLOCKS = _mutants(
     "relayout/te_block.py",
-    _INPLACE,
+    ("relayout/test_te_block.py",),
     (
         "a block reads nothing that it writes",
         "    if any(load.source.same_as(store.buffer) for load in loads_in(store.value)):",

@@ -6,6 +6,7 @@ from hypothesis import given
 from inplace_kernels import kernel_of, kernels_of, moves, numpy_dtype, te_kernel
 from tvm import relax, te
 from tvm.relax import op
+from tvm.script import from_source
 
 from relax_inplace import layout
 from relax_inplace.relayout.inlining import with_producers_inlined
@@ -133,6 +134,59 @@ def test_a_choice_is_a_condition():
         return te.compute((4, 6), element)
 
     assert found(te_kernel(over_the_edge, ((4, 6), "int32"))) == NO_BLOCKS
+
+
+def test_a_choice_by_data_is_none():
+    def by_data(a, chosen):
+        def element(i, j):
+            return te.if_then_else(chosen[i, j] > 0, a[3 - i, j], a[i, j])
+
+        return te.compute((4, 6), element)
+
+    assert found(te_kernel(by_data, *[((4, 6), "int32")] * 2)) == [(1, 2, 1, 1)]
+
+    def by_other_rows(a):
+        return te.compute((4, 6), lambda i, j: te.if_then_else(a[3 - i, j] > 0, a[i, j], 0))
+
+    assert found(te_kernel(by_other_rows, ((4, 6), "int32"))) == NO_BLOCKS
+
+
+def test_sizes_that_blocks_do_not_divide():
+    """Rows are swapped in groups of 4, but for a last one of 2."""
+    n = te.var("n", "int64")
+
+    def kernel(a):
+        def element(i, j):
+            return te.if_then_else(i < 4 * n, a[i // 4 * 4 + 3 - i % 4, j], a[i, j])
+
+        return te.compute((4 * n + 2, 6), element)
+
+    assert found(te_kernel(kernel, ((4 * n + 2, 6), "int32"))) == NO_BLOCKS
+
+
+KERNEL = """
+@T.prim_func(private=True, s_tir=True)
+def kernel(A: T.Buffer((8, 6), "DTYPE"STRIDES), B: T.Buffer((8, 6), "DTYPE")):
+"""
+NEST = """
+    for i, j in T.grid(8, 6):
+        with T.sblock("block"):
+            v, w = T.axis.remap("SS", [i, j])
+            B[v, w] = A[v, w]
+"""
+
+
+@pytest.mark.parametrize(
+    ("dtype", "strides", "nests", "reason"),
+    [
+        ("int32", ", strides=(1, 8)", NEST, "has a buffer that is not row-major elements of whole"),
+        ("int4", "", NEST, "has a buffer that is not row-major elements of whole bytes"),
+        ("int32", "", NEST + NEST, "has intermediate buffers"),
+    ],
+)
+def test_other_kernels(dtype, strides, nests, reason):
+    kernel = from_source(KERNEL.replace("DTYPE", dtype).replace("STRIDES", strides) + nests)
+    assert find_inplace_pairs(kernel).startswith(reason)
 
 
 def test_each_output_over_its_own_input():
