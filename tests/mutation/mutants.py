@@ -337,7 +337,7 @@ TE_BLOCKS = _mutants(
 
 INVERSES = _mutants(
     "relayout/kernel_inverse.py",
-    ("restore/test_inverse.py",),
+    ("restore/test_inverse.py", "restore/test_restore.py", "-k", "inverse.py or last_step"),
     (
         "every element is kept: proved",
         "    if not _proved(goals, places, unknown):",
@@ -464,7 +464,7 @@ CASTS = _mutants(
 
 SLICES = _mutants(
     "relayout/kernel_slices.py",
-    ("inplace/test_slicing.py",),
+    ("relayout/test_kernel_slices.py", "inplace/test_slicing.py"),
     (
         "a value that is needed as a whole is not computed in slices",
         "    if any(axes[source] is None for source in inner):\n        return None",

@@ -103,9 +103,29 @@ def test_blocks_are_at_most_what_scratch_holds():
     assert found(kernel_of(lambda w: op.flip(w, 1), ((4, rows + 1), "float32"))) == NO_BLOCKS
 
 
+def test_what_a_small_block_is_computed_from_fits_too():
+    def first_columns_backwards(a):
+        return te.compute((4, 8), lambda i, j: a[i, 7 - j])
+
+    columns = MOST_SCRATCH
+    kernel = te_kernel(first_columns_backwards, ((4, columns), "int8"))
+    assert found(kernel) == [(0, 1, columns, 8)]
+    kernel = te_kernel(first_columns_backwards, ((4, columns + 1), "int8"))
+    assert found(kernel) == NO_BLOCKS
+
+
 def test_a_block_is_not_the_whole():
     assert found(kernel_of(lambda w: op.flip(w, 1), ((1, 64), "float32"))) == NO_BLOCKS
     assert found(kernel_of(lambda w: op.flip(w, 1), (("n", 64), "float32"))) == [(0, 1, 64, 64)]
+
+
+def test_wider_elements_of_some():
+    """The result is smaller than the weight, but not each of its elements."""
+
+    def kernel(a):
+        return te.compute((8,), lambda i: a[i].astype("int32"))
+
+    assert found(te_kernel(kernel, ((36,), "int8"))) == NO_BLOCKS
 
 
 def test_what_reads_nothing_has_no_input():

@@ -211,6 +211,26 @@ def test_kernels(pipeline):
     assert names >= {"main_inplace_restore_params", "undo_blocked", "undo_turned"}
 
 
+def test_the_last_step_of_a_kernel_is_undone_first():
+    assert_restores(
+        from_source("""
+@I.ir_module
+class Module:
+    @T.prim_func(private=True, s_tir=True)
+    def widen(w: T.Buffer((4, 6), "int8"), out: T.Buffer((4, 6), "int32")):
+        for i, j in T.grid(4, 6):
+            with T.sblock("widen"):
+                vi, vj = T.axis.remap("SS", [i, j])
+                out[vi, vj] = T.bitwise_xor(T.Cast("int32", w[vi, vj]), 300)
+
+    @R.function
+    def transform_params(params: R.Tuple(R.Tensor((4, 6), "int8"))):
+        w = R.call_tir(Module.widen, (params[0],), out_ty=R.Tensor((4, 6), "int32"))
+        return (w,)
+""")
+    )
+
+
 def test_after_legalize_ops():
     before = relax.transform.LegalizeOps()(Plain)
     assert_restores(before)
