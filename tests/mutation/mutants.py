@@ -451,7 +451,7 @@ CASTS = _mutants(
     (
         "an integer fits into a significand",
         "_SIGNIFICAND.get(target, 0) >= needed",
-        "_SIGNIFICAND.get(target, 0) >= needed - 1",
+        "_SIGNIFICAND.get(target, 0) >= 8",
     ),
     (
         "a signalling NaN becomes a quiet one",
