@@ -429,11 +429,6 @@ INVERSES = _mutants(
         "        if False:",
     ),
     (
-        "sizes are those of the tensors",
-        '        raise _Unproved("depends on more than the sizes of its tensors")',
-        "        pass",
-    ),
-    (
         "dtypes are those of the call",
         '        raise _Unproved("is called with tensors of other dtypes")',
         "        pass",
@@ -511,36 +506,6 @@ SLICING = _mutants(
     "inplace/slicing.py",
     ("inplace/test_slicing.py",),
     (
-        "an operand that is computed in slices is not there as a whole",
-        "(operand in inside and operand_axis is None)",
-        "False",
-    ),
-    (
-        "one operand is not read along two axes",
-        "            if axes.setdefault(operand, operand_axis) != operand_axis:",
-        "            if axes.setdefault(operand, operand_axis) != operand_axis and False:",
-    ),
-    (
-        "a constant is not sliced",
-        "                if operand_axis is not None:\n                    return None  # a constant",
-        "                if False:\n                    return None  # a constant",
-    ),
-    (
-        "all slices are of one length",
-        "operand_shape[axis] != slicing.length",
-        "False",
-    ),
-    (
-        "an operator on slices makes a slice",
-        "        if not _types_agree(graph, slicing, rows):",
-        "        if False:",
-    ),
-    (
-        "an impure step keeps its place",
-        "    if any(s.is_impure or s.runs_first or isinstance(s, SlicedStep) for s in cone):",
-        "    if any(isinstance(s, SlicedStep) for s in cone):",
-    ),
-    (
         "a step that has to run in between is none of the cone",
         "            if step in cone:\n                return []\n            behind.add(step)",
         "            behind.add(step)",
@@ -564,11 +529,6 @@ LIMIT = _mutants(
         "what does not fit is refused",
         "        if isinstance(peak, int) and peak > limit:\n            raise MemoryLimitError",
         "        if False:\n            raise MemoryLimitError",
-    ),
-    (
-        "a slice may be larger than what it saves",
-        "        if needs[-1] <= limit:\n            break\n    need = min(needs)\n    if need >= before:",
-        "        if needs[-1] <= limit:\n            break\n    need = min(needs)\n    if False:",
     ),
     (
         "what is not known in bytes is refused",

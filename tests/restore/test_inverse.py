@@ -270,6 +270,26 @@ def test_blocks_that_are_not_of_a_tensor_expression(old, new, reason):
     assert undo_kernel(mod["move"], "move", [ty], ty, []) == reason
 
 
+def test_a_loop_that_does_not_start_at_0():
+    mod = from_source(
+        """
+@I.ir_module
+class M:
+    @T.prim_func(private=True, s_tir=True)
+    def move(w: T.Buffer((4, 6), "float16"), out: T.Buffer((4, 6), "float16")):
+        for i in range(1, 5):
+            for j in range(6):
+                with T.sblock("move"):
+                    vi = T.axis.spatial(4, i)
+                    vj = T.axis.spatial(6, j)
+                    out[vi, vj] = w[vi, vj]
+""",
+        check_well_formed=False,
+    )
+    ty = relax.TensorType((4, 6), "float16")
+    assert undo_kernel(mod["move"], "move", [ty], ty, []) == SCHEDULED
+
+
 def test_an_inverse_that_is_none_is_refused(monkeypatch):
     """Where it comes from does not matter."""
     monkeypatch.setattr(kernel_inverse, "_inverse_of", lambda exprs, box, at: list(at))
