@@ -4,8 +4,9 @@
 # make lint    ruff, mypy, clang-format
 # make format  let ruff and clang-format rewrite
 # make sanitize  the library's and the runtime's tests under gcc's sanitizers
-# make fuzz    every random property with 50 times the examples, for hours (one of them:
-#              PYTEST_ARGS="-k any_restore"); 200 graphs against brute force
+# make fuzz    every random property with new examples, thousands of each, for hours; or as many as
+#              fit into FUZZ_MINUTES=20 (one of them: PYTEST_ARGS="-k any_restore")
+# make mutation  break each soundness check in turn: a test has to fail
 # make docs    the pages in docs/ as HTML, in build/docs
 # make wheel   the sdist and the manylinux wheel in dist/, and the sdist's tests against the wheel
 #              with each of PYTHONS="python3.10 python3.14"
@@ -18,7 +19,7 @@ PYTHONS ?= $(PYTHON)
 BIN := .venv/bin
 PYTEST_JOBS ?= --numprocesses=auto --maxprocesses=8 --dist=worksteal
 
-.PHONY: demo cpp-host test lint format sanitize fuzz docs wheel gpu-check bench clean
+.PHONY: demo cpp-host test lint format sanitize fuzz mutation docs wheel gpu-check bench clean
 
 demo: .venv/pyvenv.cfg
 	$(BIN)/pip install --quiet '.[plot]'
@@ -73,8 +74,12 @@ with = LD_PRELOAD="$$(gcc -print-file-name=$(2).so) $$(gcc -print-file-name=libs
 
 fuzz: .venv/pyvenv.cfg
 	$(BIN)/pip install --quiet '.[test]'
-	$(BIN)/pytest $(PYTEST_JOBS) --hypothesis-profile=fuzz -m hypothesis $(PYTEST_ARGS)
-	LEAST_PEAK_GRAPHS=200 $(BIN)/pytest $(PYTEST_JOBS) tests/inplace/test_least_peak.py
+	FUZZ_MINUTES=$(FUZZ_MINUTES) $(BIN)/pytest $(PYTEST_JOBS) --exitfirst --hypothesis-profile=fuzz \
+	    -m hypothesis $(PYTEST_ARGS)
+
+mutation: .venv/pyvenv.cfg
+	$(BIN)/pip install --quiet '.[test]'
+	$(BIN)/python tests/mutation/run.py
 
 # A warning is an error: a page that is linked and not there, a docstring that is not numpydoc.
 docs: .venv/pyvenv.cfg

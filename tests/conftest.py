@@ -3,7 +3,8 @@
 import sys
 from pathlib import Path
 
-import profiles  # noqa: F401  each test module may ask for a part of what the profile has
+import profiles  # noqa: F401  before the test modules, which say how many examples they want
+from fuzz import pytest_pyfunc_call, pytest_terminal_summary  # noqa: F401  hooks
 
 _ROOT = Path(__file__).resolve().parent.parent
 sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != _ROOT]

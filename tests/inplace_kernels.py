@@ -7,6 +7,7 @@ import numpy as np
 import tvm
 import tvm_ffi
 from hypothesis import strategies as st
+from layout.compiled import module_of, types_of
 from tvm import relax, te, tirx
 
 TARGET = tvm.target.Target("llvm")
@@ -14,26 +15,7 @@ TARGET = tvm.target.Target("llvm")
 
 def kernels_of(function, *tensors):
     """The kernels of a function of Relax expressions, fused; a shape may say ``"n"``, ``"n * 8"``."""
-    symbols = {}
-
-    def size(text):
-        if isinstance(text, int):
-            return text
-        names = [name for name in text.replace("*", " ").split() if name.isalpha()]
-        for name in names:
-            symbols.setdefault(name, tirx.Var(name, "int64"))
-        return eval(text, {}, {name: symbols[name] for name in names})
-
-    types = [relax.TensorType([size(s) for s in shape], dtype) for shape, dtype in tensors]
-    params = [relax.Var(f"x{i}", ty) for i, ty in enumerate(types)]
-    sizes = relax.Var("sizes", relax.ShapeType(list(symbols.values())))
-    builder = relax.BlockBuilder()
-    with builder.function("main", [sizes, *params]):
-        with builder.dataflow():
-            result = function(*params)
-            fields = result if isinstance(result, tuple) else (result,)
-            out = builder.emit_output(relax.Tuple([builder.emit(field) for field in fields]))
-        builder.emit_func_output(out)
+    before, _ = module_of(function, types_of(*tensors))
     mod = tvm.transform.Sequential(
         [
             relax.transform.LegalizeOps(),
@@ -43,7 +25,7 @@ def kernels_of(function, *tensors):
             relax.transform.FuseTIR(),
             relax.transform.DeadCodeElimination(),
         ]
-    )(builder.finalize())
+    )(before)
     return [
         function for _, function in mod.functions_items() if isinstance(function, tirx.PrimFunc)
     ]

@@ -8,7 +8,7 @@ from transforms import (
     CASTS,
     SIZES,
     Transform,
-    argument,
+    arguments,
     assert_bitwise,
     passed,
     tensors_in,
@@ -49,7 +49,7 @@ def run_model(
     first = min(users)
     params = before[first].params[users[first] :]
     if weights is None:
-        weights = [argument(param.ty, sizes, 3) for param in params]
+        weights = arguments([param.ty for param in params], sizes, 3)
         if len(weights) == 1 and isinstance(weights[0], list):
             weights = weights[0]
     old, new = load(before, pipeline), load(after, pipeline)
@@ -60,7 +60,7 @@ def run_model(
         converted = new[transform](passed(weights))
     for name in sorted(users) if only is None else only:
         function, count = before[name], users[name]
-        inputs = [argument(param.ty, sizes, 3) for param in function.params[:count]]
+        inputs = arguments([param.ty for param in function.params[:count]], sizes, 3, seed=1)
         is_bundled = isinstance(function.params[count].ty, relax.TupleType)
         own = [passed(weights)] if is_bundled else [passed(weight) for weight in weights]
         expected = old[name](*map(passed, inputs), *own)

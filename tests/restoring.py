@@ -10,20 +10,23 @@ from tvm import relax
 
 from relax_inplace.transform import InplaceTransformParams
 
-RANDOM = np.random.default_rng(0)
-
 
 def random_bits(ty, sizes):
-    """Of a type: any bits, so also NaN and infinity."""
+    """Of a type: any bits, so also NaN and infinity; the same in every call."""
+    return _random_bits(ty, sizes, np.random.default_rng(0))
+
+
+def _random_bits(ty, sizes, generator):
     if isinstance(ty, relax.TupleType):
-        return [random_bits(field, sizes) for field in ty.fields]
+        return [_random_bits(field, sizes, generator) for field in ty.fields]
     analyzer = tvm.sym.Analyzer()
     for dim in ty.shape.values:
         for var in tvm.tirx.analysis.undefined_vars(dim):
             analyzer.bind(var, tvm.tirx.const(sizes[var.name], "int64"))
     shape = [int(analyzer.simplify(dim)) for dim in ty.shape.values]
     dtype = np.dtype(getattr(ml_dtypes, str(ty.dtype), None) or str(ty.dtype))
-    return RANDOM.integers(0, 256, (*shape, dtype.itemsize), "uint8").view(dtype).reshape(shape)
+    bits = generator.integers(0, 256, (*shape, dtype.itemsize), "uint8")
+    return bits.view(dtype).reshape(shape)
 
 
 def assert_restores(before, pipeline="compile", sizes=None, name="transform_params", inputs=()):

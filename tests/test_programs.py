@@ -15,6 +15,7 @@ import tvm_ffi
 from hypothesis import event, given, note
 from hypothesis import strategies as st
 from pipelines import load
+from profiles import examples
 from tvm.script import from_source
 
 from relax_inplace.analysis import OwnershipError, check_ownership
@@ -206,6 +207,7 @@ def assert_agrees(ours, model, objects):
         np.testing.assert_array_equal(ours.numpy(), model)
 
 
+@examples(60, fuzz=2000)
 @given(st.data())
 def test_a_program_is_refused_or_right(data):
     condition = data.draw(st.booleans())

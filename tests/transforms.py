@@ -21,21 +21,31 @@ NUMBER = 3  # of every other one, and of a number that is a weight
 # -- running both ways ------------------------------------------------------------------------
 
 
+def arguments(types, sizes=SIZES, span=100, seed=0):
+    """A random argument of each type, as numpy arrays; `sizes` gives the symbolic dimensions."""
+    generator = np.random.default_rng(seed)
+    return [_argument(ty, sizes, span, generator) for ty in types]
+
+
 def argument(ty, sizes=SIZES, span=100):
-    """A random argument of a type, as numpy arrays; `sizes` gives the symbolic dimensions."""
+    """As `arguments`, for one type."""
+    return arguments([ty], sizes, span)[0]
+
+
+def _argument(ty, sizes, span, generator):
     if isinstance(ty, relax.TupleType):
-        return [argument(field, sizes, span) for field in ty.fields]
+        return [_argument(field, sizes, span, generator) for field in ty.fields]
     if isinstance(ty, tvm.ir.PrimType):
         return NUMBER
     if isinstance(ty, relax.AnyType):
-        return RANDOM.integers(-span, span, (3, 4)).astype("float32")
+        return generator.integers(-span, span, (3, 4)).astype("float32")
     if isinstance(ty, relax.ShapeType):
         return tvm_ffi.Shape(_dimensions(ty.values, ty.ndim, sizes))
     shape = _dimensions(getattr(ty.shape, "values", None), ty.ndim, sizes)
     dtype = str(ty.dtype)
     if dtype == "bool":
-        return np.array(bool(RANDOM.integers(2)))
-    return RANDOM.integers(-span, span, shape).astype(dtype)
+        return np.array(bool(generator.integers(2)))
+    return generator.integers(-span, span, shape).astype(dtype)
 
 
 def _dimensions(values, ndim, sizes):
@@ -151,22 +161,22 @@ def run_both(
     # "passes first" fuses what neither the function nor the pass has in a dataflow block, differently
     # in place and out of place; and TVM computes `exp(w) - exp(w)` in one kernel as 0, even of inf.
     span = 100 if IS_FUSED[pipeline] is not None else 3
-    args = [argument(param.ty, sizes, span) for param in function.params]
+    args = arguments([param.ty for param in function.params], sizes, span)
     leading = int(function.attrs["num_input"]) if "num_input" in function.attrs else 0
     expected = load(before, pipeline)[name](*map(passed, args))
     weights = args[leading:]
     if len(weights) > 1 or not isinstance(weights[0], list):  # the new function takes a tuple
         weights = [weights]
 
-    def arguments(watches):
-        given = [*map(passed, args[:leading])]
+    def given(watches):
+        inputs = [*map(passed, args[:leading])]
         if streamed:
-            return [*given, Stream(weights, watches), tvm_ffi.Array([None] * len(expected))]
-        return given + [passed(w, watches) for w in weights]
+            return [*inputs, Stream(weights, watches), tvm_ffi.Array([None] * len(expected))]
+        return inputs + [passed(w, watches) for w in weights]
 
     def run():
         inplace = load(after, pipeline)[new_name]
-        taken = arguments(None)
+        taken = given(None)
         with referring(taken[leading:]):
             result = inplace(*taken)
         assert_bitwise(result, expected)
@@ -179,7 +189,7 @@ def run_both(
         with live_bytes.recorded_allocations():
             with tvm.transform.PassContext(disabled_pass=["DonateStorage"]):
                 inplace = load(after, pipeline)[new_name]
-            taken = arguments(watches)
+            taken = given(watches)
             peak, result = live_bytes.peak_of(lambda: inplace(*taken), watches)
         assert_bitwise(result, expected)
         return peak

@@ -23,8 +23,6 @@ UPDATES_NOTHING = "relax_inplace.updates_nothing"
 REFERENCE = "relax_inplace.reference"  # what a conversion is compared with: compiled as TVM does
 STREAMED = "relax_inplace.streamed"  # its last parameter is a tuple that it fills, and never reads
 OVERWRITES = "relax_inplace.overwrites"  # weights in whose memory it computes, by their leaves
-    "relax_inplace.overwrites"  # weights in whose memory it computes: in its last parameter
-)
 
 _WITH_BINDINGS = (relax.Function, relax.If, relax.SeqExpr)
 

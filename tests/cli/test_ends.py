@@ -7,10 +7,8 @@ import signal
 import subprocess
 import sys
 import sysconfig
-import time
 from pathlib import Path
 
-import psutil
 import pytest
 from commands import MODEL, TRANSFORM, error, output, run
 
@@ -123,9 +121,8 @@ def test_interrupted():
     process = subprocess.Popen(
         [*PROGRAM, "plan", "-"], stdin=subprocess.PIPE, stderr=subprocess.PIPE
     )
-    used, now = None, psutil.Process(process.pid)
-    while used != (used := now.cpu_times()[:2]):  # until it waits for standard input
-        time.sleep(1)
+    process.stdin.write(b" " * (1 << 20))  # more than a pipe holds: it has begun to read
+    process.stdin.flush()
     process.send_signal(signal.SIGINT)
     _, said = process.communicate()
     assert (process.returncode, said.strip()) == (130, b"")  # click ends the line of the ^C

@@ -2,12 +2,14 @@
 
 import copy
 import json
-import random
 import re
 
 import pytest
 import tvm
 from commands import TRANSFORM, error
+from hypothesis import given
+from hypothesis import strategies as st
+from profiles import examples
 
 from relax_inplace.cli.json_file import read_json
 from relax_inplace.cli.messages import Messages, RefusedError
@@ -68,27 +70,36 @@ def test_what_crashes_tvm(kind, field):
     )
 
 
-def test_random_changes_never_end_the_process():
+ORIGINAL = module()
+
+
+@st.composite
+def changed(draw):
+    """The module with one field of one node replaced, or its type."""
+    nodes = copy.deepcopy(ORIGINAL["nodes"])
+    references = st.integers(-1, len(nodes))
+    node = draw(st.sampled_from(nodes))
+    fields = node.get("data")
+    if isinstance(fields, dict) and fields:
+        others = st.sampled_from([None, 10**9, "x", []])
+        fields[draw(st.sampled_from(sorted(fields)))] = draw(others | references)
+    elif isinstance(fields, list) and fields:
+        fields[draw(st.integers(0, len(fields) - 1))] = draw(references)
+    else:
+        node["type"] = draw(st.sampled_from(nodes))["type"]
+    return json.dumps({**ORIGINAL, "nodes": nodes})
+
+
+@examples(60)
+@given(changed())
+def test_random_changes_never_end_the_process(text):
     """Refused, or a module that passes take."""
-    original, generator = module(), random.Random(0)
-    count = len(original["nodes"])
-    for _ in range(60):
-        changed = copy.deepcopy(original)
-        node = generator.choice(changed["nodes"])
-        fields = node.get("data")
-        if isinstance(fields, dict) and fields:
-            key = generator.choice(sorted(fields))
-            fields[key] = generator.choice([None, -1, 10**9, "x", [], generator.randrange(count)])
-        elif isinstance(fields, list) and fields:
-            fields[generator.randrange(len(fields))] = generator.randrange(-1, count + 1)
-        else:
-            node["type"] = generator.choice(original["nodes"])["type"]
-        try:
-            mod = read(json.dumps(changed))
-        except RefusedError as refused:
-            assert str(refused).startswith("m.json: ")
-        else:
-            mod.script()
+    try:
+        mod = read(text)
+    except RefusedError as refused:
+        assert str(refused).startswith("m.json: ")
+    else:
+        mod.script()
 
 
 def test_line(tmp_path):

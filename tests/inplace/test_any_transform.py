@@ -4,6 +4,7 @@ from hypothesis import given, note
 from hypothesis import strategies as st
 from lowered_machine import LoweredMachine, lowered
 from pipelines import IS_FUSED, PIPELINES
+from profiles import examples
 from transforms import (
     NOTES,
     SIZES,
@@ -48,6 +49,7 @@ def check_donation(mod, fuses):
             assert donated.peak <= planned
 
 
+@examples(60)
 @given(transforms(), st.sampled_from(sorted(PIPELINES)), st.booleans(), st.booleans())
 def test_any_transform(transform, pipeline, streamed, is_measured):
     params = None if streamed else transform.params

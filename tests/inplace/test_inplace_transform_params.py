@@ -2,12 +2,11 @@
 
 import textwrap
 
-import numpy as np
 import pytest
 import tvm
-import tvm_ffi
-from memory import extra_mb, in_fresh_process, needs_clear_refs
-from pipelines import PIPELINES, load
+from measured_peaks import ORDERS, extra_weights, temporaries_of_two_sizes
+from memory import in_fresh_process, needs_clear_refs
+from pipelines import PIPELINES
 from transforms import NOTES, run_both
 from tvm import relax
 from tvm.script import from_source
@@ -902,40 +901,6 @@ def test_what_lift_transform_params_makes(shared):
 # -- memory ---------------------------------------------------------------------------------
 
 
-ORDERS = {
-    "straight": lambda n: range(n),
-    "reversed": lambda n: [n - 1 - i for i in range(n)],
-    "rotated": lambda n: [(i + 1) % n for i in range(n)],
-    "in pairs": lambda n: [i ^ 1 for i in range(n)],
-}
-
-
-def one_to_one(count, side, order, breadth_first):
-    """Output i is made from weight order[i]."""
-    ty = relax.TensorType((side, side), "float32")
-    params = relax.Var("params", relax.TupleType([ty] * count))
-    builder = relax.BlockBuilder()
-    with builder.function("transform_params", [params], attrs={"num_input": 0}):
-        with builder.dataflow():
-            reads = range(count) if breadth_first else reversed(range(count))
-            weights = {i: builder.emit(relax.TupleGetItem(params, i)) for i in reads}
-            new = {i: builder.emit(relax.op.permute_dims(weights[i])) for i in weights}
-            out = builder.emit_output(relax.Tuple([new[i] for i in ORDERS[order](count)]))
-        builder.emit_func_output(out)
-    return builder.get()
-
-
-def extra_weights(pipeline, order, breadth_first, inplace, count=6, side=2048):
-    mod = one_to_one(count, side, order, breadth_first)
-    if inplace:
-        mod = InplaceTransformParams()(mod)
-    function = load(mod, pipeline)["inplace_transform_params" if inplace else "transform_params"]
-    params = tvm_ffi.Array(
-        [tvm.runtime.tensor(np.full((side, side), i, "float32")) for i in range(count)]
-    )
-    return extra_mb(lambda: function(params)) / (side * side * 4 / 2**20)
-
-
 @needs_clear_refs
 @pytest.mark.parametrize("pipeline", PIPELINES)
 @pytest.mark.parametrize("breadth_first", [False, True])
@@ -951,36 +916,14 @@ def test_one_to_one_holds_one_temporary_wherever_it_goes(order):
 
 @needs_clear_refs
 def test_the_measurement_sees_a_second_copy():
-    assert in_fresh_process(extra_weights, "compile", "straight", True, False) > 5.5
-
-
-def temporaries_of_two_sizes(pipeline):
-    """Weights of 64 and 16 MB in turn, four operations each, which TVM does not fuse here."""
-    sides = (4096, 2048, 4096, 2048)
-    fields = [relax.TensorType((side, side), "float32") for side in sides]
-    params = relax.Var("params", relax.TupleType(fields))
-    builder = relax.BlockBuilder()
-    with builder.function("transform_params", [params]):
-        outputs = []
-        for index in range(len(sides)):
-            value = builder.emit(relax.TupleGetItem(params, index))
-            for op in (relax.op.permute_dims, relax.op.exp, relax.op.permute_dims, relax.op.sqrt):
-                value = builder.emit(op(value))
-            outputs.append(value)
-        builder.emit_func_output(builder.emit(relax.Tuple(outputs)))
-    after = InplaceTransformParams()(builder.get())
-    function = load(after, pipeline)["inplace_transform_params"]
-    tensors = [tvm.runtime.tensor(np.zeros((side, side), "float32")) for side in sides]
-    weights = tvm_ffi.Array(tensors)
-    del tensors
-    return extra_mb(lambda: function(weights))
+    assert in_fresh_process(extra_weights, "compile", "straight", True, False) > 3.5
 
 
 @needs_clear_refs
 @pytest.mark.parametrize("pipeline", sorted(set(PIPELINES) - {"passes first"}))
 def test_temporaries_do_not_stay(pipeline):
     """Not "passes first", which makes one kernel of four operations, with their results inside."""
-    assert in_fresh_process(temporaries_of_two_sizes, pipeline) <= 66
+    assert in_fresh_process(temporaries_of_two_sizes, pipeline) <= 18
 
 
 # -- many weights -----------------------------------------------------------------------------

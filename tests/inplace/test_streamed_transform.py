@@ -772,7 +772,7 @@ def peak_of_stream(pipeline, count, side):
 
 @needs_clear_refs
 @pytest.mark.parametrize("pipeline", PIPELINES)
-def test_the_peak_is_the_converted_weights_and_one_original(pipeline, count=6, side=2048):
+def test_the_peak_is_the_converted_weights_and_one_original(pipeline, count=4, side=1500):
     extra, right = in_fresh_process(peak_of_stream, pipeline, count, side)
     assert right == count
     mb = side * side * 4 / 2**20

@@ -66,6 +66,7 @@ pass refuses to make; both are asserted.
 import signal
 import subprocess
 import sys
+import textwrap
 
 import numpy as np
 import pytest
@@ -74,6 +75,7 @@ import tvm_ffi
 from pipelines import IS_FUSED, load
 from transforms import NUMBER, SIZES, assert_bitwise, check_slots, run_both
 from tvm import relax
+from tvm.script import from_source
 from tvm.script import ir as I
 from tvm.script import relax as R
 from tvm.script import tirx as T
@@ -185,37 +187,69 @@ class SeveralModels:
         return y
 
 
-@I.ir_module
-class AgreeingModels:
-    """Both compute the same two values, in another order."""
+def of_two_weights(private="", **bodies):
+    """A module of functions of an input and two weights, each 4 x 4; a body ends in ``y``."""
+    ty = 'R.Tensor((4, 4), "float32")'
+    parts = ["@I.ir_module", "class Module:", textwrap.indent(private, "    ")]
+    for name, body in bodies.items():
+        parts += [
+            "    @R.function",
+            f"    def {name}(x: {ty}, w1: {ty}, w2: {ty}):",
+            '        R.func_attr({"num_input": 1})',
+            "        with R.dataflow():",
+            *(f"            {line.strip()}" for line in body.strip().splitlines()),
+            "            R.output(y)",
+            "        return y",
+        ]
+    return from_source("\n".join(parts))
 
-    @R.function
-    def decode(
-        x: R.Tensor((4, 4), "float32"),
-        w1: R.Tensor((4, 4), "float32"),
-        w2: R.Tensor((4, 4), "float32"),
-    ):
-        R.func_attr({"num_input": 1})
-        with R.dataflow():
-            b = R.exp(w2)
-            a = R.permute_dims(w1)
-            y = R.subtract(R.matmul(x, a), R.matmul(x, b))
-            R.output(y)
-        return y
 
-    @R.function
-    def encode(
-        x: R.Tensor((4, 4), "float32"),
-        w1: R.Tensor((4, 4), "float32"),
-        w2: R.Tensor((4, 4), "float32"),
-    ):
-        R.func_attr({"num_input": 1})
-        with R.dataflow():
-            a = R.permute_dims(w1)
-            b = R.exp(w2)
-            y = R.add(R.matmul(x, a), R.matmul(x, b))
-            R.output(y)
-        return y
+# Both compute the same two values, in another order.
+AGREEING_MODELS = of_two_weights(
+    decode="""
+        b = R.exp(w2)
+        a = R.permute_dims(w1)
+        y = R.subtract(R.matmul(x, a), R.matmul(x, b))
+    """,
+    encode="""
+        a = R.permute_dims(w1)
+        b = R.exp(w2)
+        y = R.add(R.matmul(x, a), R.matmul(x, b))
+    """,
+)
+
+# `decode` hides what it does with w2 in a function; `embed` uses w1 only, and as it is.
+PARTLY_AGREEING_MODELS = of_two_weights(
+    private="""
+@R.function(private=True)
+def negative_matmul(
+    x: R.Tensor((4, 4), "float32"), w: R.Tensor((4, 4), "float32")
+) -> R.Tensor((4, 4), "float32"):
+    with R.dataflow():
+        y = R.matmul(x, R.negative(w))
+        R.output(y)
+    return y
+""",
+    encode="""
+        y1 = R.matmul(x, R.negative(w1))
+        y2 = R.matmul(x, R.negative(w2))
+        y = R.add(y1, y2)
+    """,
+    decode="""
+        y1 = R.matmul(x, R.negative(w1))
+        y2 = Module.negative_matmul(x, w2)
+        y = R.subtract(y1, y2)
+    """,
+    embed="y = Module.negative_matmul(x, w1)",
+)
+
+UNUSED_WEIGHT = of_two_weights(
+    encode="y = R.matmul(R.matmul(x, R.exp(w1)), R.exp(w2))", embed="y = R.matmul(x, R.exp(w1))"
+)
+
+NOTHING_SHARED = of_two_weights(
+    left="y = R.matmul(x, R.exp(w2))", right="y = R.matmul(x, R.exp(w1))"
+)
 
 
 @I.ir_module
@@ -233,116 +267,6 @@ class IdenticalModels:
         R.func_attr({"num_input": 1})
         with R.dataflow():
             y = R.matmul(x, R.permute_dims(w))
-            R.output(y)
-        return y
-
-
-@I.ir_module
-class PartlyAgreeingModels:
-    """`decode` hides what it does with w2 in a function; `embed` uses w1 only, and as it is."""
-
-    @R.function
-    def encode(
-        x: R.Tensor((4, 4), "float32"),
-        w1: R.Tensor((4, 4), "float32"),
-        w2: R.Tensor((4, 4), "float32"),
-    ):
-        R.func_attr({"num_input": 1})
-        with R.dataflow():
-            y1 = R.matmul(x, R.negative(w1))
-            y2 = R.matmul(x, R.negative(w2))
-            y = R.add(y1, y2)
-            R.output(y)
-        return y
-
-    @R.function
-    def decode(
-        x: R.Tensor((4, 4), "float32"),
-        w1: R.Tensor((4, 4), "float32"),
-        w2: R.Tensor((4, 4), "float32"),
-    ):
-        R.func_attr({"num_input": 1})
-        cls = PartlyAgreeingModels
-        with R.dataflow():
-            y1 = R.matmul(x, R.negative(w1))
-            y2 = cls.negative_matmul(x, w2)
-            y = R.subtract(y1, y2)
-            R.output(y)
-        return y
-
-    @R.function
-    def embed(
-        x: R.Tensor((4, 4), "float32"),
-        w1: R.Tensor((4, 4), "float32"),
-        w2: R.Tensor((4, 4), "float32"),
-    ):
-        R.func_attr({"num_input": 1})
-        cls = PartlyAgreeingModels
-        with R.dataflow():
-            y = cls.negative_matmul(x, w1)
-            R.output(y)
-        return y
-
-    @R.function(private=True)
-    def negative_matmul(x: R.Tensor((4, 4), "float32"), w: R.Tensor((4, 4), "float32")) -> R.Tensor(
-        (4, 4), "float32"
-    ):
-        with R.dataflow():
-            y = R.matmul(x, R.negative(w))
-            R.output(y)
-        return y
-
-
-@I.ir_module
-class UnusedWeight:
-    @R.function
-    def encode(
-        x: R.Tensor((4, 4), "float32"),
-        w1: R.Tensor((4, 4), "float32"),
-        w2: R.Tensor((4, 4), "float32"),
-    ):
-        R.func_attr({"num_input": 1})
-        with R.dataflow():
-            y = R.matmul(R.matmul(x, R.exp(w1)), R.exp(w2))
-            R.output(y)
-        return y
-
-    @R.function
-    def embed(
-        x: R.Tensor((4, 4), "float32"),
-        w1: R.Tensor((4, 4), "float32"),
-        w2: R.Tensor((4, 4), "float32"),
-    ):
-        R.func_attr({"num_input": 1})
-        with R.dataflow():
-            y = R.matmul(x, R.exp(w1))
-            R.output(y)
-        return y
-
-
-@I.ir_module
-class NothingShared:
-    @R.function
-    def left(
-        x: R.Tensor((4, 4), "float32"),
-        w1: R.Tensor((4, 4), "float32"),
-        w2: R.Tensor((4, 4), "float32"),
-    ):
-        R.func_attr({"num_input": 1})
-        with R.dataflow():
-            y = R.matmul(x, R.exp(w2))
-            R.output(y)
-        return y
-
-    @R.function
-    def right(
-        x: R.Tensor((4, 4), "float32"),
-        w1: R.Tensor((4, 4), "float32"),
-        w2: R.Tensor((4, 4), "float32"),
-    ):
-        R.func_attr({"num_input": 1})
-        with R.dataflow():
-            y = R.matmul(x, R.exp(w1))
             R.output(y)
         return y
 
@@ -1005,19 +929,19 @@ CASES = {
     ),
     "one kernel, lifted and bundled": lambda: BUNDLE(lifted(OneKernel)),
     "one kernel, consume_params, bundled": lambda: BUNDLE(lifted(OneKernel, consume_params=True)),
-    "agreeing models, lifted and bundled": lambda: BUNDLE(lifted(AgreeingModels, True)),
+    "agreeing models, lifted and bundled": lambda: BUNDLE(lifted(AGREEING_MODELS, True)),
     "tuples of a weight": lambda: lifted(TuplesOfAWeight),
     "tuples of a weight, consume_params": lambda: lifted(TuplesOfAWeight, consume_params=True),
     "a branch": lambda: lifted(ABranch),
     "several models": lambda: lifted(SeveralModels),
     "several models, consume_params": lambda: lifted(SeveralModels, consume_params=True),
-    "agreeing models": lambda: lifted(AgreeingModels, True),
-    "agreeing models, consume_params": lambda: lifted(AgreeingModels, True, True),
+    "agreeing models": lambda: lifted(AGREEING_MODELS, True),
+    "agreeing models, consume_params": lambda: lifted(AGREEING_MODELS, True, True),
     "identical models": lambda: lifted(IdenticalModels, True),
-    "partly agreeing models": lambda: lifted(PartlyAgreeingModels, ["encode", "decode"]),
-    "models that do not agree": lambda: lifted(PartlyAgreeingModels, True),
-    "an unused weight": lambda: lifted(UnusedWeight, True),
-    "nothing shared": lambda: lifted(NothingShared, True),
+    "partly agreeing models": lambda: lifted(PARTLY_AGREEING_MODELS, ["encode", "decode"]),
+    "models that do not agree": lambda: lifted(PARTLY_AGREEING_MODELS, True),
+    "an unused weight": lambda: lifted(UNUSED_WEIGHT, True),
+    "nothing shared": lambda: lifted(NOTHING_SHARED, True),
     "stop_lift_params": lambda: lifted(StopLifting),
     "no weights": lambda: lifted(NoWeights),
     "no weights, a kernel": lambda: lifted(NoWeightsAndAKernel),
@@ -1130,7 +1054,7 @@ def test_private_transforms(consume_params):
     ("model", "shared", "outputs"),
     [
         (OneKernel, False, [(2, 5, 3), (4, 2, 3)]),
-        (PartlyAgreeingModels, ["encode", "decode"], [(4, 4), (4, 4)]),
+        (PARTLY_AGREEING_MODELS, ["encode", "decode"], [(4, 4), (4, 4)]),
         (ConcatenatedWeights, True, [(4, 6), (4, 6), (6, 4)]),
     ],
 )

@@ -6,12 +6,14 @@ from hypothesis import assume, given, note
 from hypothesis import strategies as st
 from models import as_model, models, run_model
 from pipelines import PIPELINES
+from profiles import examples
 from transforms import NOTES, without_what_fuse_tir_fails_at
 from tvm import relax
 
 from relax_inplace.transform import LiftInplaceTransformParams
 
 
+@examples(40, fuzz=2000)
 @given(
     st.data(),
     st.sampled_from(sorted(PIPELINES)),

@@ -140,7 +140,7 @@ def test_plain_form():
 @pytest.mark.parametrize("pipeline", PIPELINES)
 def test_plain_form_computes_the_same(pipeline):
     after = lifted(Model)
-    weights = [argument(ty, span=3) for ty in Model["decode"].params[1].ty.fields]
+    weights = argument(Model["decode"].params[1].ty, span=3)
     converted = run_model(Model, after, pipeline, weights=weights)
     assert np.array_equal(converted[0].numpy(), weights[0].T)
 
@@ -772,7 +772,7 @@ class Module:
     after = lifted(before)
     assert steps(after) == ["negative"]
     assert reads(after, "reads") == [0, 1]
-    weights = [argument(ty, span=3) for ty in before["reads"].params[0].ty.fields]
+    weights = argument(before["reads"].params[0].ty, span=3)
     old, new = load(before), load(after)
     originals, converted = passed(weights), new["inplace_transform_params"](passed(weights))
     for name in ("reads", "writes", "reads"):

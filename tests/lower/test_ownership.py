@@ -37,6 +37,11 @@ class Module:
         return ()
 
     @R.function(pure=False)
+    def put(q: R.Tuple(R.Tuple(R.Tensor((4, 4), "float32"), R.Tensor((4, 4), "float32")), R.Tensor((4, 4), "float32")), new: R.Tuple(R.Tensor((4, 4), "float32"), R.Tensor((4, 4), "float32"))) -> R.Tuple(R.Tuple(R.Tensor((4, 4), "float32"), R.Tensor((4, 4), "float32")), R.Tensor((4, 4), "float32")):
+        q0 = R.inplace_update_tuple(q, 0, new)
+        return q0
+
+    @R.function(pure=False)
     def forever(q: R.Tuple(R.Tensor((4, 4), "float32"), R.Tensor((4, 4), "float32")), y: R.Tensor((4, 4), "float32")) -> R.Tuple(R.Tensor((4, 4), "float32"), R.Tensor((4, 4), "float32")):
         cls = Module
         q0 = R.inplace_update_tuple(q, 0, y)
@@ -281,6 +286,68 @@ WRONG = {
         """,
         ("params", "p0 = R.inplace_update", "y = params[0]"),
     ),
+    "after the other branch": (
+        """
+        if c:
+            q = params
+        else:
+            p0 = R.inplace_update_tuple(params, 0, x)
+            q = p0
+        y = params[0]
+        return (q, y)
+        """,
+        ("params", "p0 = R.inplace_update", "y = params[0]"),
+    ),
+    "what one branch has stored": (
+        """
+        new = (x, x)
+        if c:
+            n0 = R.inplace_update_tuple(nested, 0, new)
+            q = n0
+        else:
+            q = nested
+        m = R.inplace_update_tuple(new, 0, x)
+        return q
+        """,
+        ("q[0]", "m = R.inplace_update", "the returned value"),
+    ),
+    "what the other branch has stored": (
+        """
+        new = (x, x)
+        if c:
+            q = nested
+        else:
+            n0 = R.inplace_update_tuple(nested, 0, new)
+            q = n0
+        m = R.inplace_update_tuple(new, 0, x)
+        return q
+        """,
+        ("q[0]", "m = R.inplace_update", "the returned value"),
+    ),
+    "what the first branch is": (
+        """
+        other = (x, x)
+        if c:
+            q = params
+        else:
+            q = other
+        p0 = R.inplace_update_tuple(params, 0, x)
+        return q
+        """,
+        ("q", "p0 = R.inplace_update", "the returned value"),
+    ),
+    "what the second branch is": (
+        """
+        other = (x, x)
+        if c:
+            q = other
+        else:
+            q = params
+        p0 = R.inplace_update_tuple(params, 0, x)
+        return q
+        """,
+        ("q", "p0 = R.inplace_update", "the returned value"),
+    ),
     "in a branch": (
         """
         p0 = R.inplace_update_tuple(params, 0, x)
@@ -319,6 +386,31 @@ WRONG = {
         return y
         """,
         ("nested[0]", "convert_inner(nested, x)", "y = nested[0]"),
+    ),
+    "what a call has stored": (
+        """
+        cls = Module
+        q = cls.put(nested, params)
+        p0 = R.inplace_update_tuple(params, 0, x)
+        return q
+        """,
+        ("q[0]", "p0 = R.inplace_update", "the returned value"),
+    ),
+    "what a call may have left": (
+        """
+        cls = Module
+        inner = nested[0]
+        other = (params, x)
+        if c:
+            q = nested
+        else:
+            q = other
+        new = (x, x)
+        q0 = cls.put(q, new)
+        i0 = R.inplace_update_tuple(inner, 0, x)
+        return q0
+        """,
+        ("q0[0]", "i0 = R.inplace_update", "the returned value"),
     ),
     "in a local function that captured it": (
         """
@@ -383,6 +475,21 @@ WRONG = {
         """,
         ("inner", "q0 = R.inplace_update", "y = inner[1]"),
     ),
+    "the field of one of two, of which either was updated": (
+        """
+        inner = nested[0]
+        other = (params, x)
+        if c:
+            q = nested
+        else:
+            q = other
+        new = (x, x)
+        q0 = R.inplace_update_tuple(q, 0, new)
+        i0 = R.inplace_update_tuple(inner, 0, x)
+        return q0
+        """,
+        ("q0[0]", "i0 = R.inplace_update", "the returned value"),
+    ),
     "passed to a packed function": (
         """
         p0 = R.inplace_update_tuple(params, 0, x)
@@ -426,6 +533,18 @@ def test_a_tuple_cannot_hold_itself():
         check_ownership(mod)
 
 
+def test_nor_what_holds_it():
+    mod = module(
+        """
+        both = (nested, x)
+        n0 = R.inplace_update_tuple(nested, 1, both)
+        return x
+        """
+    )
+    with pytest.raises(OwnershipError, match="A tuple cannot be a field of itself"):
+        check_ownership(mod)
+
+
 def test_one_tuple_passed_twice_to_a_function_that_updates():
     mod = from_source(
         """
@@ -446,6 +565,26 @@ class Module:
     )
     with pytest.raises(OwnershipError, match="passes one tuple twice"):
         check_ownership(mod)
+
+
+def test_a_recursive_call_consumes():
+    """What it does is not known yet, while it is analysed."""
+    mod = from_source(
+        """
+@I.ir_module
+class Module:
+    @R.function(pure=False)
+    def again(q: R.Tuple(R.Tensor((4,), "float32")), x: R.Tensor((4,), "float32")) -> R.Tuple(R.Tensor((4,), "float32")):
+        cls = Module
+        r: R.Tuple(R.Tensor((4,), "float32")) = cls.again(q, x)
+        y = q[0]
+        return r
+"""
+    )
+    with pytest.raises(OwnershipError) as error:
+        check_ownership(mod)
+    assert error.value.variable == "q"
+    assert "y = q[0]" in error.value.used_by
 
 
 def test_the_places_in_the_source():

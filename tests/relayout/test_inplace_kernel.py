@@ -6,6 +6,7 @@ from hypothesis import given
 from inplace_kernels import kernel_of, kernels_of, moves, numpy_dtype, te_kernel
 from tvm import relax, te, tirx
 from tvm.relax import op
+from tvm.script import from_source
 
 from relax_inplace import layout
 from relax_inplace.relayout.inlining import with_producers_inlined
@@ -102,9 +103,29 @@ def test_blocks_are_at_most_what_scratch_holds():
     assert found(kernel_of(lambda w: op.flip(w, 1), ((4, rows + 1), "float32"))) == NO_BLOCKS
 
 
+def test_what_a_small_block_is_computed_from_fits_too():
+    def first_columns_backwards(a):
+        return te.compute((4, 8), lambda i, j: a[i, 7 - j])
+
+    columns = MOST_SCRATCH
+    kernel = te_kernel(first_columns_backwards, ((4, columns), "int8"))
+    assert found(kernel) == [(0, 1, columns, 8)]
+    kernel = te_kernel(first_columns_backwards, ((4, columns + 1), "int8"))
+    assert found(kernel) == NO_BLOCKS
+
+
 def test_a_block_is_not_the_whole():
     assert found(kernel_of(lambda w: op.flip(w, 1), ((1, 64), "float32"))) == NO_BLOCKS
     assert found(kernel_of(lambda w: op.flip(w, 1), (("n", 64), "float32"))) == [(0, 1, 64, 64)]
+
+
+def test_wider_elements_of_some():
+    """The result is smaller than the weight, but not each of its elements."""
+
+    def kernel(a):
+        return te.compute((8,), lambda i: a[i].astype("int32"))
+
+    assert found(te_kernel(kernel, ((36,), "int8"))) == NO_BLOCKS
 
 
 def test_what_reads_nothing_has_no_input():
@@ -142,6 +163,59 @@ def test_one_element_from_elsewhere():
         (64, 48), lambda i, j: te.if_then_else(tirx.all(i == 63, j == 47), a[0, 0], a[i, j])
     )
     assert "no blocks" in find_inplace_pairs(te.create_prim_func([a, last]))
+
+
+def test_a_choice_by_data_is_none():
+    def by_data(a, chosen):
+        def element(i, j):
+            return te.if_then_else(chosen[i, j] > 0, a[3 - i, j], a[i, j])
+
+        return te.compute((4, 6), element)
+
+    assert found(te_kernel(by_data, *[((4, 6), "int32")] * 2)) == [(1, 2, 1, 1)]
+
+    def by_other_rows(a):
+        return te.compute((4, 6), lambda i, j: te.if_then_else(a[3 - i, j] > 0, a[i, j], 0))
+
+    assert found(te_kernel(by_other_rows, ((4, 6), "int32"))) == NO_BLOCKS
+
+
+def test_sizes_that_blocks_do_not_divide():
+    """Rows are swapped in groups of 4, but for a last one of 2."""
+    n = te.var("n", "int64")
+
+    def kernel(a):
+        def element(i, j):
+            return te.if_then_else(i < 4 * n, a[i // 4 * 4 + 3 - i % 4, j], a[i, j])
+
+        return te.compute((4 * n + 2, 6), element)
+
+    assert found(te_kernel(kernel, ((4 * n + 2, 6), "int32"))) == NO_BLOCKS
+
+
+KERNEL = """
+@T.prim_func(private=True, s_tir=True)
+def kernel(A: T.Buffer((8, 6), "DTYPE"STRIDES), B: T.Buffer((8, 6), "DTYPE")):
+"""
+NEST = """
+    for i, j in T.grid(8, 6):
+        with T.sblock("block"):
+            v, w = T.axis.remap("SS", [i, j])
+            B[v, w] = A[v, w]
+"""
+
+
+@pytest.mark.parametrize(
+    ("dtype", "strides", "nests", "reason"),
+    [
+        ("int32", ", strides=(1, 8)", NEST, "has a buffer that is not row-major elements of whole"),
+        ("int4", "", NEST, "has a buffer that is not row-major elements of whole bytes"),
+        ("int32", "", NEST + NEST, "has intermediate buffers"),
+    ],
+)
+def test_other_kernels(dtype, strides, nests, reason):
+    kernel = from_source(KERNEL.replace("DTYPE", dtype).replace("STRIDES", strides) + nests)
+    assert find_inplace_pairs(kernel).startswith(reason)
 
 
 def test_each_output_over_its_own_input():

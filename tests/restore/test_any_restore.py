@@ -47,7 +47,9 @@ class _Chain:
         if len(self.shape(value)) == 2:
             kinds += ["tiles", "scatter"]
             if self.is_static(value):
-                kinds += ["pad", "transform"]
+                kinds.append("pad")
+                if "float8" not in str(value.ty.dtype):  # test_restore.py: test_float8_padding
+                    kinds.append("transform")
         if not self.shape(value):
             kinds = ["expand", "flatten", "stack"]
         result = getattr(self, self.pick(kinds))(value)
@@ -186,7 +188,7 @@ def chain(draw):
     return builder.finalize()
 
 
-@examples(40)
+@examples(40, fuzz=1000)
 @given(st.data(), st.sampled_from(sorted(PIPELINES)))
 def test_any_restore(data, pipeline):
     before = chain(data.draw)

@@ -10,7 +10,9 @@ from tvm import relax
 from tvm.script import from_source
 
 from relax_inplace.analysis import InverseError, find_inverse
+from relax_inplace.relayout import kernel_inverse
 from relax_inplace.relayout.exact_cast import cast_back
+from relax_inplace.relayout.kernel_inverse import undo_kernel
 
 TWO = 'R.Tensor((4, 6), "float16"), R.Tensor((4, 6), "float16")'
 
@@ -214,6 +216,9 @@ def kernel(loops, body, out="(4, 6)", axes=None, dtype="float16"):
          "`move` computes new numbers"),
         (kernel([4, 6], "out[vi, vj] = w[vi, vj] * T.float16(2)"), "`move` computes new numbers"),
         (kernel([3, 6], "out[vi, vj] = w[vi, vj]", "(3, 6)"), "`move` is not proved to keep every element"),
+        (kernel([3, 6], "out[vi, vj] = w[vi + 1, vj]", "(3, 6)"), "`move` is not proved to keep every element"),
+        (kernel([4, 6], "T.where(i < 3)\n                out[vi, vj] = w[vi, vj]"), "`move` is scheduled already"),
+        (kernel([4, 6], "out[vi, vj] = out[vi, vj]"), "`move` reads what it has written"),
         (kernel([4, 6], "out[vi, vj] = T.if_then_else(vi < 3, w[vi, vj], T.float16(0))"),
          "`move` is not proved to keep every element"),
         (kernel([4, 6], "out[0, vj] = w[vi, vj]"), "`move` is not proved to move elements only"),
@@ -244,6 +249,69 @@ def test_kernels(others, expected):
     """
     (found,) = how('R.Tensor((4, 6), "float16")', body, others=others)
     assert found == (expected or "= undo_move(params[0])")
+
+
+COPY = kernel([4, 6], "out[vi, vj] = w[vi, vj]")
+SCHEDULED = "`move` is scheduled already"
+SEVERAL = "`move` is more than one block of independent elements"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        ('w: T.Buffer((4, 6), "float16"', 'w: T.Buffer((4, 6), "float16", strides=(1, 4)', "`move` has strides"),
+        ("for i, j in T.grid(4, 6)", "for i, j, k in T.grid(4, 6, 0)", SEVERAL),
+        ('T.axis.remap("SS", [i, j])', 'T.axis.remap("SR", [i, j])', SEVERAL),
+        ('T.axis.remap("SS", [i, j])', 'T.axis.remap("SS", [i, j])\n                with T.init():\n                    out[vi, vj] = T.float16(0)', SEVERAL),
+        ('vi, vj = T.axis.remap("SS", [i, j])', "vi = T.axis.spatial(4, 3 - i)\n                vj = T.axis.spatial(6, j)", SEVERAL),
+        ('vi, vj = T.axis.remap("SS", [i, j])', "vi = T.axis.spatial(5, i)\n                vj = T.axis.spatial(6, j)", SCHEDULED),
+    ],
+)  # fmt: skip
+def test_blocks_that_are_not_of_a_tensor_expression(old, new, reason):
+    assert old in COPY
+    mod = from_source(f"@I.ir_module\nclass M:\n{COPY.replace(old, new)}", check_well_formed=False)
+    ty = relax.TensorType((4, 6), "float16")
+    assert undo_kernel(mod["move"], "move", [ty], ty, []) == reason
+
+
+def test_a_loop_that_does_not_start_at_0():
+    mod = from_source(
+        """
+@I.ir_module
+class M:
+    @T.prim_func(private=True, s_tir=True)
+    def move(w: T.Buffer((4, 6), "float16"), out: T.Buffer((4, 6), "float16")):
+        for i in range(1, 5):
+            for j in range(6):
+                with T.sblock("move"):
+                    vi = T.axis.spatial(4, i)
+                    vj = T.axis.spatial(6, j)
+                    out[vi, vj] = w[vi, vj]
+""",
+        check_well_formed=False,
+    )
+    ty = relax.TensorType((4, 6), "float16")
+    assert undo_kernel(mod["move"], "move", [ty], ty, []) == SCHEDULED
+
+
+def test_an_inverse_that_is_none_is_refused(monkeypatch):
+    """Where it comes from does not matter."""
+    monkeypatch.setattr(kernel_inverse, "_inverse_of", lambda exprs, box, at: list(at))
+    mod = from_source(f"@I.ir_module\nclass M:\n{kernel([4, 6], 'out[vi, vj] = w[3 - vi, vj]')}")
+    ty = relax.TensorType((4, 6), "float16")
+    reason = "`move` is not proved to keep every element"
+    assert undo_kernel(mod["move"], "move", [ty], ty, []) == reason
+
+
+def test_a_call_of_a_kernel_with_other_tensors():
+    mod = from_source(f"@I.ir_module\nclass M:\n{COPY}")
+    half, whole = (relax.TensorType((4, 6), dtype) for dtype in ("float16", "float32"))
+    assert undo_kernel(mod["move"], "move", [whole], half, []) == (
+        "`move` is called with tensors of other dtypes"
+    )
+    assert undo_kernel(mod["move"], "move", [half, half], half, []) == (
+        "`move` reads several tensors"
+    )
 
 
 def test_a_kernel_that_says_it_is_what_it_is_not():

@@ -35,6 +35,21 @@ def compiled(types, body, pure=True, **options):
     return relax.VirtualMachine(tvm.compile(mod, "llvm"), tvm.cpu())
 
 
+@functools.cache
+def scaled():
+    """The virtual machine of a transform of an input, a number, and a weight of 2 x 3."""
+    mod = from_source("""
+@I.ir_module
+class Module:
+    @R.function
+    def transform_params(scale: R.Tensor((), "float32"), a: R.Tensor((2, 3), "float32")):
+        R.func_attr({"num_input": 1})
+        b = R.multiply(a, scale)
+        return (b,)
+""")
+    return relax.VirtualMachine(tvm.compile(InplaceTransformParams()(mod), "llvm"), tvm.cpu())
+
+
 def transposes(count=3, **options):
     """``count`` weights of 4 x (8 + i) float32, transposed one by one."""
     types = tensors(*((4, 8 + i) for i in range(count)))

@@ -108,9 +108,16 @@ def write_each(folder, weights_of):
 
 
 def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
+    """One that the system gives to nobody else: those from 32768 on are for whoever connects."""
+    for port in PORTS:
+        with socket.socket() as free, contextlib.suppress(OSError):
+            free.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no port is free")
+
+
+# From another place in each process, as several run these tests at once.
+PORTS = iter(range(10_000 + os.getpid() * 10 % 20_000, 32_768))
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 import pytest
 import tvm
-from compiled_transforms import arrays, compiled, tensors, transposes
+from compiled_transforms import arrays, compiled, scaled, tensors, transposes
 
 from relax_inplace.runtime import (
     ConvertedError,
@@ -169,21 +169,7 @@ def test_a_cache_of_something_else_is_replaced(tmp_path):
 
 
 def test_a_cache_of_other_inputs_is_replaced(tmp_path):
-    from tvm import relax
-    from tvm.script import from_source
-
-    from relax_inplace.transform import InplaceTransformParams
-
-    text = """
-@I.ir_module
-class Module:
-    @R.function
-    def transform_params(scale: R.Tensor((), "float32"), a: R.Tensor((2, 3), "float32")):
-        R.func_attr({"num_input": 1})
-        b = R.multiply(a, scale)
-        return (b,)
-"""
-    vm = relax.VirtualMachine(tvm.compile(InplaceTransformParams()(from_source(text)), "llvm"), CPU)
+    vm = scaled()
     weights, cache = tmp_path / "weights", tmp_path / "cache"
     save_params(Params([tvm.runtime.tensor(np.ones((2, 3), "float32"))], ["a"]), weights)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tvm
 import tvm_ffi
-from compiled_transforms import arrays, compiled, tensors, transposes, weights
+from compiled_transforms import arrays, compiled, scaled, tensors, transposes, weights
 from live_bytes import watched
 
 from relax_inplace.runtime import (
@@ -173,24 +173,10 @@ def weights_of(*shapes):
 
 
 def test_inputs_before_the_weights():
-    text = """
-@I.ir_module
-class Module:
-    @R.function
-    def transform_params(scale: R.Tensor((), "float32"), a: R.Tensor((2, 3), "float32")):
-        R.func_attr({"num_input": 1})
-        b = R.multiply(a, scale)
-        return (b,)
-"""
-    from tvm import relax
-    from tvm.script import from_source
-
-    from relax_inplace.transform import InplaceTransformParams
-
-    mod = InplaceTransformParams()(from_source(text))
-    vm = relax.VirtualMachine(tvm.compile(mod, "llvm"), tvm.cpu())
     scale = tvm.runtime.tensor(np.array(3, "float32"))
-    params = transform_params(vm, [tvm.runtime.tensor(np.ones((2, 3), "float32"))], inputs=[scale])
+    params = transform_params(
+        scaled(), [tvm.runtime.tensor(np.ones((2, 3), "float32"))], inputs=[scale]
+    )
     assert (params["a"].numpy() == 3).all()
 
 
