@@ -14,6 +14,7 @@ Python functions that run it on the stack.
 
 from __future__ import annotations
 
+import re
 import sys
 import warnings
 from collections.abc import Collection, Sequence
@@ -81,7 +82,7 @@ class UserPipeline:
 
     def __init__(self, given: Any, target: tvm.target.Target | None):
         self._target = target
-        self._says_transforms = _is_ours(given)
+        self._says_transforms = isinstance(given, Pipeline)
         self.transforms = given.transforms if self._says_transforms else []
         self._pipeline = _resolved(given.pipeline if self._says_transforms else given, target)
         self.fuses = True
@@ -106,9 +107,7 @@ class UserPipeline:
         try:
             mod = self._observed(mod, seen)
         except Exception as error:
-            asked = [
-                name for name in apart if f"`{name}`" in str(error) or f'"{name}"' in str(error)
-            ]
+            asked = [name for name in sorted(apart) if re.search(f"[`'\"]{name}[`'\"]", str(error))]
             if not asked:
                 raise
             raise ValueError(
@@ -179,10 +178,6 @@ class _Passes:
         roots = {name.split(".")[0] for name in self._packages}
         has_pipeline = any(name.startswith(("tvm.relax.", "mlc_llm.")) for name in self._packages)
         return has_pipeline and roots <= set(_KNOWN)
-
-
-def _is_ours(given: Any) -> bool:
-    return isinstance(given, tvm.transform.Pass) and hasattr(given, "transforms")
 
 
 def _resolved(pipeline: Any, target: tvm.target.Target | None) -> tvm.transform.Pass | None:
