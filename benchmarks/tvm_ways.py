@@ -3,7 +3,7 @@
     make bench
 
 Eight float32 weights of 4096 x 4096, transposed where the model uses them, so that TVM's
-LiftTransformParams finds the transform. Each way in a fresh process; the wheel's default pipeline.
+LiftTransformParams finds the transform. Each way in a fresh process, by ``tvm.compile(mod, "llvm")``.
 """
 
 from __future__ import annotations
