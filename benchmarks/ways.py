@@ -14,9 +14,9 @@ jax                  ``jax.jit`` of all of it, its argument donated
 in place             ``InplaceTransformParams``
 ===================  ===============================================================================
 
-What TVM compiles is compiled by ``tvm.compile(mod, target)``, with the processor's name in the
-target. Time is that of the conversion alone. Extra memory is the highest resident memory (VmHWM, reset
-before by /proc/self/clear_refs) above what was resident before.
+The ways of TVM, and ours, are compiled by ``tvm.compile(mod, target)``, for this processor. Time is
+that of the conversion alone. Extra memory is the highest resident memory (VmHWM, reset before by
+/proc/self/clear_refs) above what was resident before.
 """
 
 from __future__ import annotations
