@@ -30,5 +30,7 @@ except ValueError as error:
 
 # %% prints: vm.builtin.donate_storage in: %1
 text = compiled((4, 8), (4, 8)).as_text()
-text = text[text.index("@inplace_transform_params") :].split("\n\n")[0]
-print(re.sub(r"\(load .*\) in:", "(...) in:", text))
+lines = text[text.index("@inplace_transform_params") :].split("\n\n")[0].splitlines()
+second = next(i for i, line in enumerate(lines) if "i1" in line)
+check = re.sub(r"\(load .*\) in:", "(...) in:", lines[1])
+print("\n".join([check, "...", *lines[second:]]))
