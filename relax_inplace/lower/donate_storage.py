@@ -24,8 +24,9 @@ and so that what is freed goes back to the system: TVM's pool would keep it
 (src/runtime/memory/pooled_allocator.h). The pages of a spent tensor that no allocation takes are
 given back (``vm.builtin.release_storage``) before its register is killed.
 
-``here`` says on which device: None on a host, else a tensor of one byte on it. On a device a
-function that takes storage begins with
+``here`` says on which device: None on a host, else a tensor there: one that the kernel reads, or
+one byte that the function allocates if there is none. On a device a function that takes storage
+begins with
 
     shared = vm.builtin.wait_for_readers(params)
 
@@ -134,15 +135,19 @@ def _beginning_with(function: relax.Function, first: Sequence[relax.Binding]) ->
 
 
 class _Here:
-    """A tensor of one byte on each device that a function allocates on, other than the host."""
+    """What says on which device a function allocates."""
 
     def __init__(self, mod: ir.IRModule):
-        self._is_host = _is_on_host() and not mod.global_infos.get("vdevice")
+        self._has_several = bool(mod.global_infos.get("vdevice"))
+        self._is_host = _is_on_host() and not self._has_several
         self._bindings: dict[int, list[relax.Binding]] = {}
 
-    def on(self, device: int) -> relax.Var | None:
+    def on(self, device: int, beside: relax.Var | None) -> relax.Var | None:
+        """What says it; ``beside`` is what the kernel reads."""
         if self._is_host:
             return None
+        if beside is not None and not self._has_several:
+            return beside
         if device not in self._bindings:
             size, index = relax.ShapeExpr([1]), relax.prim_value(device)
             byte = ir.GenericConst(tvm.DataType("uint8"), ANY)
@@ -174,6 +179,10 @@ class _Writer:
         self.after: dict[relax.Var, list[relax.Binding]] = defaultdict(list)
         self.kill = ir.Op.get(KILL)
         self.allocations = _allocations(sequence)
+        self.made_for: dict[relax.Var, set[relax.Var]] = defaultdict(set)  # by what uses it first
+        for taken in donation.taken:
+            self.made_for[taken.by].add(taken.tensor)
+        self.beside = self._read_by(sequence)
         self.takes = any(taken.donor is not None for taken in donation.taken)
         for taken in donation.taken:
             self._take(taken)
@@ -194,6 +203,20 @@ class _Writer:
             *self.after.get(var, ()),
         ]
 
+    def _read_by(self, sequence: relax.SeqExpr) -> dict[relax.Var, relax.Var]:
+        """For each binding that uses an allocation first, a tensor that it is given besides."""
+        found = {}
+        for block in sequence.blocks[:]:
+            for binding in block.bindings[:]:
+                var, value = binding.var, binding.value
+                if var in self.made_for and type(value) is ir.Call:
+                    for arg in value.args[:]:
+                        is_tensor = type(arg) is relax.Var and isinstance(arg.ty, relax.TensorType)
+                        if is_tensor and arg not in self.made_for[var]:
+                            found[var] = arg
+                            break
+        return found
+
     def _take(self, taken: Taken) -> None:
         storage, device, shape, dtype = self.allocations[taken.tensor]
         self.dropped |= {taken.tensor, storage}
@@ -202,7 +225,7 @@ class _Writer:
         for place in taken.emptied:
             before += self._emptied(place)
         donor = self._nothing(before) if taken.donor is None else taken.donor.register
-        here = self.here.on(device)
+        here = self.here.on(device, self.beside.get(taken.by))
         here = self._nothing(before) if here is None else here
         ty = taken.tensor.ty
         args = [donor, here, shape, dtype]

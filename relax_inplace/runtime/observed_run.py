@@ -154,9 +154,7 @@ class ObservedRun:
             forget_locals(error)
             cause = self._stopped_by or error
             device_error = give_up_if_failed(self._device, self.params._fields())
-            if device_error is None:
-                _release_pool()
-            elif isinstance(cause, KeyboardInterrupt):
+            if device_error is not None and isinstance(cause, KeyboardInterrupt):
                 cause = device_error
             raise self._failure(cause, device_error is not None) from cause
 
@@ -288,13 +286,6 @@ def _ctrl_c_noted(interrupted: threading.Event) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def _release_pool() -> None:
-    """Temporaries of a function that failed lie in TVM's pool."""
-    clear = tvm_ffi.get_global_func("vm.builtin.memory_manager.clear", allow_missing=True)
-    if clear is not None:
-        clear()
 
 
 def _one_line(error: BaseException) -> str:

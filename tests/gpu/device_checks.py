@@ -51,10 +51,16 @@ reverse = tvm_ffi.get_global_func("emulated.reverse")
 kept = []
 calls = tvm_ffi.get_global_func("emulated.calls")
 clear_pool = tvm_ffi.get_global_func("vm.builtin.memory_manager.clear")
-for name in ("reverse", "inplace_reverse"):  # the second is that of the in-place function, where
-    # the reference has it, too
-    tvm_ffi.register_global_func(name, reverse)
-tvm_ffi.register_global_func("fail", tvm_ffi.get_global_func("emulated.fail"))
+
+
+def register(name, kernel):
+    """As a public kernel: the reference has it, and the in-place function a copy of it."""
+    for one in (name, f"inplace_{name}"):
+        tvm_ffi.register_global_func(one, kernel)
+
+
+register("reverse", reverse)
+register("fail", tvm_ffi.get_global_func("emulated.fail"))
 
 
 def transform(count=4, kernels=None, **options):
@@ -172,7 +178,7 @@ def reference_that_is_dropped_meanwhile():
             held.clear()
         reverse(source, target)
 
-    tvm_ffi.register_global_func("let_go", let_go)
+    register("let_go", let_go)
     params, of = weights(), transform(kernels={0: "let_go"})
     held.append(params[2])
     result = transform_params(of, params)

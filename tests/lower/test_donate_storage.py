@@ -165,7 +165,6 @@ def test_on_a_device_nothing_is_taken_or_dropped_before_it_was_read():
     mod = donated(tvm.target.Target("cuda", host="llvm"))
     said = [str(one.value) for block in mod["main"].body.blocks for one in block.bindings]
     assert said[0].startswith('R.call_packed("vm.builtin.wait_for_readers", params')
-    assert said[1].startswith("R.vm.alloc_storage(R.shape([1])")  # what says on which device
     before = {
         text: said[i - 1].partition("vm.builtin.")[2].partition('"')[0]
         for i, text in enumerate(said)

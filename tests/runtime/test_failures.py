@@ -56,13 +56,13 @@ def _failing_transpose(source, target):
     np.from_dlpack(target)[...] = np.from_dlpack(source).T
 
 
-_stock_alloc = tvm_ffi.get_global_func("vm.builtin.alloc_storage")
+_stock_alloc = tvm_ffi.get_global_func("vm.builtin.donate_storage")
 
 
-def _failing_alloc(context, *others):
+def _failing_alloc(*args):
     if _reached():
         raise MemoryError("out of memory")
-    return _stock_alloc(context, *others)
+    return _stock_alloc(*args)
 
 
 def transform_with(kernel):
@@ -82,12 +82,12 @@ def transform_with(kernel):
 
 @contextlib.contextmanager
 def allocations_that_fail():
-    tvm_ffi.register_global_func("vm.builtin.alloc_storage", _failing_alloc, override=True)
+    tvm_ffi.register_global_func("vm.builtin.donate_storage", _failing_alloc, override=True)
     try:
         compiled.cache_clear()  # a virtual machine finds its functions when it is made
         yield
     finally:
-        tvm_ffi.register_global_func("vm.builtin.alloc_storage", _stock_alloc, override=True)
+        tvm_ffi.register_global_func("vm.builtin.donate_storage", _stock_alloc, override=True)
         compiled.cache_clear()
 
 
