@@ -129,6 +129,7 @@ class TensorTrace:
         self.vars: list[relax.Var] = []
         self.chances: list[Chance] = []
         self._held: dict[relax.Var, list[Tensor]] = {}
+        self._fields: dict[relax.Var, list[list[Tensor]]] = {}  # of a tuple that is made here
         self._slots: dict[Place, list[Tensor]] = {}
         self._inside: dict[Place, set[Place]] = defaultdict(set)  # slots in a nested tuple's slot
         self._places: dict[relax.Var, Place] = {param: (param, ()) for param in params}
@@ -182,6 +183,8 @@ class TensorTrace:
         elif kind is relax.Var:
             if value in self._places:
                 self._places[var] = self._places[value]
+            if value in self._fields:
+                self._fields[var] = self._fields[value]
             self._hold(var, self._held.get(value, ()))
             self._name(var, self._held.get(value, ()))
         elif kind is ir.Call:
@@ -242,8 +245,9 @@ class TensorTrace:
             self._hold(var, self._held.get(operand, ()))
 
     def _made(self, var: relax.Var, fields: Sequence[relax.Expr]) -> None:
-        for field in fields:
-            self._hold(var, self._held.get(field, ()))
+        self._fields[var] = [list(self._held.get(field, ())) for field in fields]
+        for held in self._fields[var]:
+            self._hold(var, held)
 
     def _unknown(self, var: relax.Var, value: relax.Expr) -> None:
         """What may keep what it is given, and may hold what it returns."""
@@ -316,7 +320,9 @@ class TensorTrace:
 
     def _read(self, var: relax.Var, source: relax.Expr, index: int) -> None:
         if source not in self._places:  # a field of a tuple that was made here, or returned
-            self._hold(var, self._held.get(source, ()))
+            known = source in self._fields
+            held = self._fields[source][index] if known else self._held.get(source, ())
+            self._hold(var, held)
             return
         root, path = self._places[source]
         place = (root, (*path, index))
@@ -339,6 +345,11 @@ class TensorTrace:
         new = list(self._held.get(value, ()))
         if source not in self._places:  # a tuple that was made here, or returned
             self._hold(source, new)
+            if source in self._fields:
+                old, self._fields[source][index.value] = self._fields[source][index.value], new
+                for tensor in old:
+                    self._held[source].remove(tensor)
+                self._release(old, source)
             return
         root, path = self._places[source]
         place = (root, (*path, index.value))
