@@ -228,6 +228,7 @@ class Custom:
     """A pass around TVM's pipeline; it looks at every function, and names one of its own."""
 
     def transform_module(self, mod, _context):
+        assert {"main", "decode"} & {gvar.name_hint for gvar in mod.get_global_vars()}
         for gvar, function in mod.functions_items():
             if isinstance(function, relax.Function):
                 mod[gvar] = function.with_attr("tests.seen", True)
@@ -246,6 +247,17 @@ PIPELINES = {
     "custom": lambda: Pipeline(Custom(), transforms=[]),
 }
 EVERY_PIPELINE = pytest.mark.parametrize("pipeline", PIPELINES)
+
+
+@tvm.instrument.pass_instrument
+class PassNames:
+    """A caller's own instrument."""
+
+    def __init__(self):
+        self.names = []
+
+    def run_before_pass(self, _mod, info):
+        self.names.append(info.name)
 
 
 class Compiled:
@@ -334,6 +346,20 @@ def test_a_kernel_that_both_parts_call_a_kernel_of(monkeypatch):
     lowered = Compiled(nested(), monkeypatch).lowered
     assert "half(" in str(lowered["scale"]) and "inplace_half(" not in str(lowered["scale"])
     assert "inplace_half(" in str(lowered["inplace_scale"])
+
+
+@EVERY_PIPELINE
+def test_the_callers_instruments_see_the_pipeline_once(pipeline, monkeypatch):
+    """What it is like is found out on a copy."""
+    mod = by_hand()
+    without, having = PassNames(), PassNames()
+    with tvm.transform.PassContext(instruments=[without]):
+        model = Compiled(without_transform(mod), monkeypatch, pipeline)
+    with tvm.transform.PassContext(instruments=[having]):
+        assert_same_code(Compiled(mod, monkeypatch, pipeline), model)
+    ran = [name for name in without.names if name != "relax_inplace.Pipeline"]
+    ran = ran[: ran.index("AttachGlobalSymbol") + 1]
+    assert having.names[: len(ran)] == ran
 
 
 @MODULES
