@@ -1,12 +1,9 @@
-"""Time and memory to compile n transposes: out of place, in place, streamed, as a naive chain.
+"""Time and memory to compile n transposes: out of place, in place, streamed.
 
     make bench
 
 Each is compiled in a fresh process, in interleaved rounds; the figures are medians, and ratios of
-this one run. Time is processor time: compiling has one thread. "pipeline" is "in place" compiled
-with ``relax_pipeline="inplace"``, the others are with TVM's default. The naive chain has the same
-updates, but TVM's passes see them as they are written: a tuple type of n fields in each of n
-bindings.
+this one run. Time is processor time: compiling has one thread.
 """
 
 from __future__ import annotations
@@ -17,7 +14,7 @@ import resource
 import statistics
 import time
 
-WAYS = ("out of place", "in place", "pipeline", "streamed", "naive chain")
+WAYS = ("out of place", "in place", "streamed")
 
 
 def compile_cost(way: str, count: int) -> tuple[float, float, float]:
@@ -25,7 +22,6 @@ def compile_cost(way: str, count: int) -> tuple[float, float, float]:
     import tvm
     from tvm import relax
 
-    import relax_inplace
     from relax_inplace.transform import InplaceTransformParams
 
     ty = relax.TensorType((64, 32), "float32")
@@ -43,9 +39,7 @@ def compile_cost(way: str, count: int) -> tuple[float, float, float]:
     if way != "out of place":
         mod = InplaceTransformParams(lazy=way == "streamed")(mod)
     rewritten = time.process_time()
-    if way == "naive chain":
-        relax_inplace.build.prepare = lambda mod: mod
-    tvm.compile(mod, "llvm", relax_pipeline="inplace" if way == "pipeline" else "default")
+    tvm.compile(mod, "llvm")
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return rewritten - start, time.process_time() - rewritten, resident
 
@@ -59,15 +53,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--counts", type=int, nargs="+", default=[500, 1000, 3000, 10000])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--naive-up-to", type=int, default=500, help="beyond, none is written")
     args = parser.parse_args()
     head = f"{'weights':>8}  {'way':14}{'pass s':>9}{'ms/weight':>11}{'compile s':>11}"
     print(f"{head}{'ratio':>8}{'MB':>7}")
     for count in args.counts:
-        ways = [way for way in WAYS if way != "naive chain" or count <= args.naive_up_to]
-        costs: dict[str, list[tuple[float, float, float]]] = {way: [] for way in ways}
+        costs: dict[str, list[tuple[float, float, float]]] = {way: [] for way in WAYS}
         for _ in range(args.rounds):
-            for way in ways:
+            for way in WAYS:
                 costs[way].append(measure(way, count))
         totals = {way: statistics.median(c[0] + c[1] for c in all_) for way, all_ in costs.items()}
         for way, all_ in costs.items():

@@ -22,10 +22,9 @@ _COLORS = {
     "numpy": "#e3c27a",
     "torch": "#e08a5b",
     "jax": "#b5739d",
-    "ours, default": "#92c5de",
-    "ours, inplace": "#2166ac",
+    "in place": "#2166ac",
 }
-_LABELLED = "ours, inplace"  # whose numbers are written out
+_LABELLED = "in place"  # whose numbers are written out
 _FORMATS = {".svg": {"Date": None}, ".png": {"Software": None}, ".pdf": {"CreationDate": None}}
 _SETTINGS: dict[str, Any] = {
     "font.size": 9.0,

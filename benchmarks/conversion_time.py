@@ -1,4 +1,4 @@
-"""Time and memory to convert weights: ours, TVM's ways, numpy, torch and jax, against a warm copy.
+"""Time and memory to convert weights: in place, by TVM, numpy, torch and jax, against a warm copy.
 
     make bench
     python benchmarks/conversion_time.py --only "transpose float16" --rounds 5 --plot picture.svg

@@ -3,7 +3,8 @@
     make bench
 
 Eight float32 weights of 4096 x 4096, transposed where the model uses them, so that TVM's
-LiftTransformParams finds the transform. Each way in a fresh process; the wheel's default pipeline.
+LiftTransformParams finds the transform. Each way is compiled by ``tvm.compile(mod, "llvm")``, and
+runs in a fresh process.
 """
 
 from __future__ import annotations

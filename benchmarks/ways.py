@@ -7,16 +7,16 @@ the weights are handed over: nothing else keeps them.
 ===================  ===============================================================================
 warm copy            the same bytes, from touched memory into touched memory of TVM's: the floor.
                      With one thread and with two, twice each; the fastest counts
-TVM out of place     ``LiftTransformParams``, in TVM's default pipeline
+TVM out of place     ``LiftTransformParams``
 TVM consume_params   the same, where each slot is emptied as it is read
 numpy, torch         a loop that drops each weight once its new one is made
 jax                  ``jax.jit`` of all of it, its argument donated
-ours, default        ``InplaceTransformParams``, in TVM's default pipeline
-ours, inplace        the same, in the pipeline ``inplace``
+in place             ``InplaceTransformParams``
 ===================  ===============================================================================
 
-Time is that of the conversion alone. Extra memory is the highest resident memory (VmHWM, reset
-before by /proc/self/clear_refs) above what was resident before.
+The ways of TVM, and ours, are compiled by ``tvm.compile(mod, target)``, for this processor. Time is
+that of the conversion alone. Extra memory is the highest resident memory (VmHWM, reset before by
+/proc/self/clear_refs) above what was resident before.
 """
 
 from __future__ import annotations
@@ -94,11 +94,10 @@ def _in_place(workload: Workload) -> Any:
     return InplaceTransformParams()(_lifted(workload))
 
 
-COMPILED: dict[str, tuple[Callable[[Workload], Any], str]] = {
-    "TVM out of place": (_lifted, "default"),
-    "TVM consume_params": (functools.partial(_lifted, consumes=True), "default"),
-    "ours, default": (_in_place, "default"),
-    "ours, inplace": (_in_place, "inplace"),
+COMPILED: dict[str, Callable[[Workload], Any]] = {
+    "TVM out of place": _lifted,
+    "TVM consume_params": functools.partial(_lifted, consumes=True),
+    "in place": _in_place,
 }
 
 
@@ -113,10 +112,8 @@ def compile_way(way: str, workload: Workload, library: str) -> None:
     """Compile a way for this machine, into a shared library."""
     import tvm
 
-    make, pipeline = COMPILED[way]
     target = tvm.target.Target({"kind": "llvm", "mcpu": host_cpu()})
-    mod = make(workload)
-    tvm.compile(mod, target, relax_pipeline=pipeline).export_library(library)
+    tvm.compile(COMPILED[way](workload), target).export_library(library)
 
 
 def _compiled(name: str, workload: Workload, library: str | None) -> _Convert:
@@ -272,8 +269,7 @@ WAYS: dict[str, Callable[[Workload, str | None], _Convert] | None] = {
     "numpy": _numpy,
     "torch": _torch,
     "jax": _jax,
-    "ours, default": functools.partial(_compiled, "inplace_transform_params"),
-    "ours, inplace": functools.partial(_compiled, "inplace_transform_params"),
+    "in place": functools.partial(_compiled, "inplace_transform_params"),
 }
 
 _OPTIONAL = ("torch", "jax")

@@ -8,6 +8,8 @@ not imported yet, the registration waits until it is.
 >>> from tvm.script import relax as R
 >>> mod = relax_inplace.transform.InplaceTransformParams()(mod)
 >>> tvm.compile(mod, "llvm")
+
+That is the fast way with the low peak: :mod:`relax_inplace.lower.build` says how.
 """
 
 from __future__ import annotations

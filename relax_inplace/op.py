@@ -5,10 +5,10 @@ given and returns that object. It consumes the name it is given: see
 :mod:`relax_inplace.lower.ownership`.
 
 Its type is the tuple's type with that field's type replaced by the value's. A call may carry the
-type of its result instead, as ``ty_args=(T,)``; :mod:`relax_inplace.lower.lower_update_chain`
-makes such calls, of which those with a void type are statements: they leave the name valid. With
-its type a call may be given a tuple of unknown type, as
-:mod:`relax_inplace.lower.hide_tuple_types` does: the VM checks it.
+type of its result instead, as ``ty_args=(T,)``. With a void type it is a statement, which leaves
+the name valid but for that field: so a long transform does not have n tuple types of n fields. With
+its type a call may be given a tuple of unknown type, as :mod:`relax_inplace.lower.tuple_objects`
+does: the VM checks it.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def _constant_index(index: Any, span: Any) -> int:
 
 def _normalized_index(tuple: relax.Expr, index: int, has_type: bool, span: Any) -> int:
     if has_type and index >= 0 and isinstance(tuple.ty, relax.AnyType):
-        return index  # see relax_inplace.lower.hide_tuple_types
+        return index  # see relax_inplace.lower.tuple_objects
     if not isinstance(tuple.ty, relax.TupleType):
         raise TypeError(
             f"R.inplace_update_tuple: expected a tuple as first operand, but `{tuple}` has type "

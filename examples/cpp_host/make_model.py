@@ -23,7 +23,7 @@ arguments = parser.parse_args()
 arguments.folder.mkdir(parents=True, exist_ok=True)
 
 mod, name = decoder.lifted(decoder.SMALL, "kn", inplace=True)
-executable = tvm.compile(mod, "llvm", relax_pipeline="inplace")
+executable = tvm.compile(mod, "llvm")
 options = libinfo.self_contained_options() if arguments.self_contained else []
 executable.export_library(str(arguments.folder / "model.so"), options=options)
 

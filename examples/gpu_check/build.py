@@ -94,7 +94,7 @@ def main() -> None:
     arches = options.arch if options.device == "cuda" else [""]
     for arch in arches:
         print(f"{GRAPH}, {arch or 'cpu'}")
-        _export(_graph_module(), _target(arch), folder / _library("graph", arch), "inplace", True)
+        _export(_graph_module(), _target(arch), folder / _library("graph", arch), graph=True)
     _copy_packages(folder / "site", options)
     for script in ("check.py", "contents.py"):
         shutil.copy(HERE / script, folder)
@@ -117,16 +117,13 @@ def _case(name: str, folder: Path, options: argparse.Namespace) -> dict[str, Any
     stem = "".join(c if c.isalnum() else "_" for c in name)
     for arch in options.arch if options.device == "cuda" else [""]:
         print(f"{name}, {arch or 'cpu'}")
-        make, pipeline = COMPILED["ours, inplace"]
-        _export(make(workload), _target(arch), folder / _library(stem, arch), pipeline)
-        make, pipeline = COMPILED["TVM out of place"]
+        _export(COMPILED["in place"](workload), _target(arch), folder / _library(stem, arch))
         if name == STREAMS:
             # What reads the weights meanwhile; and the same, streamed.
-            library = folder / _library(f"{stem}_reader", arch)
-            _export(make(workload), _target(arch), library, pipeline)
-            library = folder / _library(f"{stem}_streamed", arch)
-            mod = relax_inplace.transform.InplaceTransformParams(lazy=True)(make(workload))
-            _export(mod, _target(arch), library, "inplace")
+            mod = COMPILED["TVM out of place"](workload)
+            _export(mod, _target(arch), folder / _library(f"{stem}_reader", arch))
+            mod = relax_inplace.transform.InplaceTransformParams(lazy=True)(mod)
+            _export(mod, _target(arch), folder / _library(f"{stem}_streamed", arch))
     steps = [
         {
             "operation": operation,
@@ -162,13 +159,11 @@ def _target(arch: str) -> tvm.target.Target:
     return tvm.target.Target({"kind": "cuda", "arch": arch}, host="llvm")
 
 
-def _export(
-    mod: tvm.IRModule, target: tvm.target.Target, path: Path, pipeline: str, graph: bool = False
-) -> None:
+def _export(mod: tvm.IRModule, target: tvm.target.Target, path: Path, graph: bool = False) -> None:
     use_graph = graph and target.kind.name == "cuda"
     context = tvm.transform.PassContext(config={"relax.backend.use_cuda_graph": use_graph})
     with context, target:  # nvcc is told the architecture of the current target
-        relax.build(mod, target, relax_pipeline=pipeline).export_library(str(path))
+        relax.build(mod, target).export_library(str(path))
 
 
 # -- what is needed there besides -----------------------------------------------------------------

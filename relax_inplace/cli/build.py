@@ -31,9 +31,8 @@ __all__ = ["command"]
 @click.option(
     "--pipeline",
     type=click.Choice(["inplace", "default"]),
-    default="inplace",
-    show_default=True,
-    help="TVM's, with new weights in the storage of spent ones and fast kernels, or without.",
+    hidden=True,
+    expose_value=False,  # two names of one pipeline: scripts of the first version say one of them
 )
 @click.option("-o", "--output", required=True, metavar="LIB", help="The library to write, .so.")
 @click.option(
@@ -57,17 +56,16 @@ def command(
     said: Messages,
     module: str,
     target: str,
-    pipeline: str,
     output: str,
     lift: bool | None,
     self_contained: bool,
     as_json: bool,
     **chosen: Any,
 ) -> None:
-    """Lift, rewrite, schedule and compile a module, and write it as a library.
+    """Lift, rewrite and compile a module, and write it as a library.
 
-    For a GPU, kernels are scheduled by TVM's default pipeline for it, but constants are not folded:
-    that would run kernels of the module.
+    TVM's default pipeline for the target compiles it, but folds no constants: that would run
+    kernels of the module.
 
     \b
       relax-inplace build model.py -o lib.so
@@ -93,7 +91,7 @@ def command(
         mod = rewritten(mod, choices, lifts)
     said.progress(f"compiling for {chosen_target.kind.name}")
     with said.tvm_speaks(), output_file(output) as file:
-        library = compiled(mod, chosen_target, pipeline)
+        library = compiled(mod, chosen_target)
         linked = self_contained_options() if self_contained else []
         library.export_library(str(file), options=linked)
     if not made and not functions_that_update(mod):

@@ -50,9 +50,9 @@ def running_nothing() -> tvm.transform.PassContext:
     return tvm.transform.PassContext(disabled_pass=["FoldConstant"])
 
 
-def compiled(mod: ir.IRModule, target: tvm.target.Target, pipeline: str) -> Any:
+def compiled(mod: ir.IRModule, target: tvm.target.Target) -> Any:
     """The module, compiled."""
     import tvm
 
     with running_nothing():
-        return tvm.compile(mod, target, relax_pipeline=pipeline)
+        return tvm.compile(mod, target)

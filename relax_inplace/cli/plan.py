@@ -25,7 +25,7 @@ __all__ = ["command", "planned", "transforms_of"]
 @click.command("plan", short_help="The order of a transform's steps, and the memory they take.")
 @options.module
 @click.option("--lift", is_flag=True, help="Plan what lifting makes, also if there is a transform.")
-@options.target(None, "Also plan the storages, as the pipeline `inplace` compiles them for this")
+@options.target(None, "Also plan whose storage each new weight takes, compiled for this")
 @click.option("--plot", metavar="FILE", help="Also draw it: .svg, .png or .pdf.")
 @options.json_output
 @options.functions

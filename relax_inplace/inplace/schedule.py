@@ -9,8 +9,8 @@ first step. Constants and the ``num_input`` leading parameters are not counted: 
 transform's. Bytes on all devices are counted together.
 
 The order is one of least peak (:mod:`.step_order`). Among those, one in which least would be
-allocated if spent storages were donated (:mod:`.spare_storage`): steps of one size follow each
-other, the largest first, where that makes a difference of some MB. Among those, the first of:
+allocated if spent storages were donated (:mod:`..lower.spare_storage`): steps of one size follow
+each other, the largest first, where that makes a difference of some MB. Among those, the first of:
 output by output; as the function was written; what the search found. Weights that are loaded are
 asked for output by output, as they lie in their files.
 

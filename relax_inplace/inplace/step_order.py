@@ -23,7 +23,7 @@ see each other: each makes its moves by itself, and the moves of all are merged 
 
 A step that is a group by itself and leaves as much as there was may run at any time; it runs where
 least is live, between what shrinks memory and what grows it, the one of largest rise first, which
-leaves its storage to the next (:mod:`.spare_storage`).
+leaves its storage to the next (:mod:`..lower.spare_storage`).
 
 For independent steps this is the known rule: those that shrink memory first, by what they need at
 their worst; then those that grow it, by the reverse of what they give back (Abdel-Wahab and Kameda,

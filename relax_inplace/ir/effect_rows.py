@@ -13,6 +13,8 @@ from typing import Any, TypeAlias
 
 from tvm import ir, relax
 
+from ..libinfo import BUILTINS
+
 __all__ = [
     "LOOKS",
     "Effects",
@@ -274,7 +276,7 @@ def _first_or_copy(args: _Args) -> Effects:
     return Effects(aliases=args[:1])
 
 
-_LOOKS_ONLY = ("vm.builtin.check_", "vm.builtin.match_")
+_LOOKS_ONLY = (BUILTINS, "vm.builtin.check_", "vm.builtin.match_")
 _BUILTINS: dict[str, Effects | Callable[[_Args], Effects]] = {
     "runtime.TVMTensorCreateView": _first,  # relax.memory.view, lowered
     "vm.builtin.alloc_shape_heap": _ALLOCATES,

@@ -20,7 +20,7 @@ __all__ = [
 
 # Attributes of rewritten transforms.
 UPDATES_NOTHING = "relax_inplace.updates_nothing"
-REFERENCE = "relax_inplace.reference"  # what a conversion is compared with: compiled as TVM does
+REFERENCE = "relax_inplace.reference"  # what a conversion is compared with
 STREAMED = "relax_inplace.streamed"  # its last parameter is a tuple that it fills, and never reads
 OVERWRITES = "relax_inplace.overwrites"  # weights in whose memory it computes, by their leaves
 

@@ -7,8 +7,8 @@ is lifted out of them, all of it, and structurally equal computations once: the 
 ``LiftTransformParams(shared_transform=True)`` keeps what all functions have in common. What is
 stored, and where, says :mod:`.plan`; :mod:`.lifted_users` writes it:
 
-- ``inplace_transform_params(params)``, by :mod:`.inplace_transform_params`: in an order of least
-  peak, it replaces the weights by what is stored;
+- ``inplace_transform_params(params)``, by :mod:`..inplace.inplace_transform_params`: in an order of
+  least peak, it replaces the weights by what is stored;
 - each function, which takes the new tuple in the place of its weights, and reads from it what it
   computed before.
 

@@ -1,9 +1,10 @@
 """Which allocation of a lowered function takes the storage of which spent tensor.
 
-Definition ---------- The storage of a spent tensor (:mod:`.tensor_trace`) can be taken by an
-allocation that comes later (*donated*), or, if the kernel that reads it last may write over what it
-reads (``relax_inplace.inplace``, an attribute of the kernel), by that kernel's own result (*in
-place*).
+Definition
+----------
+The storage of a spent tensor (:mod:`.tensor_trace`) can be taken by an allocation that comes later
+(*donated*), or, if the kernel that reads it last may write over what it reads
+(``relax_inplace.inplace``, an attribute of the kernel), by that kernel's own result (*in place*).
 
 What is decided, in this order:
 

@@ -1,11 +1,12 @@
 """What a function checks of its arguments, before it changes the first field.
 
-Definition ---------- A function that updates a tuple begins with one call of a builtin, on all its
-parameters. It checks their kinds, dtypes, ranks, sizes, strides and offsets, at any depth of
-tuples, and that no tuple, and no tensor that is overwritten, stands in two places
-(cpp/check_arguments.cc). It returns the values of the symbolic sizes, as the types of fields define
-them; ``R.match_cast`` gives these their names. What a type says by an expression of sizes is
-matched by ``R.match_cast``, too.
+Definition
+----------
+A function that updates a tuple begins with one call of a builtin, on all its parameters. It checks
+their kinds, dtypes, ranks, sizes, strides and offsets, at any depth of tuples, and that no tuple,
+and no tensor that is overwritten, stands in two places (cpp/check_arguments.cc). It returns the
+values of the symbolic sizes, as the types of fields define them; ``R.match_cast`` gives these their
+names. What a type says by an expression of sizes is matched by ``R.match_cast``, too.
 
 The builtin's name is a sentence: a virtual machine that does not find it says it
 (:data:`relax_inplace.libinfo.BUILTINS`). It is the first function that a module asks for, so that

@@ -26,8 +26,7 @@ and an update consumes all: more is refused then than need be, never less. A Rel
 analysed once, on objects that stand for its parameters; a call replays what that found on the
 objects of the caller.
 
-The form with a void type, which :mod:`~relax_inplace.lower.lower_update_chain` makes, leaves
-the name valid but for the field that it replaces.
+The form with a void type leaves the name valid but for the field that it replaces.
 """
 
 from __future__ import annotations

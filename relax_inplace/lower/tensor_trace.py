@@ -15,8 +15,8 @@ from typing import Any
 from tvm import ir, relax, tirx
 
 from ..ir.byte_size import Size, size_of
+from ..ir.effects import EffectTable
 from ..ir.tuple_objects import GET_ITEM, MAKE_TUPLE
-from ..libinfo import BUILTINS
 from ..op import BUILTIN, is_statement
 from ..relayout.inplace_kernel import INPLACE
 from .shape_heap import MAKE_SHAPE, MATCH_SHAPE, ShapeHeap
@@ -26,9 +26,6 @@ __all__ = ["ALLOC_STORAGE", "ALLOC_TENSOR", "KILL", "Chance", "Place", "Tensor",
 ALLOC_STORAGE = "relax.vm.alloc_storage"
 ALLOC_TENSOR = "relax.vm.alloc_tensor"
 KILL = "relax.vm.kill_object"
-# Their result is their first argument's memory: R.reshape and R.memory.view, lowered.
-_VIEWS = frozenset({"vm.builtin.reshape", "runtime.TVMTensorCreateView"})
-_LOOKS_ONLY = (BUILTINS, "vm.builtin.check_", "vm.builtin.match_", "vm.builtin.shape_of")
 
 Place = tuple[relax.Var, tuple[int, ...]]  # a slot: of which parameter, and where in it
 
@@ -139,6 +136,7 @@ class TensorTrace:
         self._scopes: dict[relax.Var, str] = {}
         self._shapes: dict[relax.Var, list[ir.PrimExpr] | None] = {}
         self._heap = ShapeHeap(sequence)
+        self._effects = EffectTable(mod)
         self._at = -1
         self._on_op = {
             ir.Op.get(ALLOC_STORAGE): self._alloc_storage,
@@ -210,7 +208,7 @@ class TensorTrace:
             if op in self._on_op:
                 self._on_op[op](var, call)
             else:
-                self._unknown(var, call)
+                self._by_effects(var, call)
         elif kind is relax.ExternFunc:
             self._builtin(var, call, op.global_symbol)
         elif kind is relax.Var:  # a function that is a parameter: it yields a weight
@@ -229,15 +227,19 @@ class TensorTrace:
             self._read(var, args[0], args[1].value)
         elif name == MAKE_TUPLE:
             self._made(var, args)
-        elif name in _VIEWS:
-            self._use(args[:1])
-            self._hold(var, self._held.get(args[0], ()))
-        elif name.startswith(_LOOKS_ONLY):
-            self._use(args)
+        else:
             if name == MATCH_SHAPE:
                 self._heap.match(call)
-        else:
+            self._by_effects(var, call)
+
+    def _by_effects(self, var: relax.Var, call: relax.Call) -> None:
+        effects = self._effects.of(call)
+        if effects.keeps or effects.overwrites or (effects.aliases and effects.allocates):
             self._unknown(var, call)
+            return
+        self._use(call.args[:])
+        for operand in effects.aliases:
+            self._hold(var, self._held.get(operand, ()))
 
     def _made(self, var: relax.Var, fields: Sequence[relax.Expr]) -> None:
         for field in fields:

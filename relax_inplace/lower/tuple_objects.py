@@ -8,9 +8,11 @@
 becomes
 
     def main(params: R.Any) -> R.Any:
-        dims = <the entry check>("main", ..., params) _ = R.match_cast(dims, R.Shape([n])) w0 =
-        R.call_pure_packed("vm.builtin.tuple_getitem", params, 0, ty_args=(R.Tensor((n, 4), ...),))
-        R.inplace_update_tuple(params, 0, w, ty_args=(R.Tuple,)) return params
+        dims = <the entry check>("main", ..., params)
+        _ = R.match_cast(dims, R.Shape([n]))
+        w0 = R.call_pure_packed("vm.builtin.tuple_getitem", params, 0, ty_args=...)
+        R.inplace_update_tuple(params, 0, w, ty_args=(R.Tuple,))
+        return params
 
 Definition: every tuple that is a parameter, a field, a result of a Relax function, of a branch or
 of a packed function, or that is made here and updated, stored, returned or passed, has the type

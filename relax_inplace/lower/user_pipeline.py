@@ -14,6 +14,7 @@ Python functions that run it on the stack.
 
 from __future__ import annotations
 
+import re
 import sys
 import warnings
 from collections.abc import Collection, Sequence
@@ -25,6 +26,7 @@ from tvm import ir, relax
 __all__ = ["Pipeline", "UserPipeline"]
 
 _KNOWN = ("tvm", "tvm_ffi", "mlc_llm")  # whose pipelines mean by an operator what TVM does
+_PIPELINES = ("tvm.relax.", "mlc_llm.")  # where their functions are
 _FUSES = "FuseOps"
 
 
@@ -81,7 +83,7 @@ class UserPipeline:
 
     def __init__(self, given: Any, target: tvm.target.Target | None):
         self._target = target
-        self._says_transforms = _is_ours(given)
+        self._says_transforms = isinstance(given, Pipeline)
         self.transforms = given.transforms if self._says_transforms else []
         self._pipeline = _resolved(given.pipeline if self._says_transforms else given, target)
         self.fuses = True
@@ -106,9 +108,7 @@ class UserPipeline:
         try:
             mod = self._observed(mod, seen)
         except Exception as error:
-            asked = [
-                name for name in apart if f"`{name}`" in str(error) or f'"{name}"' in str(error)
-            ]
+            asked = [name for name in sorted(apart) if re.search(f"[`'\"]{name}[`'\"]", str(error))]
             if not asked:
                 raise
             raise ValueError(
@@ -161,29 +161,39 @@ class UserPipeline:
 
 @tvm.instrument.pass_instrument
 class _Passes:
-    """The passes of a pipeline, as they run."""
+    """The passes of a pipeline, as they run.
+
+    The pipeline is known if each pass in it that runs no others is run by a function of TVM's or of
+    MLC-LLM's, and no other function takes part. A ``Sequential`` is no function.
+    """
 
     def __init__(self) -> None:
         self.names: list[str] = []
-        self._packages: set[str] = set()
+        self._runs_others: list[bool] = []  # of each pass that is running
+        self._is_known = True
 
     def run_before_pass(self, _mod: ir.IRModule, info: tvm.transform.PassInfo) -> None:
-        """Note the pass, and whose functions are on the stack below it."""
+        """Note a pass."""
         self.names.append(str(info.name))
+        if self._runs_others:
+            self._runs_others[-1] = True
+        self._runs_others.append(False)
+
+    def run_after_pass(self, _mod: ir.IRModule, _info: tvm.transform.PassInfo) -> None:
+        """Look whose functions are on the stack below it."""
+        callers = set()
         frame = sys._getframe(1)
         while frame is not None and frame.f_code is not UserPipeline._run.__code__:
-            self._packages.add(frame.f_globals.get("__name__", ""))
+            callers.add(frame.f_globals.get("__name__", ""))
             frame = frame.f_back  # type: ignore[assignment]
+        if not all(name.split(".")[0] in _KNOWN for name in callers):
+            self._is_known = False
+        if not self._runs_others.pop() and not any(name.startswith(_PIPELINES) for name in callers):
+            self._is_known = False
 
     def are_known(self) -> bool:
-        """Whether a function of a known package has run the passes, and no other one."""
-        roots = {name.split(".")[0] for name in self._packages}
-        has_pipeline = any(name.startswith(("tvm.relax.", "mlc_llm.")) for name in self._packages)
-        return has_pipeline and roots <= set(_KNOWN)
-
-
-def _is_ours(given: Any) -> bool:
-    return isinstance(given, tvm.transform.Pass) and hasattr(given, "transforms")
+        """Whether all that has run is known."""
+        return bool(self.names) and self._is_known
 
 
 def _resolved(pipeline: Any, target: tvm.target.Target | None) -> tvm.transform.Pass | None:

@@ -4,9 +4,9 @@ Definition
 ----------
 Undone are the operators that keep every bit of an operand: those that move elements, by the
 operators that move them back (``concat`` by slices, ``split`` by ``concat``), exact casts
-(:mod:`.exact_cast`), ``bitwise_not`` and ``bitwise_xor`` with a constant. Any other operator of one
-tensor is undone if the kernel that it becomes is, and so is a kernel that is called by name: see
-:mod:`.kernel_inverse`.
+(:mod:`..relayout.exact_cast`), ``bitwise_not`` and ``bitwise_xor`` with a constant. Any other
+operator of one tensor is undone if the kernel that it becomes is, and so is a kernel that is called
+by name: see :mod:`..relayout.kernel_inverse`.
 """
 
 from __future__ import annotations

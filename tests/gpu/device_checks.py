@@ -33,7 +33,6 @@ load(sys.argv[1])
 
 DEVICE = tvm.cuda(0)
 SIZE = 1 << 18  # bytes of a weight
-PIPELINES = ["default", "inplace"]
 
 HEAD = """
 @I.ir_module
@@ -52,15 +51,13 @@ reverse = tvm_ffi.get_global_func("emulated.reverse")
 kept = []
 calls = tvm_ffi.get_global_func("emulated.calls")
 clear_pool = tvm_ffi.get_global_func("vm.builtin.memory_manager.clear")
-for name in (
-    "reverse",
-    "reverse_relayout",
-):  # the second is scheduled, of a kernel of two functions
+for name in ("reverse", "inplace_reverse"):  # the second is that of the in-place function, where
+    # the reference has it, too
     tvm_ffi.register_global_func(name, reverse)
 tvm_ffi.register_global_func("fail", tvm_ffi.get_global_func("emulated.fail"))
 
 
-def transform(count=4, pipeline="inplace", kernels=None, **options):
+def transform(count=4, kernels=None, **options):
     """A transform of weights of SIZE bytes, each by its kernel."""
     names = [(kernels or {}).get(i, "reverse") for i in range(count)]
     text = HEAD + "".join(KERNEL.format(name=name, size=SIZE) for name in sorted({*names}))
@@ -74,7 +71,7 @@ def transform(count=4, pipeline="inplace", kernels=None, **options):
     target = tvm.target.Target({"kind": "cuda", "arch": "sm_90"}, host="llvm")
     without_kernels = mock.patch.object(vm_build, "_filter_tir", lambda _mod: None)
     with without_kernels:
-        compiled = tvm.compile(mod, target, relax_pipeline=pipeline)
+        compiled = tvm.compile(mod, target)
     return Transform.of(relax.VirtualMachine(compiled, DEVICE))
 
 
@@ -128,17 +125,16 @@ def right_result_of(read, array):
 
 def reads_on_another_stream():
     """A weight is not written over, nor freed, before a kernel of another stream has read it."""
-    for pipeline in PIPELINES:
-        for on_own_stream in (False, True):
-            for call in (transform_params, lambda of, params: of.function(params)):
-                params, of = weights(), transform(pipeline=pipeline)
-                reads = [read_on_a_stream(weight) for weight in params]
-                with stream() if on_own_stream else contextlib.nullcontext():
-                    call(of, params)
-                    right = [right_result_of(*one) for one in zip(reads, arrays(), strict=True)]
-                    assert all(right), (pipeline, on_own_stream, right)
-                    tvm_ffi.get_global_func("relax_inplace.WaitForStream")(DEVICE)
-                check_converted(params)
+    for on_own_stream in (False, True):
+        for call in (transform_params, lambda of, params: of.function(params)):
+            params, of = weights(), transform()
+            reads = [read_on_a_stream(weight) for weight in params]
+            with stream() if on_own_stream else contextlib.nullcontext():
+                call(of, params)
+                right = [right_result_of(*one) for one in zip(reads, arrays(), strict=True)]
+                assert all(right), (on_own_stream, right)
+                tvm_ffi.get_global_func("relax_inplace.WaitForStream")(DEVICE)
+            check_converted(params)
 
 
 def without_the_wait():
@@ -187,21 +183,20 @@ def reference_that_is_dropped_meanwhile():
 
 def waits_before_it_frees():
     """An error of a kernel would come in a destructor; another owner uses memory again at once."""
-    of = {pipeline: transform(pipeline=pipeline) for pipeline in PIPELINES}
+    of = transform()
     for imported in (False, True):
-        for pipeline in PIPELINES:
-            params = weights()
-            if imported:
-                params = tvm_ffi.Array([tvm_ffi.from_dlpack(Lent(one)) for one in params])
-            calls()
-            of[pipeline].function(params)
-            said = list(map(str, calls()))
-            frees = [i for i, call in enumerate(said) if call == "free"]
-            assert len(frees) >= (1 if pipeline == "inplace" and not imported else 4), said
-            for i in frees:
-                before = [call for call in said[:i] if call != "free"]
-                assert before[-1] == "wait for the default stream", said
-            check_converted(params)
+        params = weights()
+        if imported:
+            params = tvm_ffi.Array([tvm_ffi.from_dlpack(Lent(one)) for one in params])
+        calls()
+        of.function(params)
+        said = list(map(str, calls()))
+        frees = [i for i, call in enumerate(said) if call == "free"]
+        assert len(frees) >= (4 if imported else 1), said
+        for i in frees:
+            before = [call for call in said[:i] if call != "free"]
+            assert before[-1] == "wait for the default stream", said
+        check_converted(params)
 
 
 class Lent:
@@ -219,12 +214,11 @@ class Lent:
 
 def done_when_it_returns():
     """What transform_params returns can be read on any stream."""
-    for pipeline in PIPELINES:
-        params, of = weights(), transform(pipeline=pipeline)
-        with stream():
-            transform_params(of, params)
-        check_converted(params)  # by the default stream
-        assert "wait for a stream" in map(str, calls())
+    params, of = weights(), transform()
+    with stream():
+        transform_params(of, params)
+    check_converted(params)  # by the default stream
+    assert "wait for a stream" in map(str, calls())
 
 
 def verified_and_saved():
@@ -257,16 +251,8 @@ def pending(tensor):
 
 
 def kernel_that_fails():
-    _failure("inplace")
-
-
-def kernel_that_fails_without_donation():
-    _failure("default")
-
-
-def _failure(pipeline):
     params = weights()
-    of = transform(pipeline=pipeline, kernels={2: "fail"})
+    of = transform(kernels={2: "fail"})
     try:
         transform_params(of, params)
         raise AssertionError("no error")
@@ -327,15 +313,14 @@ def peak_by_the_driver():
     """It is what the device says, and one weight more than the weights."""
     peak = tvm_ffi.get_global_func("emulated.peak")
     used = tvm_ffi.get_global_func("emulated.used")
-    for pipeline in PIPELINES:
-        params, of = weights(), transform(pipeline=pipeline)
-        clear_pool()
-        before = used()
-        peak()
-        report = transform_params(of, params).report
-        assert (report.peak_sample.device, report.extra) == (peak(), SIZE), str(report)
-        assert report.samples[0].device == before
-        assert used() == before
+    params, of = weights(), transform()
+    clear_pool()
+    before = used()
+    peak()
+    report = transform_params(of, params).report
+    assert (report.peak_sample.device, report.extra) == (peak(), SIZE), str(report)
+    assert report.samples[0].device == before
+    assert used() == before
 
 
 # -- streamed -------------------------------------------------------------------------------
@@ -348,15 +333,14 @@ def _written(folder):
 
 def streamed():
     """Weights are copied on a stream of their own: no kernel is waited for, nor waits for them."""
-    for pipeline in PIPELINES:
-        of = transform(pipeline=pipeline, lazy=True)
-        with tempfile.TemporaryDirectory() as folder:
-            calls()
-            params = runtime.stream_params(of, _written(folder), DEVICE)
-        said = list(map(str, calls()))
-        assert said.count("copy on a stream") == 4, said
-        assert "copy on the default stream" not in said, said
-        check_converted([params[name] for name in params.names])
+    of = transform(lazy=True)
+    with tempfile.TemporaryDirectory() as folder:
+        calls()
+        params = runtime.stream_params(of, _written(folder), DEVICE)
+    said = list(map(str, calls()))
+    assert said.count("copy on a stream") == 4, said
+    assert "copy on the default stream" not in said, said
+    check_converted([params[name] for name in params.names])
 
 
 def loaded():

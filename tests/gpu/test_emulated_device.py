@@ -23,7 +23,6 @@ CHECKS = [
     "loaded",
     "last_kernel_fails",
     "streamed_kernel_that_fails",
-    "kernel_that_fails_without_donation",
     "kernel_that_fails",  # the last one: the process ends with a device that has failed
 ]
 

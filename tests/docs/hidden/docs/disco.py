@@ -16,7 +16,7 @@ class Model:
 
 
 mod = relax_inplace.transform.LiftInplaceTransformParams()(Model)
-tvm.compile(mod, "llvm", relax_pipeline="inplace").export_library("lib.so")
+tvm.compile(mod, "llvm").export_library("lib.so")
 for rank in range(2):
     weight = tvm.runtime.tensor(np.full((4, 6), rank, "float32"))
     runtime.save_params(runtime.Params([weight], ["params[0]"]), f"weights/{rank}")

@@ -17,7 +17,7 @@ class Model:
 
 
 mod = relax_inplace.transform.LiftInplaceTransformParams()(Model)
-tvm.compile(mod, "llvm", relax_pipeline="inplace").export_library("lib.so")
+tvm.compile(mod, "llvm").export_library("lib.so")
 x = tvm.runtime.tensor(np.ones((2, 64), "float32"))
 weights = [tvm.runtime.tensor(np.ones((32, 64), "float32"))]
 runtime.save_params(runtime.Params(weights, ["params[0]"]), "weights/")
