@@ -139,7 +139,8 @@ class UserPipeline:
                 return self._run(mod)
             finally:
                 context.override_instruments([])
-        # To replace the caller's instruments would tell them that their context has ended.
+        # To replace the caller's instruments would tell them that their context has ended. A copy
+        # is looked at: passes may change what they are given, and ask for functions by name.
         with tvm.transform.PassContext(
             context.opt_level,
             context.required_pass,
@@ -147,7 +148,7 @@ class UserPipeline:
             [seen],
             dict(context.config),
         ):
-            self._run(ir.IRModule())
+            self._run(mod.clone())
         return self._run(mod)
 
     def _run(self, mod: ir.IRModule) -> ir.IRModule:
