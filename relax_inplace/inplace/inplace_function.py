@@ -41,6 +41,7 @@ from ..ir.byte_size import ByteSize, LargestOf, largest
 from ..ir.updates import OVERWRITES, STREAMED, UPDATES_NOTHING, bindings_of
 from ..op import VOID, inplace_update_tuple, is_update, the_op
 from .branches import Branches
+from .captured import with_captures
 from .cones import SlicedStep
 from .param_map_entry import Entry, entry_of
 from .schedule import Schedule
@@ -179,7 +180,6 @@ def choose(
 class _Block:
     in_dataflow: bool
     bindings: list[relax.Binding] = dataclasses.field(default_factory=list)
-    bound: set[relax.Var] = dataclasses.field(default_factory=set)  # old names, bound again here
 
 
 class _Writer:
@@ -194,7 +194,6 @@ class _Writer:
         self.reads: dict[Weight, relax.Var] = {}  # in this step
         self.loaded: dict[Weight, relax.Var] = {}
         self.renamed: dict[relax.Var, relax.Var] = {}
-        self.bound: set[relax.Var] = set()  # old names that are bound again, for branches
         self.escaping = _escaping(schedule)
         fields = graph.slots.fields
         self.weights_in = [
@@ -365,8 +364,7 @@ class _Writer:
             op = self._operand(expr.op, in_dataflow) if isinstance(expr.op, relax.Var) else expr.op
             return relax.Call(op, args, expr.attrs, expr.ty_args, expr.span, ret_ty=expr.ty)
         if isinstance(expr, (relax.If, relax.Function)):
-            self._bind_captured(expr, in_dataflow)
-            return expr
+            return self._with_captures(expr)
         return self._operand(expr, in_dataflow)
 
     def _operand(self, value: Known, in_dataflow: bool) -> relax.Expr:
@@ -389,20 +387,16 @@ class _Writer:
     def _tuple(self, fields: Iterable[Known], in_dataflow: bool) -> relax.Tuple:
         return self.normalize(relax.Tuple([self._operand(field, in_dataflow) for field in fields]))
 
-    def _bind_captured(self, expr: relax.Expr, in_dataflow: bool) -> None:
-        """Bind what changed its name to the old one, instead of looking for it inside.
-
-        Once, or once in each block for a variable that ends with it.
-        """
+    def _with_captures(self, expr: relax.If | relax.Function) -> relax.Expr:
+        """A branch or a local function, which no dataflow block holds."""
+        names = {}
         for var in relax.analysis.free_vars(expr)[:]:
-            is_local = isinstance(var, relax.DataflowVar)
-            bound = self._block(in_dataflow).bound if is_local else self.bound
-            if var in bound:
-                continue
-            new = self._operand(var, in_dataflow)
-            if not new.same_as(var):
-                self._block(in_dataflow).bindings.append(relax.VarBinding(var, self.normalize(new)))
-                bound.add(var)
+            value = self._operand(var, False)
+            if isinstance(value, relax.Tuple):
+                value = self._bind_tuple(var.name, value)
+            if not value.same_as(var):
+                names[var] = value
+        return with_captures(expr, names)
 
     # -- slots ----------------------------------------------------------------------------------
 
