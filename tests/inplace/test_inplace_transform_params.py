@@ -656,6 +656,7 @@ PARAMS = 'params: R.Tuple(R.Tensor((4, 4), "float32"), R.Tensor((4, 4), "float32
 FORMS = {
     "identity": "return params",
     "every output its own": "return (params[0], params[1], params[2])",
+    "all weights as one output": "return (params, R.exp(params[0]), params[1])",
     "rotation": "return (params[2], params[0], params[1])",
     "one value three times": """
         a = R.exp(params[1])
