@@ -34,8 +34,6 @@ register_when_tvm_is_imported()
 def __getattr__(name: str) -> Any:
     """Import what needs the compiler when it is asked for (PEP 562)."""
     if name == "inplace_update_tuple":
-        import tvm  # noqa: F401  first: what is imported with it imports .op
-
         from .op import inplace_update_tuple
 
         return inplace_update_tuple

@@ -1,7 +1,5 @@
 """What is known of a function before it is changed. Reads IR, changes none."""
 
-import tvm  # noqa: F401  first: what is imported with it imports parts of this package
-
 from .inplace.memory_limit import MemoryLimitError
 from .inplace.memory_plan import MemoryPlan, plan_memory
 from .inplace.transform_graph import TransformGraph, UnsupportedTransformError

@@ -42,6 +42,26 @@ def register_when_tvm_is_imported() -> None:
         sys.meta_path.insert(0, _AfterImportOfTVM())
 
 
+def _register_while_importing() -> None:
+    """Call :func:`register` where a module of this package may be what has imported ``tvm``.
+
+    It is not finished then, so that what is registered cannot import it. That imports it anew, and
+    the import system takes what stands in ``sys.modules`` in the end.
+    """
+    begun = {
+        name: module
+        for name, module in sys.modules.items()
+        if name.startswith(f"{__package__}.") and getattr(module.__spec__, "_initializing", False)
+    }
+    for name in begun:
+        del sys.modules[name]
+    try:
+        register()
+    finally:
+        for name, module in begun.items():
+            sys.modules.setdefault(name, module)
+
+
 class _AfterImportOfTVM(importlib.abc.MetaPathFinder):
     """Finds ``tvm`` where it would have been found, and registers once it has been executed."""
 
@@ -61,7 +81,7 @@ class _AfterImportOfTVM(importlib.abc.MetaPathFinder):
             except BaseException:
                 sys.meta_path.insert(0, self)  # it may be imported again, with success
                 raise
-            register()
+            _register_while_importing()
 
         spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
         return spec

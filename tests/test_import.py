@@ -57,6 +57,8 @@ WRITES_THE_OP = """
         "import relax_inplace.transform",
         "from relax_inplace.transform import InplaceTransformParams",
         "from relax_inplace import inplace_update_tuple",
+        "import relax_inplace.op",
+        "import relax_inplace.lower.spare_storage",
         "import relax_inplace, importlib; importlib.reload(relax_inplace)",
         "import tvm, relax_inplace, importlib; importlib.reload(relax_inplace)",
     ],
@@ -66,6 +68,45 @@ def test_any_order(imports, tmp_path):
     script.write_text(imports + "\n" + textwrap.dedent(WRITES_THE_OP))
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_any_module_first():
+    """Each of those that the registration imports, where it is what imports ``tvm``.
+
+    In one process: ``tvm`` is executed once, and found as it is from then on.
+    """
+    succeeds(
+        """
+        import importlib, sys
+        from importlib.machinery import ModuleSpec
+        import relax_inplace, tvm
+
+        class AsItIs:
+            def find_spec(self, name, path, target=None):
+                return ModuleSpec(name, self) if name == "tvm" else None
+            def create_module(self, spec):
+                return tvm
+            def exec_module(self, module):
+                pass
+
+        def imported():
+            return {name for name in sys.modules if name.partition(".")[0] == "relax_inplace"}
+
+        every = imported()
+        assert len(every) > 30
+        sys.meta_path.insert(0, AsItIs())
+        for name in sorted(every):
+            for other in imported():
+                del sys.modules[other]
+            del sys.modules["tvm"]
+            module = importlib.import_module(name)
+            assert module is sys.modules[name]
+            parent, _, last = name.rpartition(".")
+            assert not parent or getattr(sys.modules[parent], last) is module
+            import tvm
+            assert imported() == every
+        """
+    )
 
 
 def test_does_not_import_tvm():

@@ -70,7 +70,10 @@ def _in_child(work: Callable[[], object]) -> str | None:
     if child == 0:
         code = 1
         try:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            # tvm-ffi's handler of SIGSEGV (src/ffi/backtrace.cc) allocates memory, which may
+            # abort: another signal than that of the crash.
+            for number in (signal.SIGINT, signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS):
+                signal.signal(number, signal.SIG_DFL)
             signal.alarm(_SECONDS)
             work()
             code = 0

@@ -15,8 +15,8 @@ it. So nothing is resident before, and the peak is what is finished and what a s
 
 The steps are those of :mod:`relax_inplace.inplace.transform_graph`, their order is that of
 :mod:`relax_inplace.inplace.schedule`, which :func:`relax_inplace.analysis.plan_memory` shows,
-and :mod:`.inplace_function` writes ``g``. With ``restore=True``, :mod:`.restore_params` adds what
-undoes it.
+and :mod:`.function_writer` writes ``g``. With ``restore=True``,
+:mod:`relax_inplace.restore.restore_params` adds what undoes it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ from ..ir.updates import REFERENCE, bindings_of
 from ..lower.param_map import with_param_map
 from ..op import is_update
 from .branches import find_branches
-from .inplace_function import InplaceFunction, choose, write_inplace_function
+from .function_writer import write_inplace_function
+from .inplace_function import InplaceFunction, choose
 from .memory_limit import bytes_of_limit, plan_within
 from .param_map_entry import Entry, restoring_entry
 from .read_transform import read_transform

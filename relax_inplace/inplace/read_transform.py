@@ -14,6 +14,7 @@ from ..ir.effects import operands as operands_of
 from ..ir.tuple_tree import Path, map_leaves, subscripted, tree_of
 from ..ir.whole_bytes import packed_computation
 from ..op import is_update
+from .captured import reads_moved_out
 from .fusion import Fusion, find_fusion
 from .memory_order import MemoryOrder, one_line
 from .signature import read_signature
@@ -128,8 +129,12 @@ class _Reader:
         elif isinstance(value, _ALIASES):
             graph._known[var] = value
             return
-        elif isinstance(value, relax.Function):
-            self.effects.local[var] = value
+        elif isinstance(value, (relax.If, relax.Function)):
+            value, moved = reads_moved_out(value)
+            graph._known.update(moved)
+            binding = relax.VarBinding(var, value)
+            if isinstance(value, relax.Function):
+                self.effects.local[var] = value
         elif isinstance(value, ir.Call):
             if self._is_reset(value):
                 return  # the releases that are planned here take its place

@@ -15,6 +15,7 @@ from tvm.script import relax as R
 from tvm.script import tirx as T
 
 from relax_inplace.analysis import UnsupportedTransformError, plan_memory
+from relax_inplace.ir.updates import bindings_of
 from relax_inplace.op import is_statement, is_update
 from relax_inplace.transform import InplaceTransformParams
 
@@ -405,6 +406,7 @@ class ImpureAfter:
     def inplace_transform_params(
         params: R.Tuple(R.Tensor((4,), "float32"), R.Tensor((4,), "float32")),
     ):
+        R.func_attr({"relax_inplace.overwrites": [0]})
         w1 = params[1]
         b = R.exp(w1)
         p0 = R.inplace_update_tuple(params, 1, b)
@@ -549,6 +551,60 @@ class BranchAfter:
         return r
 
 
+@I.ir_module
+class BranchInTheMiddle:
+    """It reads fields of the weights, of a nested tuple, and of a tuple that a step makes."""
+
+    @R.function
+    def transform_params(
+        c: R.Tensor((), "bool"),
+        params: R.Tuple(
+            R.Tensor((4, 4), "float32"),
+            R.Tuple(R.Tensor((4, 4), "float32"), R.Tensor((4, 4), "float32")),
+        ),
+    ):
+        R.func_attr({"num_input": 1})
+        a = R.exp(params[0])
+        if c:
+            pair = params[1]
+            d = R.negative(pair[1])
+            b = d
+        else:
+            e = R.add(params[1][0], a)
+            b = e
+        return (a, (b, params[1][0]))
+
+
+@I.ir_module
+class BranchInTheMiddleAfter:
+    @R.function(pure=False)
+    def inplace_transform_params(
+        c: R.Tensor((), "bool"),
+        params: R.Tuple(
+            R.Tensor((4, 4), "float32"),
+            R.Tuple(R.Tensor((4, 4), "float32"), R.Tensor((4, 4), "float32")),
+        ),
+    ):
+        w0 = params[0]
+        a = R.exp(w0)
+        p0 = R.inplace_update_tuple(params, 0, a)
+        pair = p0[1]
+        w2 = pair[1]
+        w1 = pair[0]
+        if c:
+            d = R.negative(w2)
+            b = d
+        else:
+            e = R.add(w1, a)
+            b = e
+        nothing = R.null_value()
+        pair1 = R.inplace_update_tuple(pair, 1, nothing)
+        moved = pair1[0]
+        both = (b, moved)
+        p1 = R.inplace_update_tuple(p0, 1, both)
+        return p1
+
+
 BEFORE_AND_AFTER = [
     (OneToOne, OneToOneAfter),
     (BreadthFirst, BreadthFirstAfter),
@@ -564,6 +620,7 @@ BEFORE_AND_AFTER = [
     (Calls, CallsAfter),
     (ShapeFirst, ShapeFirstAfter),
     (Branch, BranchAfter),
+    (BranchInTheMiddle, BranchInTheMiddleAfter),
 ]
 
 
@@ -599,6 +656,7 @@ PARAMS = 'params: R.Tuple(R.Tensor((4, 4), "float32"), R.Tensor((4, 4), "float32
 FORMS = {
     "identity": "return params",
     "every output its own": "return (params[0], params[1], params[2])",
+    "all weights as one output": "return (params, R.exp(params[0]), params[1])",
     "rotation": "return (params[2], params[0], params[1])",
     "one value three times": """
         a = R.exp(params[1])
@@ -692,6 +750,68 @@ FORMS = {
             q = w
         return (r, params[2], q)
     """,
+    "branches that read fields": """
+        c = R.const(True, "bool")
+        a = R.exp(params[0])
+        if c:
+            if c:
+                d = R.negative(params[1])
+                b = d
+            else:
+                d = R.exp(params[2])
+                b = d
+            e = b
+        else:
+            f = R.concat((params[1], params[2]))
+            g = R.split(f, 2)
+            e = g[1]
+        return (a, e, R.permute_dims(params[2]))
+    """,
+    "a branch that returns a field": """
+        c = R.const(False, "bool")
+        a = R.exp(params[0])
+        if c:
+            r = params[2]
+        else:
+            second = params
+            w = second[1]
+            r = w
+        b = R.add(a, params[2])
+        return (b, r, a)
+    """,
+    "a branch that casts a field": """
+        c = R.const(False, "bool")
+        a = R.exp(params[0])
+        if c:
+            m = R.match_cast(params[1], R.Tensor((4, 4), "float32"))
+            r = m
+        else:
+            r = a
+        b = R.add(a, params[2])
+        return (b, r, a)
+    """,
+    "a branch that returns all weights": """
+        c = R.const(True, "bool")
+        a = R.exp(params[0])
+        if c:
+            r = params
+        else:
+            s = (params[2], a, params[0])
+            r = s
+        b = R.add(r[0], a)
+        return (b, r[1], r[2])
+    """,
+    "a branch that reads fields of what a step makes": """
+        c = R.const(True, "bool")
+        t = R.split(params[0], 2)
+        if c:
+            d = R.exp(t[0])
+            b = d
+        else:
+            d = R.negative(t[0])
+            b = d
+        return (b, R.exp(t[1]), params[1])
+    """,
     "a local function": """
         w = params[0]
         @R.function
@@ -730,7 +850,11 @@ FORMS = {
 
 
 def form(name):
-    body = textwrap.indent(textwrap.dedent(FORMS[name]), " " * 8)
+    return transform(FORMS[name])
+
+
+def transform(body):
+    body = textwrap.indent(textwrap.dedent(body), " " * 8)
     return from_source(
         f"@I.ir_module\nclass Module:\n    @R.function\n    def transform_params({PARAMS}):\n{body}"
     )
@@ -741,7 +865,45 @@ def form(name):
 def test_form(name, pipeline):
     before = form(name)
     lifted = relax.transform.LambdaLift() if name == "a local function" else (lambda mod: mod)
-    run_both(lifted(before), lifted(rewritten(before)), pipeline)
+    run = run_both(lifted(before), lifted(rewritten(before)), pipeline)
+    assert run.result.same_as(run.argument) == (len(run.result) == 3)
+
+
+def test_a_branch_captures_what_it_uses():
+    """A weight that is read inside of a branch is freed as if it were read outside."""
+    before = BranchInTheMiddle
+    planned = plan_memory(before["transform_params"], mod=before)
+    assert [step.name for step in planned.steps] == ["a", "b"]
+    assert [weight.freed_after for weight in planned.weights] == [1, None, 2]
+    assert run_both(before, rewritten(before)).peak == planned.peak
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_a_local_function_that_reads_a_field(lazy):
+    """In no pipeline that fuses: of a lifted one that takes a tuple these make nothing."""
+    lifted = relax.transform.LambdaLift()
+    before = transform("""
+        a = R.exp(params[0])
+        @R.function
+        def inner(y: R.Tensor((4, 4), "float32")) -> R.Tensor((4, 4), "float32"):
+            second = params
+            z = R.add(y, second[1])
+            return z
+        b = inner(a)
+        d = inner(params[2])
+        return (a, b, d)
+    """)
+    after = rewritten(before, lazy=lazy)
+    captured = [
+        relax.analysis.free_vars(one.value)[:]
+        for one in bindings_of(after["inplace_transform_params"])
+        if type(one.value) is relax.Function
+    ]
+    assert [[var.ty for var in each] for each in captured] == [
+        [relax.TensorType((4, 4), "float32")]
+    ]
+    run = run_both(lifted(before), lifted(after), streamed=lazy)
+    assert run.result.same_as(run.argument)
 
 
 @pytest.mark.parametrize("name", FORMS)

@@ -11,7 +11,8 @@ import tvm_ffi
 from pipelines import PIPELINES, load
 from restoring import assert_restores, passed, random_bits, restored
 from transforms import passed as watched
-from tvm import relax
+from transforms import run_both
+from tvm import relax, te
 from tvm.script import from_source
 from tvm.script import ir as I
 from tvm.script import relax as R
@@ -374,13 +375,13 @@ def test_equal_layouts_are_one_kernel():
 FLOAT8 = ["float8_e3m4", "float8_e4m3", "float8_e4m3fn", "float8_e5m2", "float8_e8m0fnu"]
 
 
-def filled_up(dtype, how):
+def filled_up(dtype, how, first=lambda weight: weight):
     """Of a weight of 2 x 3 elements: a column more, or blocks of 2 columns; where none is, a 1."""
     builder = relax.BlockBuilder()
     params = relax.Var("params", relax.TupleType([relax.TensorType((2, 3), dtype)]))
     with builder.function("transform_params", [params]):
         with builder.dataflow():
-            weight = builder.emit(params[0])
+            weight = builder.emit(first(builder.emit(params[0])))
             if how == "pad":
                 made = relax.op.nn.pad(weight, (0, 0, 0, 1), pad_value=1.0)
             else:
@@ -400,10 +401,31 @@ def test_float8_padding(dtype):
 def test_float8_blocks_that_are_filled_up(dtype):
     """TVM's schedule of R.layout_transform takes no value for them: out of place, too."""
     before = filled_up(dtype, "blocks")
-    in_place = InplaceTransformParams()
-    for refused in (load, lambda mod: load(in_place(mod)), InplaceTransformParams(restore=True)):
+    for mod in (before, InplaceTransformParams()(before)):
         with pytest.raises(tvm.s_tir.ScheduleError, match="fills padding with"):
-            refused(before)
+            load(mod)
+    with pytest.raises(InverseError) as raised:
+        InplaceTransformParams(restore=True)(before)
+    assert str(raised.value) == (
+        "function `transform_params` cannot be undone: 1 of 1 weights cannot be restored: `lv` "
+        "(`layout_transform` has no inverse)"
+    )
+
+
+@pytest.mark.parametrize("options", [{}, {"lazy": True}, {"memory_limit": 100}])
+def test_what_tvm_cannot_lower_is_not_lowered_ahead(options):
+    """Whoever compiles it may give it a meaning that TVM's LegalizeOps does not know."""
+    before = filled_up("float8_e4m3fn", "blocks", lambda weight: relax.op.flip(weight, 0))
+    after = InplaceTransformParams(**options)(before)
+    meaning = {"relax.layout_transform": lambda builder, call: builder.call_te(_blocks, *call.args)}
+    run_both(
+        *(relax.transform.LegalizeOps(meaning)(mod) for mod in (before, after)),
+        streamed="lazy" in options,
+    )
+
+
+def _blocks(x):
+    return te.compute((2, 2, 2), lambda b, i, j: x[i, b])
 
 
 def test_requantised_weights_are_lost():
