@@ -25,6 +25,8 @@ from tvm import ir, relax
 __all__ = ["Pipeline", "UserPipeline"]
 
 _KNOWN = ("tvm", "tvm_ffi", "mlc_llm")  # whose pipelines mean by an operator what TVM does
+# The modules of their pipelines, each of which is one pass that runs others.
+_PIPELINES = ("tvm.relax.pipeline", "tvm.relax.backend.", "mlc_llm.")
 _FUSES = "FuseOps"
 
 
@@ -102,9 +104,8 @@ class UserPipeline:
         """
         if self._pipeline is None:
             return mod
-        seen = _Passes()
         try:
-            mod = self._observed(mod, seen)
+            mod, seen = self._observed(mod)
         except Exception as error:
             asked = [
                 name for name in apart if f"`{name}`" in str(error) or f'"{name}"' in str(error)
@@ -131,15 +132,26 @@ class UserPipeline:
             )
         return mod
 
-    def _observed(self, mod: ir.IRModule, seen: Any) -> ir.IRModule:
+    def _observed(self, mod: ir.IRModule) -> tuple[ir.IRModule, _Passes]:
         context = tvm.transform.PassContext.current()
+        seen = _Passes()
         if not context.instruments:
             context.override_instruments([seen])
             try:
-                return self._run(mod)
+                return self._run(mod), seen
             finally:
                 context.override_instruments([])
-        # To replace the caller's instruments would tell them that their context has ended.
+        # To replace the caller's instruments would tell them that their context has ended. So the
+        # pipeline runs once more: on a module of nothing, or on this one if it fails at that.
+        try:
+            self._run_seen_by(seen, ir.IRModule())
+        except Exception:
+            seen = _Passes()
+            self._run_seen_by(seen, mod)
+        return self._run(mod), seen
+
+    def _run_seen_by(self, seen: _Passes, mod: ir.IRModule) -> None:
+        context = tvm.transform.PassContext.current()
         with tvm.transform.PassContext(
             context.opt_level,
             context.required_pass,
@@ -147,8 +159,7 @@ class UserPipeline:
             [seen],
             dict(context.config),
         ):
-            self._run(ir.IRModule())
-        return self._run(mod)
+            self._run(mod)
 
     def _run(self, mod: ir.IRModule) -> ir.IRModule:
         assert self._pipeline is not None
@@ -165,20 +176,22 @@ class _Passes:
     def __init__(self) -> None:
         self.names: list[str] = []
         self._packages: set[str] = set()
+        self._outermost = 0  # passes that no pipeline runs
 
     def run_before_pass(self, _mod: ir.IRModule, info: tvm.transform.PassInfo) -> None:
         """Note the pass, and whose functions are on the stack below it."""
         self.names.append(str(info.name))
+        modules = set()
         frame = sys._getframe(1)
         while frame is not None and frame.f_code is not UserPipeline._run.__code__:
-            self._packages.add(frame.f_globals.get("__name__", ""))
+            modules.add(frame.f_globals.get("__name__", ""))
             frame = frame.f_back  # type: ignore[assignment]
+        self._outermost += not any(module.startswith(_PIPELINES) for module in modules)
+        self._packages |= {module.split(".")[0] for module in modules}
 
     def are_known(self) -> bool:
-        """Whether a function of a known package has run the passes, and no other one."""
-        roots = {name.split(".")[0] for name in self._packages}
-        has_pipeline = any(name.startswith(("tvm.relax.", "mlc_llm.")) for name in self._packages)
-        return has_pipeline and roots <= set(_KNOWN)
+        """Whether it is one pass, that runs all others by functions of known packages."""
+        return self._outermost == 1 < len(self.names) and self._packages <= set(_KNOWN)
 
 
 def _is_ours(given: Any) -> bool:

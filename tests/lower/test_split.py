@@ -195,8 +195,8 @@ def test_attributes_of_both_parts_are_kept():
     )
     ours = ir.IRModule(attrs={"external_mods": [second], "const_name_to_constant": {"b": other}})
     merged = merge(ours, rest, kept=set())
-    assert [one.same_as(two) for one, two in zip(merged.attrs["external_mods"], (first, second))]
-    assert len(merged.attrs["external_mods"]) == 2
+    libraries = zip(merged.attrs["external_mods"], (first, second), strict=True)
+    assert all(library.same_as(given) for library, given in libraries)
     assert set(merged.attrs["const_name_to_constant"]) == {"a", "b"}
     alone = merge(ours, Lowered, kept=set())
     assert len(alone.attrs["external_mods"]) == len(alone.attrs["const_name_to_constant"]) == 1
