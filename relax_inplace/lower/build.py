@@ -34,7 +34,7 @@ from .kill_registers import kill_registers
 from .ownership import check_ownership
 from .param_map import MAP_FUNCTION, keep_param_map
 from .pipeline import NAME, checks_first, lower, target_of
-from .split import merge, split
+from .split import merge, renamed, split
 from .tuple_objects import tuples_as_objects
 from .user_pipeline import UserPipeline
 
@@ -132,11 +132,28 @@ def prepared(
     ours, rest = split(mod, roots)
     if transforms:
         with target_of(target):
-            ours = tvm.transform.Sequential(list(transforms))(ours)
+            ours = _transformed(ours, transforms)
         _check(ours, functions_that_update(ours))  # they may have taken two tuples for one
     names = {gvar.name_hint for gvar in updating}
     ours = tuples_as_objects(ours, _convertible(ours), names)
     return ours, tuples_as_objects(rest, references, names), kept
+
+
+def _transformed(mod: ir.IRModule, transforms: Sequence[tvm.transform.Pass]) -> ir.IRModule:
+    """What the caller's passes make of ours.
+
+    The code of a function for an accelerator is found by its name, in all libraries of the
+    executable; the rest may have been given to the same one. So ours get other names, between the
+    pass that takes operators apart and the one that compiles them (RunCodegen).
+    """
+    for one in transforms:
+        if isinstance(one, tvm.transform.Sequential):
+            mod = _transformed(mod, one.passes)
+            continue
+        mod = tvm.transform.Sequential([one])(mod)
+        apart = (g.name_hint for g, f in mod.functions_items() if "Codegen" in (f.attrs or {}))
+        mod = renamed(mod, [name for name in apart if not name.startswith("inplace_")])
+    return mod
 
 
 def _convertible(mod: ir.IRModule) -> list[ir.GlobalVar]:

@@ -23,6 +23,7 @@ is not.
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 from collections import defaultdict
 from collections.abc import Mapping
@@ -176,6 +177,7 @@ class _Decision:
                 and donor.used_last == chance.at
                 and donor.spent is not None
                 and not donor.is_hidden
+                and self._may_be_emptied(chance)
                 and donor in self.sizes
                 and result in self.sizes
                 and covers(self.sizes[donor], self.sizes[result])
@@ -183,6 +185,16 @@ class _Decision:
                 self.in_place[result] = chance
                 self.rises[result] = 0
                 self.falls[donor] = self.sizes[donor] - self.sizes[result]
+
+    def _may_be_emptied(self, chance: Chance) -> bool:
+        """Whether nothing reads the slots that hold the donor until it is spent."""
+        if not chance.places:
+            return True
+        assert chance.donor.spent is not None
+        unseen = self.trace.reads_unseen
+        at = bisect.bisect_right(unseen, chance.at)
+        is_read = at < len(unseen) and unseen[at] < chance.donor.spent
+        return not is_read and not chance.donor.may_live_on
 
     def _peak(self) -> Size | LargestOf:
         """The most that is live at any time, with what lies in place so far."""

@@ -97,7 +97,12 @@ def checks_first(function: relax.Function) -> relax.Function:
     if not first:
         return function
     others = [one for one in bindings if not one.same_as(first[0])]
-    block = relax.BindingBlock([*first, *others])  # all of lowered code is in plain blocks
+    # A number that defines a size is one that VMShapeLower makes of it, after what it checks.
+    call = first[0].value
+    args = [*call.args[:2], *function.params[:]]
+    check = relax.Call(call.op, args, call.attrs, call.ty_args, call.span, ret_ty=call.ty)
+    # All of lowered code is in plain blocks.
+    block = relax.BindingBlock([relax.VarBinding(first[0].var, check, first[0].span), *others])
     return with_body(function, with_blocks(function.body, [block]))
 
 

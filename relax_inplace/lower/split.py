@@ -20,7 +20,7 @@ from tvm import ir, relax, tirx
 
 from ..ir.names import unused
 
-__all__ = ["merge", "split"]
+__all__ = ["merge", "renamed", "split"]
 
 # Of a lowered module: compiled code, and constants by name (tvm.relax.build reads them).
 _LIBRARIES = "external_mods"
@@ -76,7 +76,7 @@ def merge(ours: ir.IRModule, rest: ir.IRModule, kept: Collection[str]) -> ir.IRM
                 "function of that name: rename one of them"
             )
     merged = rest.clone()
-    merged.update(_renamed(ours, taken, kept))
+    merged.update(renamed(ours, taken - set(kept)))
     attrs, added = merged.attrs or {}, ours.attrs or {}
     if _LIBRARIES in added:
         merged = merged.with_attr(_LIBRARIES, [*attrs.get(_LIBRARIES, ()), *added[_LIBRARIES]])
@@ -115,15 +115,20 @@ def _is_public(function: ir.BaseFunc) -> bool:
     return bool(function.attrs) and "global_symbol" in function.attrs
 
 
-def _renamed(mod: ir.IRModule, taken: set[str], kept: Collection[str]) -> ir.IRModule:
+def renamed(mod: ir.IRModule, taken: Collection[str]) -> ir.IRModule:
     """The module with other names for what has one that is taken.
 
     TVM's own renaming (AttachGlobalSymbol with a ``system_lib_prefix``) fails on scheduled kernels.
+
+    Parameters
+    ----------
+    mod : tvm.ir.IRModule
+    taken : collection of str
     """
-    used = taken | {gvar.name_hint for gvar in mod.get_global_vars()}
+    used = {*taken, *(gvar.name_hint for gvar in mod.get_global_vars())}
     new: dict[ir.GlobalVar, ir.GlobalVar] = {}
     for gvar in mod.get_global_vars():
-        if gvar.name_hint in taken and gvar.name_hint not in kept:
+        if gvar.name_hint in taken:
             name = unused(f"inplace_{gvar.name_hint}", used, "_")
             used.add(name)
             new[gvar] = ir.GlobalVar(name)

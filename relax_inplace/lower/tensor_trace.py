@@ -3,6 +3,11 @@
 A tensor is held by registers, and by slots of the tuples that are parameters or nested in these. It
 is *spent* when nothing in the function holds it any more. It is *hidden* from where something may
 hold it that is not seen: a function that is not known, or a tuple that went to one.
+
+Slots of a nested tuple are followed in the body of a function, as long as it is where it was at the
+start: then it stands nowhere else (cpp/check_arguments.cc). It may come to be in other tuples, too,
+and live on when its slot is replaced. What is read then, and from tuples that are made here, is not
+seen to be read from a slot.
 """
 
 from __future__ import annotations
@@ -57,6 +62,8 @@ class Tensor:
     is_read : bool
         Whether a kernel reads or writes it.
     is_hidden : bool
+    may_live_on : bool
+        Whether it was spent with a nested tuple, which may be in other tuples, too.
     """
 
     name: str
@@ -71,6 +78,7 @@ class Tensor:
     is_allocated: bool = False
     is_read: bool = False
     is_hidden: bool = False
+    may_live_on: bool = False
 
 
 @dataclasses.dataclass
@@ -115,6 +123,8 @@ class TensorTrace:
     vars : list of relax.Var
         Of the bindings, by position.
     chances : list of Chance
+    reads_unseen : list of int
+        The bindings that may read a slot that they are not seen to read.
     """
 
     def __init__(
@@ -128,10 +138,12 @@ class TensorTrace:
         self.tensors: list[Tensor] = []
         self.vars: list[relax.Var] = []
         self.chances: list[Chance] = []
+        self.reads_unseen: list[int] = []
         self._held: dict[relax.Var, list[Tensor]] = {}
         self._fields: dict[relax.Var, list[list[Tensor]]] = {}  # of a tuple that is made here
         self._slots: dict[Place, list[Tensor]] = {}
         self._inside: dict[Place, set[Place]] = defaultdict(set)  # slots in a nested tuple's slot
+        self._nested: set[Place] = set()  # nested tuples that are where they were at the start
         self._places: dict[relax.Var, Place] = {param: (param, ()) for param in params}
         self._storages: Counter[relax.Var] = Counter()  # how many tensors are in each
         self._scopes: dict[relax.Var, str] = {}
@@ -143,6 +155,7 @@ class TensorTrace:
             ir.Op.get(ALLOC_STORAGE): self._alloc_storage,
             ir.Op.get(ALLOC_TENSOR): self._alloc_tensor,
             ir.Op.get(KILL): self._kill,
+            ir.Op.get("relax.null_value"): lambda _var, _call: None,
         }
         for param, ty in zip(params, types, strict=False):
             if isinstance(ty, relax.TupleType):
@@ -152,6 +165,8 @@ class TensorTrace:
     def _found(self, place: Place, ty: ir.Type) -> None:
         """What a slot holds at the start, as its type says."""
         if isinstance(ty, relax.TupleType):
+            if place[1]:
+                self._nested.add(place)
             for index, field in enumerate(ty.fields[:]):
                 self._found((place[0], (*place[1], index)), field)
         elif isinstance(ty, relax.TensorType):
@@ -251,6 +266,7 @@ class TensorTrace:
 
     def _unknown(self, var: relax.Var, value: relax.Expr) -> None:
         """What may keep what it is given, and may hold what it returns."""
+        self.reads_unseen.append(self._at)
         for used in relax.analysis.free_vars(value)[:]:
             for tensor in self._held.get(used, ()):
                 self._used(tensor)
@@ -318,16 +334,29 @@ class TensorTrace:
             tensor.used_first = self._at
         tensor.used_last = self._at
 
+    def _followed(self, source: relax.Expr) -> Place | None:
+        """The slot of a tuple, if it is a parameter, or nested in one and where it was."""
+        place = self._places.get(source)
+        if place is None:
+            return None
+        root, path = place
+        within = (path[:length] for length in range(1, len(path) + 1))
+        return place if all((root, one) in self._nested for one in within) else None
+
     def _read(self, var: relax.Var, source: relax.Expr, index: int) -> None:
-        if source not in self._places:  # a field of a tuple that was made here, or returned
-            known = source in self._fields
-            held = self._fields[source][index] if known else self._held.get(source, ())
-            self._hold(var, held)
+        outer = self._followed(source)
+        if outer is None and source in self._fields:
+            self._hold(var, self._fields[source][index])
             return
-        root, path = self._places[source]
+        if outer is None:
+            self.reads_unseen.append(self._at)
+            self._hold(var, self._held.get(source, ()))
+            return
+        root, path = outer
         place = (root, (*path, index))
-        if not isinstance(var.ty, relax.TensorType):  # it may be a nested tuple
+        if place in self._nested:
             self._places[var] = place
+            return
         if isinstance(var.ty, relax.AnyType) and place not in self._slots:
             return
         if place not in self._slots:
@@ -343,7 +372,8 @@ class TensorTrace:
         self, var: relax.Var, source: relax.Expr, index: relax.Expr, value: relax.Expr
     ) -> None:
         new = list(self._held.get(value, ()))
-        if source not in self._places:  # a tuple that was made here, or returned
+        outer = self._followed(source)
+        if outer is None:
             self._hold(source, new)
             if source in self._fields:
                 old, self._fields[source][index.value] = self._fields[source][index.value], new
@@ -351,15 +381,22 @@ class TensorTrace:
                     self._held[source].remove(tensor)
                 self._release(old, source)
             return
-        root, path = self._places[source]
+        root, path = outer
         place = (root, (*path, index.value))
+        if self._followed(value) == place:
+            return  # a nested tuple, put back
         for tensor in new:
             tensor.holders[place] += 1
             self._used(tensor)
             if tensor.slot is None:
                 tensor.slot = _text(place)
-        for held in (place, *self._inside.pop(place, ())):
-            self._release(self._slots.pop(held, ()), held)
+        self._release(self._slots.pop(place, ()), place)
+        self._nested.discard(place)
+        for inner in self._inside.pop(place, ()):
+            tensors = self._slots.pop(inner, ())
+            for tensor in tensors:
+                tensor.may_live_on = True
+            self._release(tensors, inner)
         self._fill(place, new)
 
     def _fill(self, place: Place, tensors: list[Tensor]) -> None:

@@ -26,7 +26,8 @@ from tvm import ir, relax
 __all__ = ["Pipeline", "UserPipeline"]
 
 _KNOWN = ("tvm", "tvm_ffi", "mlc_llm")  # whose pipelines mean by an operator what TVM does
-_PIPELINES = ("tvm.relax.", "mlc_llm.")  # where their functions are
+# The modules of their pipelines, each of which is one pass that runs others.
+_PIPELINES = ("tvm.relax.pipeline", "tvm.relax.backend.", "mlc_llm.")
 _FUSES = "FuseOps"
 
 
@@ -104,9 +105,8 @@ class UserPipeline:
         """
         if self._pipeline is None:
             return mod
-        seen = _Passes()
         try:
-            mod = self._observed(mod, seen)
+            mod, seen = self._observed(mod)
         except Exception as error:
             asked = [name for name in sorted(apart) if re.search(f"[`'\"]{name}[`'\"]", str(error))]
             if not asked:
@@ -131,12 +131,13 @@ class UserPipeline:
             )
         return mod
 
-    def _observed(self, mod: ir.IRModule, seen: Any) -> ir.IRModule:
+    def _observed(self, mod: ir.IRModule) -> tuple[ir.IRModule, Any]:
         context = tvm.transform.PassContext.current()
+        seen = _Passes()
         if not context.instruments:
             context.override_instruments([seen])
             try:
-                return self._run(mod)
+                return self._run(mod), seen
             finally:
                 context.override_instruments([])
         # To replace the caller's instruments would tell them that their context has ended. A copy
@@ -149,7 +150,7 @@ class UserPipeline:
             dict(context.config),
         ):
             self._run(mod.clone())
-        return self._run(mod)
+        return self._run(mod), seen
 
     def _run(self, mod: ir.IRModule) -> ir.IRModule:
         assert self._pipeline is not None
@@ -161,39 +162,27 @@ class UserPipeline:
 
 @tvm.instrument.pass_instrument
 class _Passes:
-    """The passes of a pipeline, as they run.
-
-    The pipeline is known if each pass in it that runs no others is run by a function of TVM's or of
-    MLC-LLM's, and no other function takes part. A ``Sequential`` is no function.
-    """
+    """The passes of a pipeline, as they run, and whose functions run them."""
 
     def __init__(self) -> None:
         self.names: list[str] = []
-        self._runs_others: list[bool] = []  # of each pass that is running
-        self._is_known = True
+        self._packages: set[str] = set()
+        self._outermost = 0  # passes that no pipeline runs
 
     def run_before_pass(self, _mod: ir.IRModule, info: tvm.transform.PassInfo) -> None:
-        """Note a pass."""
+        """Note the pass, and whose functions are on the stack below it."""
         self.names.append(str(info.name))
-        if self._runs_others:
-            self._runs_others[-1] = True
-        self._runs_others.append(False)
-
-    def run_after_pass(self, _mod: ir.IRModule, _info: tvm.transform.PassInfo) -> None:
-        """Look whose functions are on the stack below it."""
-        callers = set()
+        modules = set()
         frame = sys._getframe(1)
         while frame is not None and frame.f_code is not UserPipeline._run.__code__:
-            callers.add(frame.f_globals.get("__name__", ""))
+            modules.add(frame.f_globals.get("__name__", ""))
             frame = frame.f_back  # type: ignore[assignment]
-        if not all(name.split(".")[0] in _KNOWN for name in callers):
-            self._is_known = False
-        if not self._runs_others.pop() and not any(name.startswith(_PIPELINES) for name in callers):
-            self._is_known = False
+        self._outermost += not any(module.startswith(_PIPELINES) for module in modules)
+        self._packages |= {module.split(".")[0] for module in modules}
 
     def are_known(self) -> bool:
-        """Whether all that has run is known."""
-        return bool(self.names) and self._is_known
+        """Whether it is one pass, that runs all others by functions of known packages."""
+        return self._outermost == 1 < len(self.names) and self._packages <= set(_KNOWN)
 
 
 def _resolved(pipeline: Any, target: tvm.target.Target | None) -> tvm.transform.Pass | None:
