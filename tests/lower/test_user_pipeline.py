@@ -365,8 +365,9 @@ except Exception as error:
 """
 
 
-def test_a_build_imported_before_us_refuses():
-    done = subprocess.run([sys.executable, "-c", EARLY], capture_output=True, text=True)
+def test_a_build_imported_before_us_refuses(tmp_path):
+    command = [sys.executable, "-c", EARLY]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert "R.inplace_update_tuple is lowered in tvm.compile and tvm.relax.build" in done.stdout
     assert "`import relax_inplace` before `from tvm.relax import build`" in done.stdout
 
