@@ -122,7 +122,6 @@ def find_slicing(graph: TransformGraph, steps: Sequence[Step], kernels: Kernels)
     if len(every) < 2 or not shape or shape[0] < 2:
         return None
     axes: dict[Operand, int | None] = {result: 0}
-    inside = {kernel.binding.var for kernel in every}
     slicing = Slicing(list(steps), {k: _operands(graph, k) for k in every}, {}, shape[0])
     for kernel in reversed(every):
         var, value = kernel.binding.var, kernel.binding.value
@@ -130,7 +129,7 @@ def find_slicing(graph: TransformGraph, steps: Sequence[Step], kernels: Kernels)
         legalized = kernels.of(value)
         is_operator = isinstance(value, ir.Call) and value.op != ir.Op.get("relax.call_tir")
         if axis is None or legalized is None or not is_operator:
-            return None
+            return None  # nobody reads it, or somebody as a whole; or it is no kernel
         axis_of = operand_axes(legalized.kernel, axis)
         if axis_of is None:
             return None
@@ -143,8 +142,8 @@ def find_slicing(graph: TransformGraph, steps: Sequence[Step], kernels: Kernels)
                     return None  # a constant that would have to be sliced
                 continue
             operand = operands.get(variables[position])
-            if operand is None or (operand in inside and operand_axis is None):
-                return None
+            if operand is None:
+                return None  # a field of what a step makes
             if axes.setdefault(operand, operand_axis) != operand_axis:
                 return None
     for operand, axis in axes.items():

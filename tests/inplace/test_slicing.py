@@ -3,6 +3,7 @@
 import pytest
 from tvm.script import from_source
 
+from relax_inplace.inplace import slicing
 from relax_inplace.inplace.cones import Cones
 from relax_inplace.inplace.memory_limit import _ways
 from relax_inplace.inplace.read_transform import read_transform
@@ -41,10 +42,10 @@ def axes_of(steps, **options):
     """The axis along which each value is sliced where all steps run slice by slice, or None."""
     mod = module(steps, **options)
     graph = read_transform("f", mod["transform_params"], mod)
-    slicing = find_slicing(graph, graph.steps, Kernels(mod))
-    if slicing is None:
+    found = find_slicing(graph, graph.steps, Kernels(mod))
+    if found is None:
         return None
-    return {getattr(value, "name", None): axis for value, axis in slicing.axes.items()}
+    return {getattr(value, "name", None): axis for value, axis in found.axes.items()}
 
 
 # -- one operator ------------------------------------------------------------------------------
@@ -101,6 +102,8 @@ WHOLE = [
     'R.call_dps_packed("tests.negate", (a,), out_ty=R.Tensor((8, 6), "float32"))',
     "R.split(a, 2, axis=1)[0]",
     "R.zeros_like(a)",
+    "R.strided_slice(a, axes=[0], begin=[0], end=[4])",  # of another length
+    "R.broadcast_to(a, (8, 6))",  # of a slice it would be as long
 ]
 
 
@@ -144,6 +147,27 @@ def test_a_weight_that_is_read_whole_and_sliced():
     assert axes_of(steps, w="(8, 8)") is None
 
 
+# -- each check by itself ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("steps", "options"),
+    [
+        (["a = R.exp(w)", "b = R.permute_dims(w)", "t = R.add(a, b)"], {"w": "(8, 8)"}),
+        (["a = R.exp(w)", "t = R.matmul(a, w)"], {"w": "(8, 8)"}),
+        (["a = R.matmul(v, w)", "t = R.add(a, w)"], {"w": "(8, 8)", "v": "(8, 8)"}),
+        (["a = R.exp(w)", f"t = R.add(a, R.const({[[1.0]] * 8}))"], {}),
+        (["a = R.exp(w)", "b = R.permute_dims(v)", "t = R.matmul(a, b)"], {}),
+    ],
+    ids=["along two axes", "whole, then sliced", "sliced, then whole", "a constant", "computed"],
+)
+def test_what_no_type_shows(steps, options, monkeypatch):
+    """Type inference need not compare the sizes of operands: these are refused without it."""
+    monkeypatch.setattr(slicing, "_types_agree", lambda *_: True)
+    assert axes_of(["a = R.exp(w)", "t = R.negative(a)"]) is not None
+    assert axes_of(steps, **options) is None
+
+
 # -- shapes ------------------------------------------------------------------------------------
 
 
@@ -166,8 +190,8 @@ def ways(steps, name, **options):
     graph = read_transform("f", mod["transform_params"], mod)
     (step,) = [step for step in graph.steps if step.name == name]
     return [
-        [kernel.binding.var.name for kernel in slicing.operands]
-        for slicing in Cones(graph, Kernels(mod), graph.steps).slicings(step)
+        [kernel.binding.var.name for kernel in found.operands]
+        for found in Cones(graph, Kernels(mod), graph.steps).slicings(step)
     ]
 
 
@@ -208,6 +232,31 @@ def test_an_output_is_in_no_cone():
     assert ways(steps, "b", result="t, b") == [["a", "b"]]
 
 
+def test_a_field_of_what_a_step_makes(monkeypatch):
+    """It has no name of its own by which it could be read in slices."""
+    monkeypatch.setattr(slicing, "_types_agree", lambda *_: True)
+    steps = ["s = R.split(w, 2, axis=1)", "a = R.exp(s[0])", "t = R.negative(a)", "u = s[1]"]
+    assert ways(steps, "t", result="t, u") == []
+
+
+def test_an_impure_step_is_in_no_cone():
+    mod = from_source(
+        """
+@I.ir_module
+class Module:
+    @R.function(pure=False)
+    def transform_params(params: R.Tuple(R.Tensor((8, 6), "float32"))):
+        x = R.call_packed("tests.note", params[0], ty_args=R.Tensor((8, 6), "float32"))
+        a = R.exp(x)
+        t = R.negative(a)
+        return (t,)
+"""
+    )
+    graph = read_transform("f", mod["transform_params"], mod)
+    (found,) = Cones(graph, Kernels(mod), graph.steps).slicings(graph.steps[-1])
+    assert [step.name for step in found.steps] == ["a", "t"]
+
+
 def test_a_step_that_has_to_run_between_those_of_a_cone():
     """An impure call keeps its place among the steps that touch what it is given: a is whole."""
     mod = from_source(
@@ -225,5 +274,5 @@ class Module:
 """
     )
     graph = read_transform("f", mod["transform_params"], mod)
-    (slicing,) = Cones(graph, Kernels(mod), graph.steps).slicings(graph.steps[-1])
-    assert [step.name for step in slicing.steps] == ["b", "t"]
+    (found,) = Cones(graph, Kernels(mod), graph.steps).slicings(graph.steps[-1])
+    assert [step.name for step in found.steps] == ["b", "t"]
