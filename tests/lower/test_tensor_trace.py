@@ -170,7 +170,10 @@ def test_another_scope():
 
 
 def test_what_is_returned_is_held():
+    """And so is a temporary, of which no register is killed."""
     assert tensor(trace(NEW + "return (params, w)"), "slot 0").spent is None
+    body = NEW.replace("UPDATE params, 0, a, VOID)", "") + "return a"
+    assert tensor(trace(body), "a").holders.total() == 2
 
 
 # -- in place -------------------------------------------------------------------------------------
@@ -243,6 +246,20 @@ def test_in_place_in_a_nested_tuple():
     """Put back where it was, too; but not in a branch: another slot may hold it there."""
     assert in_place(trace(INNER)) == ["slot 1.0"]
     assert in_place(trace(INNER, in_branch=True)) == []
+
+
+def test_what_is_put_back_is_not_replaced():
+    body = """
+        inner = READ params, 1, ty_args=R.Any)
+        UPDATE params, 1, inner, VOID)
+        w = READ params, 1, ty_args=R.Any)
+        UPDATE w, 0, x, VOID)
+        return params
+    """
+    found = trace(body)
+    assert tensor(found, "slot 1.0").spent is not None
+    assert not tensor(found, "slot 1.0").may_live_on
+    assert tensor(found, "slot 1.1").spent is None
 
 
 NESTED_NOT_IN_PLACE = {

@@ -895,11 +895,6 @@ KILLS = _mutants(
         "",
     ),
     (
-        "what is called is used",
-        "        if type(value.op) is relax.Var:\n            used.append(value.op)\n",
-        "",
-    ),
-    (
         "what a tuple is read from is used",
         "        return [value.tuple_value]\n",
         "        return []\n",
@@ -933,11 +928,6 @@ SPLIT = _mutants(
         "what the rest reaches stays, if ours do, too",
         "    rest = _reached(mod, others)",
         "    rest = others",
-    ),
-    (
-        "a function that updates keeps its name",
-        "renamed(ours, taken - set(kept))",
-        "renamed(ours, taken)",
     ),
     (
         "another function of that name is an error",
