@@ -81,10 +81,7 @@ def _used_by(value: relax.Expr, kind: type) -> list[relax.Var]:
         args = value.args[:]
         if any(type(arg) is relax.Tuple for arg in args):
             return list(relax.analysis.free_vars(value)[:])
-        used = [arg for arg in args if type(arg) is relax.Var]
-        if type(value.op) is relax.Var:
-            used.append(value.op)
-        return used
+        return [arg for arg in args if type(arg) is relax.Var]  # what is called is not killed
     if kind is relax.TupleGetItem and type(value.tuple_value) is relax.Var:
         return [value.tuple_value]
     if kind is relax.Var:

@@ -76,7 +76,7 @@ def merge(ours: ir.IRModule, rest: ir.IRModule, kept: Collection[str]) -> ir.IRM
                 "function of that name: rename one of them"
             )
     merged = rest.clone()
-    merged.update(renamed(ours, taken - set(kept)))
+    merged.update(renamed(ours, taken))
     attrs, added = merged.attrs or {}, ours.attrs or {}
     if _LIBRARIES in added:
         merged = merged.with_attr(_LIBRARIES, [*attrs.get(_LIBRARIES, ()), *added[_LIBRARIES]])

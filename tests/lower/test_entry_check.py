@@ -136,6 +136,19 @@ def test_what_updates_nothing_asks_for_sizes_only():
 
     main = Static["main"]
     assert entry_check(main, "main", main.params, updates=False) == []
+    assert len(entry_check(main, "main", main.params, updates=True)) == 1
+
+
+def test_a_number_is_a_size():
+    k = tvm.tirx.Var("k", "int64")
+    ty = relax.TupleType([relax.TensorType((4,), "float32")])
+    params = [k, relax.Var("params", ty), relax.Var("x", relax.TensorType((k,), "float32"))]
+    function = relax.Function(params, relax.SeqExpr([], params[1]), ty)
+    (check,) = entry_check(function, "main", params, updates=True)
+    spec = json.loads(check.value.args[1].value)
+    assert spec["sizes"] == 1
+    assert spec["params"][0]["type"] == {"kind": "prim", "dtype": "int64", "size": [0]}
+    assert spec["params"][2]["type"]["shape"] == [[0]]
 
 
 def test_it_comes_first():

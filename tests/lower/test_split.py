@@ -126,6 +126,14 @@ class Lowered:
         return cls.helper(x)
 
 
+def test_what_kernels_and_closures_reach():
+    ours, rest = split(Lowered, {Lowered.get_global_var("main")})
+    assert {gvar.name_hint for gvar in ours.get_global_vars()} == {
+        *("inner", "outer", "helper", "main")
+    }
+    assert not rest.functions
+
+
 def test_what_both_have_gets_another_name_of_ours():
     rest = Lowered
     merged = merge(rest.clone(), rest, kept=set())

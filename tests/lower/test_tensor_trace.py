@@ -46,6 +46,11 @@ class Module:
         T.evaluate(0)
 
     @T.prim_func(private=True, s_tir=True)
+    def two(a: T.handle, b: T.handle, c: T.handle):
+        T.func_attr({{"relax_inplace.inplace": [[0, 1], [0, 2]]}})
+        T.evaluate(0)
+
+    @T.prim_func(private=True, s_tir=True)
     def both(a: T.handle, b: T.handle, c: T.handle):
         T.func_attr({{"relax_inplace.inplace": [[0, 2]]}})
         T.evaluate(0)
@@ -170,7 +175,10 @@ def test_another_scope():
 
 
 def test_what_is_returned_is_held():
+    """And so is a temporary, of which no register is killed."""
     assert tensor(trace(NEW + "return (params, w)"), "slot 0").spent is None
+    body = NEW.replace("UPDATE params, 0, a, VOID)", "") + "return a"
+    assert tensor(trace(body), "a").holders.total() == 2
 
 
 # -- in place -------------------------------------------------------------------------------------
@@ -190,6 +198,12 @@ def test_in_place():
     assert in_place(trace(SCALED, in_branch=True)) == ["slot 0"]
 
 
+def test_one_tensor_is_written_over_once():
+    other = 't = STORAGE\n    b = R.vm.alloc_tensor(t, 0, R.shape([4]), R.dtype("float32"), 0)'
+    body = SCALED.replace("cls.scale(w, a)", other + "\n    cls.two(w, a, b)")
+    assert in_place(trace(body)) == ["slot 0"]
+
+
 NOT_IN_PLACE = {
     "a kernel that may not": ("scale", "move"),
     "a view": (
@@ -198,6 +212,14 @@ NOT_IN_PLACE = {
     ),
     "two registers": ("cls.scale(w, a)", "v = w\n    cls.scale(w, a)\n    cls.move(v, a)"),
     "given twice": ("cls.scale(w, a)", "cls.both(w, w, a)"),
+    "given twice, by two registers": (
+        "cls.scale(w, a)",
+        "v = READ params, 0, ty_args=FOUR)\n    cls.both(w, v, a)",
+    ),
+    "a result that is larger": (
+        "TENSOR",
+        'R.vm.alloc_tensor(s, 0, R.shape([8]), R.dtype("float32"), 0)',
+    ),
     "used later": ("UPDATE", "cls.move(w, a)\n    UPDATE"),
     "a result that is there already": ("cls.scale", "cls.move(x, a)\n    cls.scale"),
     "kept": ("cls.scale", 'CALL"keep", w, VOID)\n    cls.scale'),
@@ -243,6 +265,20 @@ def test_in_place_in_a_nested_tuple():
     """Put back where it was, too; but not in a branch: another slot may hold it there."""
     assert in_place(trace(INNER)) == ["slot 1.0"]
     assert in_place(trace(INNER, in_branch=True)) == []
+
+
+def test_what_is_put_back_is_not_replaced():
+    body = """
+        inner = READ params, 1, ty_args=R.Any)
+        UPDATE params, 1, inner, VOID)
+        w = READ params, 1, ty_args=R.Any)
+        UPDATE w, 0, x, VOID)
+        return params
+    """
+    found = trace(body)
+    assert tensor(found, "slot 1.0").spent is not None
+    assert not tensor(found, "slot 1.0").may_live_on
+    assert tensor(found, "slot 1.1").spent is None
 
 
 NESTED_NOT_IN_PLACE = {

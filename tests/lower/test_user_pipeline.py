@@ -90,6 +90,7 @@ UNKNOWN = {
     "a sequence with a pass of the user's": lambda: tvm.transform.Sequential(
         [tvm.transform.module_pass(lambda mod, _: mod, opt_level=0), default]
     ),
+    "a function around TVM's": lambda: lambda mod: default(mod),
     "a sequence of TVM's": lambda: tvm.transform.Sequential([relax.get_pipeline("zero"), default]),
     "another meaning": lambda: tvm.transform.Sequential(
         [relax.transform.LegalizeOps({"relax.add": one_more}), default]
@@ -117,6 +118,12 @@ def test_what_is_not_known_is_said_once(name):
         "the pipeline that tvm.compile was given does not apply to `convert`: functions that "
         "update a tuple in place are lowered by TVM's passes for the target ("
     )
+
+
+def test_one_pass_alone_is_not_known():
+    rest = ir.IRModule({Module.get_global_var("main"): Module["main"]})
+    with pytest.warns(UserWarning, match="does not apply to `convert`"):
+        UserPipeline(relax.transform.LegalizeOps(), LLVM).run(rest, {"convert"})
 
 
 def test_mlc_llms_is_known(monkeypatch):
