@@ -77,12 +77,12 @@ def inplace_update_tuple(tuple: relax.Expr, index: int, value: relax.Expr) -> re
 
 def is_update(expr: Any) -> bool:
     """Whether an expression is an update: the op, or the builtin that it is lowered to."""
-    if not isinstance(expr, ir.Call):
+    if type(expr) is not ir.Call:  # the classes of tvm-ffi are abstract: isinstance is slow
         return False
     callee = expr.op
-    if isinstance(callee, ir.Op):
-        return callee == the_op()
-    return isinstance(callee, relax.ExternFunc) and callee.global_symbol == BUILTIN
+    if type(callee) is ir.Op:
+        return callee.same_as(the_op())
+    return type(callee) is relax.ExternFunc and callee.global_symbol == BUILTIN
 
 
 @functools.cache

@@ -11,6 +11,7 @@ from tvm import ir
 
 from .inplace.inplace_transform_params import Restored, require_resident, rewrite_transforms
 from .lift.lift_inplace_transform_params import LiftInplaceTransformParams
+from .lower.collector import paused_collector
 from .lower.user_pipeline import Pipeline
 from .restore.inverse import InverseError
 from .restore.restore_params import restored
@@ -121,8 +122,9 @@ def InplaceTransformParams(  # noqa: N802  named as TVM names passes
 
     @tvm.transform.module_pass(opt_level=0, name="InplaceTransformParams")
     def run(mod: ir.IRModule, _context: tvm.transform.PassContext) -> ir.IRModule:
-        return rewrite_transforms(
-            mod, names, params, memory_limit, lazy, reference, strict, undo if restore else None
-        )
+        with paused_collector():
+            return rewrite_transforms(
+                mod, names, params, memory_limit, lazy, reference, strict, undo if restore else None
+            )
 
     return run

@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from tvm import ir, relax
 
@@ -138,20 +138,17 @@ class TransformGraph:
 
     def layout(self, known: Known) -> Layout:
         """The buffers that a value lies in."""
-        if isinstance(known, Weight):
-            return frozenset([known.buffer])
-        if isinstance(known, Container):
-            return [self.layout(field) for field in known.fields]
-        known = self.resolve(known)
-        if not isinstance(known, relax.Expr):
-            return self.layout(known)
-        if isinstance(known, relax.Tuple):
-            return [self.layout(field) for field in known.fields[:]]
-        if isinstance(known, relax.TupleGetItem):
-            source = self.layout(known.tuple_value)
-            return source[known.index] if isinstance(source, list) else source
-        if isinstance(known, relax.Var):
-            return self._layout.get(known, frozenset())
+        value: Any = self.resolve(known)
+        kind = type(value)  # the classes of tvm-ffi are abstract base classes: isinstance is slow
+        if kind is Weight:
+            return frozenset([value.buffer])
+        if kind is Container or kind is relax.Tuple:
+            return [self.layout(field) for field in value.fields[:]]
+        if kind is relax.TupleGetItem:
+            source = self.layout(value.tuple_value)
+            return source[value.index] if isinstance(source, list) else source
+        if kind is relax.Var or kind is relax.DataflowVar:
+            return self._layout.get(value, frozenset())
         return frozenset()
 
     def needs(self, known: Known) -> tuple[dict[Step, None], dict[Weight, None]]:
@@ -173,25 +170,25 @@ class TransformGraph:
                 yield from self.variables(part)
 
     def _needs(self, known: Known, steps: dict[Step, None], weights: dict[Weight, None]) -> None:
-        if isinstance(known, relax.Expr):
-            known = self.resolve(known)
-        if isinstance(known, Weight):
-            weights[known] = None
-            if known in self.loads:
-                steps[self.loads[known]] = None
-        elif isinstance(known, Container):
-            for weight in known.weights():
+        value: Any = self.resolve(known)
+        kind = type(value)
+        if kind is Weight:
+            weights[value] = None
+            if value in self.loads:
+                steps[self.loads[value]] = None
+        elif kind is Container:
+            for weight in value.weights():
                 self._needs(weight, steps, weights)
-        elif isinstance(known, relax.Var):
-            step = self._step_of.get(known) or self._defined_by.get(known)
+        elif kind is relax.Var or kind is relax.DataflowVar:
+            step = self._step_of.get(value) or self._defined_by.get(value)
             if step is not None:
                 steps[step] = None
-        elif isinstance(known, relax.ShapeExpr) or ir.is_prim_expr(known):
+        elif kind is relax.ShapeExpr or ir.is_prim_expr(value):
             if self._defined_by:
-                for var in relax.analysis.free_vars(known)[:]:
+                for var in relax.analysis.free_vars(value)[:]:
                     self._needs(var, steps, weights)
         else:
-            for part in parts_of(known):
+            for part in parts_of(value):
                 self._needs(part, steps, weights)
 
 

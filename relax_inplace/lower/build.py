@@ -18,6 +18,7 @@ compiled modules by the module's attribute ``external_mods``.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -30,6 +31,7 @@ from ..ir.updates import REFERENCE, expanded_tuple, functions_that_update
 from ..ir.whole_bytes import require_whole_bytes
 from ..op import is_update
 from ..relayout.inplace_kernel import INPLACE
+from .collector import paused_collector
 from .kill_registers import kill_registers
 from .ownership import check_ownership
 from .param_map import MAP_FUNCTION, keep_param_map
@@ -63,18 +65,20 @@ def _splitting(stock: Any) -> Any:
     ) -> tvm.runtime.Executable:
         if relax_pipeline == NAME:
             relax_pipeline = "default"
-        if isinstance(mod, ir.IRModule):  # what it is not, TVM says
-            mod = keep_param_map(mod, target)
-            updating = functions_that_update(mod)
-            if updating:
-                target = tvm.target.Target(target) if isinstance(target, str) else target
-                mod = _lowered(mod, updating, target, relax_pipeline)
-                is_apart = not (exec_mode == "compiled" or system_lib or _is_wasm(target))
-                mod = _with_inplace_kernels(mod, target, tir_pipeline, is_apart)
-                relax_pipeline = None
-        return stock(
-            mod, target, params, relax_pipeline, tir_pipeline, exec_mode, system_lib=system_lib
-        )
+        with contextlib.ExitStack() as stack:
+            if isinstance(mod, ir.IRModule):  # what it is not, TVM says
+                mod = keep_param_map(mod, target)
+                updating = functions_that_update(mod)
+                if updating:
+                    stack.enter_context(paused_collector())
+                    target = tvm.target.Target(target) if isinstance(target, str) else target
+                    mod = _lowered(mod, updating, target, relax_pipeline)
+                    is_apart = not (exec_mode == "compiled" or system_lib or _is_wasm(target))
+                    mod = _with_inplace_kernels(mod, target, tir_pipeline, is_apart)
+                    relax_pipeline = None
+            return stock(
+                mod, target, params, relax_pipeline, tir_pipeline, exec_mode, system_lib=system_lib
+            )
 
     build._relax_inplace = True  # type: ignore[attr-defined]
     return build

@@ -195,7 +195,7 @@ class _Writer:
 
     def rewrite(self, binding: relax.Binding) -> list[relax.Binding]:
         var, value = binding.var, binding.value
-        killed = value.args[0] if type(value) is ir.Call and value.op == self.kill else None
+        killed = value.args[0] if type(value) is ir.Call and value.op.same_as(self.kill) else None
         stays = var not in self.dropped and killed not in self.kept
         return [
             *self.before.get(var, ()),
@@ -283,9 +283,9 @@ def _allocations(
             value = binding.value
             if type(value) is not ir.Call:
                 continue
-            if value.op == alloc_storage:
+            if value.op.same_as(alloc_storage):
                 devices[binding.var] = int(value.args[1].value)
-            elif value.op == alloc_tensor:
+            elif value.op.same_as(alloc_tensor):
                 storage, _offset, shape, dtype = value.args[:4]
                 if storage in devices:
                     found[binding.var] = storage, devices[storage], shape, dtype

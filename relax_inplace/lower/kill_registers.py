@@ -53,11 +53,10 @@ def _last_uses(sequence: relax.SeqExpr, kill: ir.Op) -> dict[relax.Var, relax.Va
         for binding in block.bindings[:]:
             var, value = binding.var, binding.value
             kind = type(value)
-            used = _used_by(value, kind)
             if kind is ir.Call and value.op.same_as(kill):
                 last_use.pop(value.args[0], None)  # it is killed already
                 continue
-            for one in used:
+            for one in _used_by(value, kind):
                 if one in last_use:
                     last_use[one] = var
             if kind is relax.Var:

@@ -406,7 +406,8 @@ class TensorTrace:
             self._inside[root, path[:length]].add(place)
 
     def _kill(self, _var: relax.Var, call: relax.Call) -> None:
-        self._release(self._held.pop(call.args[0], ()), call.args[0])
+        killed = call.args[0]
+        self._release(self._held.pop(killed, ()), killed)
 
     def _hold(self, var: relax.Var, tensors: Iterable[Tensor]) -> None:
         for tensor in list(tensors):
@@ -416,9 +417,9 @@ class TensorTrace:
 
     def _release(self, tensors: Iterable[Tensor], holder: relax.Var | Place) -> None:
         for tensor in tensors:
-            tensor.holders[holder] -= 1
-            if not tensor.holders[holder]:
-                del tensor.holders[holder]
+            others = tensor.holders.pop(holder) - 1
+            if others:
+                tensor.holders[holder] = others
             if not tensor.holders:
                 tensor.spent = self._at
 

@@ -174,10 +174,11 @@ def _pair(block: TEBlock, source: relax.Var, given: int, made: int) -> InplacePa
     whole = [_elements(buffer) * size for buffer, size in ((block.buffer, after), (source, before))]
     if not holds_everywhere([tirx.LE(*whole)], {}):
         return "makes larger elements, or more of them"
-    if before >= after and all(is_same_position(block, read.load) for read in reads):
+    samples = list(_samples(block, reads))
+    may_stay = before >= after and all(p == q for p, q in samples)
+    if may_stay and all(is_same_position(block, read.load) for read in reads):
         one = blocks_along(source, 1)[0], blocks_along(block.buffer, 1)[0]
         return InplacePair(given, made, *one, before, after)
-    samples = list(_samples(block, reads))
     for written in blocks_along(block.buffer, 1 if before < after else MOST_SCRATCH // after):
         for read in blocks_along(source, MOST_SCRATCH // before):
             if read.elements * before < written.elements * after:
@@ -291,7 +292,7 @@ def _reads(value: ir.Expr, conditions: Sequence[ir.Expr] = ()) -> Iterator[_Read
 
 
 def _samples(block: TEBlock, reads: Sequence[_Read]) -> Iterator[tuple[int, int]]:
-    """Some pairs p, q, with some sizes: no block is looked at that they refute."""
+    """Some pairs p, q, with some sizes: nothing is to be proved that they refute."""
     generator = random.Random(0)
     analyzer = sym.Analyzer()
     shape = block.buffer.ty.shape[:]

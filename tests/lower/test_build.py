@@ -1,5 +1,6 @@
 """Hand-written updates through every way to compile: numbers, peak, checks before changes."""
 
+import gc
 import shutil
 
 import numpy as np
@@ -17,6 +18,7 @@ from tvm.script import tirx as T
 import relax_inplace
 from relax_inplace import inplace_update_tuple
 from relax_inplace.libinfo import BUILTINS
+from relax_inplace.transform import Pipeline
 
 
 def chain(count, dims, dtype="float32", attrs=None):
@@ -299,6 +301,28 @@ def test_the_wrapped_functions_look_as_before():
     before = relax.build
     relax_inplace.registration.register()
     assert relax.build is before
+
+
+@pytest.mark.parametrize("was_on", [True, False])
+def test_the_garbage_collector_is_as_before(was_on):
+    """It stands still meanwhile, whatever comes of it."""
+    seen = []
+
+    def look(mod):
+        seen.append(gc.isenabled())
+        return relax.get_pipeline("default")(mod)
+
+    own = tvm.transform.module_pass(lambda mod, _: look(mod), opt_level=0)
+    (gc.enable if was_on else gc.disable)()
+    try:
+        tvm.compile(chain(1, (3, 5)), LLVM, relax_pipeline=Pipeline(own, transforms=[]))
+        assert gc.isenabled() is was_on
+        with pytest.raises(ValueError):
+            tvm.compile(chain(1, (3, 5)), LLVM, relax_pipeline="no such pipeline")
+        assert gc.isenabled() is was_on
+    finally:
+        gc.enable()
+    assert seen == [False]
 
 
 def test_a_pipeline_that_is_not_tvms(monkeypatch):
