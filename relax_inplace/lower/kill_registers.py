@@ -7,8 +7,7 @@ a body when it leaves a body inside) nor what is never used; and it takes tuples
 (``CanonicalizeBindings``).
 
 Definition: every variable that may hold an object is killed after the binding that uses it last, in
-the sequence that binds it. Not killed are what the sequence returns, and what a parameter or a
-constant is called.
+the sequence that binds it, unless the sequence returns it.
 """
 
 from __future__ import annotations
@@ -20,7 +19,8 @@ from ..op import VOID
 
 __all__ = ["kill_registers"]
 
-_FILLS = (ir.Call, relax.Tuple, relax.TupleGetItem, relax.If)  # a register
+# What a register is filled with. A second name has one of its own, also of a parameter.
+_FILLS = (ir.Call, relax.Tuple, relax.TupleGetItem, relax.If, relax.Var)
 _NO_OBJECTS = (ir.PrimType, relax.ShapeType, relax.FuncType)
 
 
@@ -59,12 +59,7 @@ def _last_uses(sequence: relax.SeqExpr, kill: ir.Op) -> dict[relax.Var, relax.Va
             for one in _used_by(value, kind):
                 if one in last_use:
                     last_use[one] = var
-            if kind is relax.Var:
-                if value not in last_use:  # of a parameter, a constant, or an outer sequence
-                    continue
-            elif kind not in (ir.Call, relax.Tuple, relax.TupleGetItem, relax.If) or (
-                kind is ir.Call and value.op.same_as(null)
-            ):
+            if kind not in _FILLS or (kind is ir.Call and value.op.same_as(null)):
                 continue
             ty = var.ty
             if isinstance(ty, _NO_OBJECTS) or (isinstance(ty, relax.TupleType) and not ty.fields):

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from tvm import ir, relax, sym, tirx
 
-__all__ = ["analyzer_of", "holds_everywhere"]
+__all__ = ["analyzer_of", "equal", "holds_everywhere"]
 
 
 def holds_everywhere(
@@ -42,6 +42,11 @@ def holds_everywhere(
         for condition in conditions:
             scopes.enter_context(analyzer.constraint_scope(analyzer.simplify(condition)))
         return all(analyzer.can_prove(goal, sym.ProofStrength.SYMBOLIC_BOUND) for goal in goals)
+
+
+def equal(one: ir.Expr, other: ir.Expr) -> ir.Expr:
+    """``one == other`` as a goal. Their dtypes may differ; those of ``tirx.EQ`` may not."""
+    return (one == other).asobject()
 
 
 def analyzer_of(box: Mapping[relax.Var, ir.Expr]) -> sym.Analyzer:

@@ -39,7 +39,7 @@ from collections.abc import Iterator, Sequence
 import tvm_ffi
 from tvm import ir, relax, sym, tirx
 
-from .box_proof import holds_everywhere
+from .box_proof import equal, holds_everywhere
 from .te_block import TEBlock, buffer_params, loads_in, te_blocks
 
 __all__ = [
@@ -154,7 +154,7 @@ def is_same_position(block: TEBlock, load: ir.TensorLoad) -> bool:
     if any(loads_in(index) for index in there):
         return False
     flat = flat_index(shape, at), flat_index(other, there)
-    return holds_everywhere([tirx.EQ(*flat)], block.box)
+    return holds_everywhere([equal(*flat)], block.box)
 
 
 def _are_same(some: Sequence[ir.Expr], others: Sequence[ir.Expr]) -> bool:
@@ -172,7 +172,7 @@ def _pair(block: TEBlock, source: relax.Var, given: int, made: int) -> InplacePa
     if any(loads_in(index) for read in reads for index in read.load.indices[:]):
         return "reads its input at places that data give"
     whole = [_elements(buffer) * size for buffer, size in ((block.buffer, after), (source, before))]
-    if not holds_everywhere([tirx.LE(*whole)], {}):
+    if not holds_everywhere([whole[0] <= whole[1]], {}):
         return "makes larger elements, or more of them"
     samples = list(_samples(block, reads))
     may_stay = before >= after and all(p == q for p, q in samples)
@@ -353,6 +353,6 @@ def _is_local(block: TEBlock, written: Block, reads: Sequence[_Read], read: Bloc
         where = [_substitute(expr, split) for expr in each.load.indices[:]]
         there = _number_of_block(each.load.source.ty.shape[:], where, read)
         conditions = [_substitute(condition, split) for condition in each.conditions]
-        if not holds_everywhere([tirx.EQ(here, there)], box, conditions):
+        if not holds_everywhere([equal(here, there)], box, conditions):
             return False
     return True

@@ -37,7 +37,7 @@ from tvm.s_tir import SBlockRealize
 from tvm.tirx.buffer import BufferType
 
 from ..layout.pairs import undo_layout
-from .box_proof import holds_everywhere
+from .box_proof import equal, holds_everywhere
 from .exact_cast import cast_back, lossy
 
 __all__ = ["Made", "make_elementwise", "undo_kernel"]
@@ -244,7 +244,7 @@ def _undo_moves(
     goals = [there[index] >= 0 for index in moves.box]
     goals += [there[index] < extent for index, extent in moves.box.items()]
     for index, var in zip(moves.reads, at, strict=True):
-        goals.append(tirx.EQ(_substitute(index, there), var))
+        goals.append(equal(_substitute(index, there), var))
     goals += [_substitute(condition, there) for condition in moves.conditions]
     if not holds_everywhere(goals, places):
         raise _Unproved("is not proved to keep every element")
@@ -338,4 +338,4 @@ def _are_distinct(exprs: Sequence[ir.Expr], box: Mapping[relax.Var, ir.Expr]) ->
     at = [tirx.Var(f"y{axis}", expr.ty.dtype) for axis, expr in enumerate(exprs)]
     here = dict(zip(at, exprs, strict=True))
     back = [_substitute(index, here) for index in _inverse_of(exprs, box, at)]
-    return holds_everywhere([tirx.EQ(b, i) for b, i in zip(back, box, strict=True)], box)
+    return holds_everywhere([equal(b, i) for b, i in zip(back, box, strict=True)], box)
