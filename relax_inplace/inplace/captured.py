@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import tvm_ffi
 from tvm import relax
 
 from ..ir.binding_rewriter import rewrite_bindings
@@ -50,22 +51,22 @@ def reads_moved_out(
         moved[read] = value
         return [relax.MatchCast(var, read, binding.ty)]
 
-    return _value(rewrite_bindings(_returning(expr, []), lambda _: kept)), moved
+    return _value(rewrite_bindings(_returning(expr), lambda _: kept)), moved
 
 
 def with_captures(
     expr: relax.If | relax.Function, names: Mapping[relax.Var, relax.Var]
 ) -> relax.If | relax.Function:
     """The expression with other names for what it captures."""
-    return _value(_returning(expr, list(names)).bind_params(dict(names))) if names else expr
+    return tvm_ffi.structural_map(expr, (relax.Var, lambda var: names.get(var, var)))
 
 
-def _returning(expr: relax.Expr, params: list[relax.Var]) -> relax.Function:
+def _returning(expr: relax.Expr) -> relax.Function:
     """A function that returns the value of an expression: what TVM can rewrite."""
     result = relax.Var("result", expr.ty)
     block = relax.BindingBlock([relax.VarBinding(result, expr)])
     body = relax.BlockBuilder().normalize(relax.SeqExpr([block], result))
-    return relax.Function(params, body, expr.ty, is_pure=False)
+    return relax.Function([], body, expr.ty, is_pure=False)
 
 
 def _value(function: relax.Function) -> relax.Expr:

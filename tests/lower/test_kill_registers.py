@@ -83,9 +83,10 @@ AFTER = {
         KILL(v)
         return params
     """,
-    "of a parameter none is killed": """
+    "a second name of a parameter has a register of its own": """
         y = x
         UPDATE 1, y, VOID)
+        KILL(y)
         return params
     """,
     "a tuple, and what is read from it": """
