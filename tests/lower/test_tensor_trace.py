@@ -120,6 +120,13 @@ def test_hidden(by):
     assert tensor(trace(body), "slot 0").is_hidden
 
 
+def test_what_is_hidden_is_not_kept_to_be_taken():
+    read, rest = NEW.strip().split("\n", 1)
+    for by, dropped in (("", ["slot 0"]), ('CALL"keep", w, VOID)', [])):
+        donation = find_donation(trace("\n".join([read, by, rest, "return params"])), shrinks=True)
+        assert [one.name for one in donation.dropped] == dropped
+
+
 LOOKS = {
     "a check": 'CALL"vm.builtin.check_tensor_info", w, 1, R.dtype("float32"), R.str(""), VOID)',
     "its shape": 'n = CALL"vm.builtin.shape_of", w, ty_args=R.Shape(ndim=1))',
@@ -495,3 +502,21 @@ def test_storages_that_were_planned_by_hand():
     load(mod)["main"](params)
     for got, was in zip(params, (0, 1), strict=True):
         np.testing.assert_allclose(got.numpy(), np.exp(-np.exp(np.full(4, was, "float32"))), 1e-6)
+
+
+def test_in_place_is_in_the_same_memory():
+    """The slot that holds it is emptied before: no one else does."""
+    text = """
+@I.ir_module
+class Module:
+    @R.function(pure=False)
+    def main(params: R.Tuple(FOUR)):
+        y = R.add(params[0], R.const(1.0))
+        p0 = R.inplace_update_tuple(params, 0, y)
+        return p0
+"""
+    main = load(from_source(text.replace("FOUR", SHORT["FOUR"])))["main"]
+    params = tvm_ffi.Array([full(1)])
+    before = np.from_dlpack(params[0]).ctypes.data
+    main(params)
+    assert np.from_dlpack(params[0]).ctypes.data == before and seen(params) == [2]

@@ -743,7 +743,12 @@ DONATION = _mutants(
 
 DONATE = _mutants(
     "lower/donate_storage.py",
-    ("lower/test_donate_storage.py", "-k", "not any_ and not resident"),
+    (
+        "lower/test_tensor_trace.py",
+        "lower/test_donate_storage.py",
+        "-k",
+        "not any_ and not resident",
+    ),
     (
         "a slot is emptied before its tensor is written over",
         "            before += self._emptied(place)\n",
