@@ -1,6 +1,6 @@
 """Python's cyclic garbage collector stands still while functions that update are compiled.
 
-TVM's objects are counted, and none of them is in a cycle. But passes in Python make several for
+TVM's objects are counted, and in no cycles. But passes in Python make several for
 each binding, and the collector walks over all that are alive again and again as their number grows:
 it took 13 % of the time to compile 500 weights, and 15 % of that for 3,000.
 """

@@ -151,11 +151,11 @@ class TensorTrace:
         self._heap = ShapeHeap(sequence)
         self._effects = EffectTable(mod)
         self._at = -1
-        self._on_op = {
-            ir.Op.get(ALLOC_STORAGE): self._alloc_storage,
-            ir.Op.get(ALLOC_TENSOR): self._alloc_tensor,
-            ir.Op.get(KILL): self._kill,
-            ir.Op.get("relax.null_value"): lambda _var, _call: None,
+        self._on_op = {  # no bound methods: that would be a cycle, with all tensors in it
+            ir.Op.get(ALLOC_STORAGE): TensorTrace._alloc_storage,
+            ir.Op.get(ALLOC_TENSOR): TensorTrace._alloc_tensor,
+            ir.Op.get(KILL): TensorTrace._kill,
+            ir.Op.get("relax.null_value"): lambda _trace, _var, _call: None,
         }
         for param, ty in zip(params, types, strict=False):
             if isinstance(ty, relax.TupleType):
@@ -224,7 +224,7 @@ class TensorTrace:
             self._kernel(call)
         elif kind is ir.Op:
             if op in self._on_op:
-                self._on_op[op](var, call)
+                self._on_op[op](self, var, call)
             else:
                 self._by_effects(var, call)
         elif kind is relax.ExternFunc:
