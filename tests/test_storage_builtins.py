@@ -220,7 +220,7 @@ def test_the_same_donor_twice():
     "error, match, donor, beside, shape, dtype",
     [
         (TypeError, "Tensor as argument 0, but got `int`", 3, BESIDE, [1], "uint8"),
-        (TypeError, "Tensor as argument 1, but got `None`", None, None, [1], "uint8"),
+        (TypeError, "Tensor as argument 1, but got `int`", None, 3, [1], "uint8"),
         (TypeError, "argument #2 .* Expected `ffi.Shape`", None, BESIDE, 3, "uint8"),
         (TypeError, "argument #3 .* Expected `DataType`", None, BESIDE, [1], 3),
         (ValueError, r"of shape \[2, -1\]", None, BESIDE, [2, -1], "uint8"),
@@ -239,6 +239,11 @@ def test_refused(error, match, donor, beside, shape, dtype):
 def test_no_tensor(builtin):
     with pytest.raises(TypeError, match="expected a Tensor as argument 0, but got `None`"):
         builtin(None)
+
+
+def test_beside_nothing_is_on_the_host():
+    made = donate(None, None, [3], "uint8")
+    assert made.device == tvm.cpu() and made.shape == (3,)
 
 
 def test_an_empty_tensor_of_a_huge_shape():

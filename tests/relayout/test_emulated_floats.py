@@ -75,7 +75,7 @@ def test_bitwise_as_out_of_place(dtype, kernel):
     mod = transform(dtype, shape, KERNELS[kernel])
     numbers = np.random.default_rng(0).standard_normal(shape).astype(getattr(ml_dtypes, dtype))
     (expected,) = load(mod, "compile")["transform_params"](passed([numbers]))
-    inplace = load(InplaceTransformParams()(mod), "inplace")["inplace_transform_params"]
+    inplace = load(InplaceTransformParams()(mod), "cpu default")["inplace_transform_params"]
     (found,) = inplace(passed([numbers]))
     assert found.numpy().tobytes() == expected.numpy().tobytes()
 
@@ -85,7 +85,7 @@ def test_bitwise_as_out_of_place(dtype, kernel):
 )
 def test_tiles_of_bfloat16_that_are_padded(shape, tile):
     mod = transform("bfloat16", shape, lambda builder, w: layout.tiles.pack(w, *tile))
-    assert_restores(mod, "inplace")
+    assert_restores(mod, "cpu default")
 
 
 def test_bits():

@@ -235,8 +235,7 @@ def test_ctrl_c_when_no_update_is_left():
     assert len(given) == COUNT
 
 
-@pytest.mark.parametrize("pipeline", ["default", "inplace"])
-def test_a_weight_that_is_in_another_slot_is_not_lost(pipeline):
+def test_a_weight_that_is_in_another_slot_is_not_lost():
     """Of two that become one, the second's slot is None: what it became is in the first's."""
     body = "\n".join(f"w{i} = params[{i}]" for i in range(COUNT))
     body += """
@@ -247,7 +246,7 @@ return (both, t2, t3)
 """
     types = tensors(*((4, 8) for _ in range(COUNT)))
     mod = InplaceTransformParams()(module(types, body))
-    lowered = tvm.compile(mod, "llvm", relax_pipeline=pipeline)
+    lowered = tvm.compile(mod, "llvm")
     transform = Transform.of(relax.VirtualMachine(lowered, tvm.cpu()))
     assert transform.made == {"0": ("0", "2"), "1": ("0",), "2": ("1",), "3": ("2",)}
     elsewhere = set()
