@@ -271,6 +271,8 @@ def _boxes(
     dtype = shape[0].ty.dtype
     inner = [tirx.const(factor, dtype), *shape[axis + 1 :]]
     written = _product(inner)
+    if pair is not None and not pair.same_position and not isinstance(written, tirx.IntImm):
+        return None  # how many elements of the input a block is made from is not known
     read = written if pair is None else _scaled(written, pair)
     analyzer = sym.Analyzer()
     outer = [*shape[:axis], analyzer.simplify(tirx.floordiv(shape[axis], factor))]

@@ -563,3 +563,17 @@ def test_not_strict():
         "`gv2` (`exp` has no inverse); no function restores it"
     )
     assert {gvar.name_hint for gvar in after.get_global_vars()} == {"inplace_transform_params"}
+
+
+def test_tiles_of_one_row_whose_length_is_symbolic():
+    """What unpacks them reads two elements for each that it writes, of as many as there are."""
+    builder = relax.BlockBuilder()
+    n = tvm.tirx.Var("n", "int64")
+    types = [relax.TensorType((1, n), "int8"), relax.TensorType((n,), "int8")]
+    params = relax.Var("params", relax.TupleType(types))
+    with builder.function("transform_params", [params]):
+        with builder.dataflow():
+            tiles = builder.emit(layout.tiles.pack(params[0], 2, 1))
+            out = builder.emit_output(relax.Tuple([tiles, params[1]]))
+        builder.emit_func_output(out)
+    assert_restores(builder.finalize(), sizes={"n": 7})
