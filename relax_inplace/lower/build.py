@@ -9,11 +9,7 @@ executable of them, without a pipeline. A module without updates goes through un
 What a conversion is compared with (``reference=True`` of ``InplaceTransformParams``) is lowered by
 the caller's pipeline, too: the comparison shows whether that means something else by an operator.
 
-Kernels that write over their input are compiled by themselves: whether parameters may be the same
-memory (``tirx.noalias``) CodeGenLLVM asks of the function that it has declared last, for all of a
-module (src/target/llvm/codegen_llvm.cc, ``is_restricted_`` in ``DeclareFunctionInternal``). Taken
-for distinct they would be compiled wrong, and all others slower if they were not. TVM takes
-compiled modules by the module's attribute ``external_mods``.
+Kernels that write over their input are compiled by themselves: :mod:`.inplace_library`.
 """
 
 from __future__ import annotations
@@ -24,14 +20,14 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 import tvm
-from tvm import ir, relax, tirx
+from tvm import ir, relax
 from tvm.relax import vm_build
 
 from ..ir.updates import REFERENCE, expanded_tuple, functions_that_update
 from ..ir.whole_bytes import require_whole_bytes
 from ..op import is_update
-from ..relayout.inplace_kernel import INPLACE
 from .collector import paused_collector
+from .inplace_library import with_inplace_library
 from .kill_registers import kill_registers
 from .ownership import check_ownership
 from .param_map import MAP_FUNCTION, keep_param_map
@@ -41,8 +37,6 @@ from .tuple_objects import tuples_as_objects
 from .user_pipeline import UserPipeline
 
 __all__ = ["install", "prepared"]
-
-_LIBRARIES = "external_mods"
 
 
 def install() -> None:
@@ -73,8 +67,7 @@ def _splitting(stock: Any) -> Any:
                     stack.enter_context(paused_collector())
                     target = tvm.target.Target(target) if isinstance(target, str) else target
                     mod = _lowered(mod, updating, target, relax_pipeline)
-                    is_apart = not (exec_mode == "compiled" or system_lib or _is_wasm(target))
-                    mod = _with_inplace_kernels(mod, target, tir_pipeline, is_apart)
+                    mod = with_inplace_library(mod, target, tir_pipeline, exec_mode, system_lib)
                     relax_pipeline = None
             return stock(
                 mod, target, params, relax_pipeline, tir_pipeline, exec_mode, system_lib=system_lib
@@ -202,26 +195,3 @@ def _is_wasm(target: tvm.target.Target | None) -> bool:
         return False
     host = target if target.host is None else target.host
     return "wasm" in host.attrs.get("mtriple", "")
-
-
-def _with_inplace_kernels(
-    mod: ir.IRModule, target: tvm.target.Target | None, tir_pipeline: Any, is_apart: bool
-) -> ir.IRModule:
-    """The module, with the kernels that write over their input compiled as they have to be.
-
-    Where a library is linked statically, or functions are compiled, kernels are called by symbols
-    of their module: then all of them may be given the same memory.
-    """
-    kernels = {g: f for g, f in mod.functions_items() if isinstance(f, tirx.PrimFunc)}
-    inplace = {g: f for g, f in kernels.items() if INPLACE in (f.attrs or {})}
-    if not inplace or target_of(target).kind.name != "llvm":
-        return mod
-    mod = mod.clone()
-    if not is_apart:
-        for gvar, kernel in kernels.items():
-            mod[gvar] = kernel.with_attr("tirx.noalias", False)
-        return mod
-    library = tvm.tirx.build(ir.IRModule(inplace, mod.attrs), target, tir_pipeline)
-    for gvar in inplace:
-        del mod[gvar]
-    return mod.with_attr(_LIBRARIES, [*(mod.attrs or {}).get(_LIBRARIES, ()), library])

@@ -146,20 +146,20 @@ class Module:
 """
 
 
+@pytest.mark.parametrize("system_lib", [False, True])
 @pytest.mark.parametrize("mode", ["bytecode", "compiled"])
-def test_only_they_may_have_one_memory_for_two_parameters(mode, tmp_path):
+def test_only_they_may_have_one_memory_for_two_parameters(mode, system_lib, tmp_path):
     """LLVM is told of every other kernel that its parameters are distinct."""
     mod = InplaceTransformParams()(from_source(TWO))
-    executable = relax.build(mod, "llvm", exec_mode=mode)
-    if mode == "bytecode":
-        noalias = {}
-        for library in executable.mod.imports:
-            for line in library.inspect_source("ll").splitlines():
-                name = re.match(r"define .*@__tvm_ffi_(\w+)\(", line)
-                if name:
-                    noalias[name.group(1)] = "noalias" in line
-        assert noalias["multiply"] is False
-        assert noalias["add"] is True
+    executable = relax.build(mod, "llvm", exec_mode=mode, system_lib=system_lib)
+    noalias = {}
+    for library in executable.mod.imports:
+        for line in library.inspect_source("ll").splitlines():
+            name = re.match(r"define .*@__tvm_ffi_(\w+)\(", line)
+            if name:
+                noalias[name.group(1)] = "noalias" in line
+    assert noalias["multiply"] is False
+    assert noalias["add"] is True
     executable.export_library(str(tmp_path / "lib.so"))
     arrays = [np.random.default_rng(0).random((64, 32), "float32") for _ in range(2)]
     for library in (executable, tvm.runtime.load_module(str(tmp_path / "lib.so"))):
