@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 
 import tvm
-import tvm_ffi
 from tvm import ir, relax, tirx
+from tvm_ffi import StructuralKey
 
 __all__ = ["Kernels", "LegalizedCall"]
 
@@ -22,10 +22,16 @@ class LegalizedCall:
     operands : list of (int or None)
         What its first parameters are, as indices into the free variables of the call; None for
         what is no variable.
+    name : str
+        That TVM gives it.
+    ty : tvm.ir.Type
+        Of what the kernel computes: TVM may make a tuple of it.
     """
 
     kernel: tirx.PrimFunc
     operands: list[int | None]
+    name: str
+    ty: ir.Type
 
 
 class Kernels:
@@ -42,6 +48,7 @@ class Kernels:
     def __init__(self, mod: ir.IRModule):
         self.mod = mod
         self._known: dict[object, LegalizedCall | None] = {}
+        self._given: dict[tirx.PrimFunc, tirx.PrimFunc] = {}  # those of the module
 
     def of(self, value: relax.Expr) -> LegalizedCall | None:
         """The kernel of a call; None if it is no operator, or becomes no kernel or several."""
@@ -50,11 +57,12 @@ class Kernels:
         variables = relax.analysis.free_vars(value)[:]
         if value.op == ir.Op.get("relax.call_tir"):
             kernel = self._annotated(self.mod[value.args[0]])
-            return LegalizedCall(kernel, _positions(value.args[1], variables))
+            positions = _positions(value.args[1], variables)
+            return LegalizedCall(kernel, positions, value.args[0].name_hint, value.ty)
         position = {var: index for index, var in enumerate(variables)}
         key = (
             value.op,
-            tvm_ffi.structural_hash(value.attrs) if value.attrs is not None else 0,
+            StructuralKey(value.attrs),
             tuple(_key_of(arg, position) for arg in value.args[:]),
         )
         if key not in self._known:
@@ -62,12 +70,12 @@ class Kernels:
         return self._known[key]
 
     def _annotated(self, kernel: tirx.PrimFunc) -> tirx.PrimFunc:
-        known = self._known.get(kernel)
+        known = self._given.get(kernel)
         if known is None:
             mod = ir.IRModule({"kernel": kernel.with_attr("global_symbol", "kernel")})
-            annotated = relax.transform.AnnotateTIROpPattern()(mod)["kernel"]
-            known = self._known[kernel] = LegalizedCall(annotated, [])
-        return known.kernel
+            known = relax.transform.AnnotateTIROpPattern()(mod)["kernel"]
+            self._given[kernel] = known
+        return known
 
 
 def _legalized(call: ir.Call, variables: list[relax.Var]) -> LegalizedCall | None:
@@ -93,7 +101,8 @@ def _legalized(call: ir.Call, variables: list[relax.Var]) -> LegalizedCall | Non
     renamed = dict(zip(mod["main"].params[:], params, strict=True))
     original = [renamed.get(var, var) for var in _fields(calls[0].args[1])]
     positions = [variables.index(var) if var in variables else None for var in original]
-    return LegalizedCall(mod[calls[0].args[0]], positions)
+    gvar = calls[0].args[0]
+    return LegalizedCall(mod[gvar], positions, gvar.name_hint, calls[0].ty)
 
 
 def _positions(operands: relax.Expr, variables: list[relax.Var]) -> list[int | None]:
@@ -106,7 +115,7 @@ def _fields(operands: relax.Expr) -> list[relax.Expr]:
 
 def _key_of(arg: relax.Expr, position: dict[relax.Var, int]) -> object:
     if isinstance(arg, relax.Var):
-        return position.get(arg), tvm_ffi.structural_hash(arg.ty)
+        return position.get(arg), StructuralKey(arg.ty)
     if isinstance(arg, relax.Tuple):
         return tuple(_key_of(field, position) for field in arg.fields[:])
-    return tvm_ffi.structural_hash(arg)
+    return StructuralKey(arg)

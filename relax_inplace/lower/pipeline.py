@@ -1,8 +1,9 @@
 """The passes that lower the functions that update a tuple, with what they call.
 
-TVM's passes for the target, with three differences:
+TVM's passes for the target, with four differences:
 
 - tuples are objects (:mod:`.tuple_objects`), from the first pass on;
+- equal operators become one kernel in one step (:mod:`.legalize_once`);
 - kernels that move are scheduled by our rules first (:mod:`.schedule_relayouts`), before TVM's;
 - memory is not planned. ``StaticPlanBlockMemory`` takes a call of a packed function for one that
   keeps none of its arguments, and hands the new weight's storage on; and it keeps the storage of
@@ -26,6 +27,7 @@ from ..ir.binding_rewriter import with_blocks, with_body
 from .donate_storage import DonateStorage
 from .entry_check import is_entry_check
 from .kill_registers import kill_registers
+from .legalize_once import LegalizeOnce
 from .schedule_relayouts import ScheduleRelayouts
 
 __all__ = ["NAME", "checks_first", "lower", "lower_without_donation", "register", "target_of"]
@@ -70,6 +72,8 @@ def lower_without_donation(mod: ir.IRModule, target: tvm.target.Target, fuses: b
     legalize = _stage("legalize_passes", target)
     if not fuses:
         legalize = [one for one in legalize if one.info.name not in _FUSION]
+    names = [one.info.name for one in legalize]
+    legalize.insert(names.index("LegalizeOps"), LegalizeOnce())
     names = [one.info.name for one in legalize]
     at = names.index(_TVM_RULES) if _TVM_RULES in names else len(names)
     passes = [
