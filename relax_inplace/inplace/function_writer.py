@@ -31,6 +31,7 @@ from collections.abc import Iterable, Sequence
 
 from tvm import ir, relax
 
+from ..ir.tuple_tree import Path
 from ..op import VOID
 from .captured import with_captures
 from .cones import SlicedStep
@@ -41,7 +42,7 @@ from .schedule import Schedule
 from .slice_form import sliced_bindings
 from .slice_kernels import SliceKernels
 from .steps import Load, Step
-from .transform_graph import Known, overwritten_weights
+from .transform_graph import Known, overwritten_weights, parts_of
 from .updated_tuples import UpdatedTuples, identifier
 from .weights import Container, Weight
 from .written_blocks import WrittenBlocks
@@ -91,6 +92,8 @@ class _Writer:
         self.loaded: dict[Weight, relax.Var] = {}
         self.renamed: dict[relax.Var, relax.Var] = {}
         self.escaping = _escaping(schedule)
+        self.fields_read = _fields_read(schedule)
+        self.fields: dict[tuple[relax.Var, Path], relax.Var] = {}
         fields = graph.slots.fields
         self.weights_in = [
             [field] if isinstance(field, Weight) else list(field.weights()) for field in fields
@@ -152,6 +155,8 @@ class _Writer:
         else:
             for kernel in step.kernels:
                 self._binding(kernel.binding, step.is_fused)
+            for kernel in step.kernels:
+                self._read_fields(kernel.binding.var)
 
     def _spent_early(self, step: Step, spent: Iterable[Weight]) -> list[Weight]:
         """The weights that only kernels before the last one of a fused step still need."""
@@ -171,6 +176,14 @@ class _Writer:
         else:
             binding = relax.VarBinding(var, value)
         self.blocks.append(binding, in_dataflow)
+
+    def _read_fields(self, var: relax.Var) -> None:
+        """Read what later steps need of a tuple: it holds the other fields, too."""
+        for path in self.fields_read.get(var, ()):
+            field = self.renamed.get(var, var)
+            for index in path:
+                field = self.blocks.bind("field", relax.TupleGetItem(field, index))
+            self.fields[var, path] = field
 
     def _load(self, load: Load) -> None:
         """Ask for a weight, and check what has come: a kernel would not say whose fault it is."""
@@ -221,6 +234,9 @@ class _Writer:
         if isinstance(known, relax.Tuple):
             return self._tuple(known.fields[:], in_dataflow)
         if isinstance(known, relax.TupleGetItem):
+            read = self.fields.get(_place(known))
+            if read is not None:
+                return read
             source = self._operand(known.tuple_value, in_dataflow)
             field = relax.TupleGetItem(source, known.index, known.span)
             return self.blocks.bind("field", field, in_dataflow)
@@ -314,6 +330,51 @@ class _Writer:
             return self.tuples.result()
         fields = [self.placed[index] for index in range(len(self.graph.outputs))]
         return self.tuples.bind_new("new_params", relax.Tuple(fields))
+
+
+def _place(field: relax.TupleGetItem) -> tuple[relax.Expr, Path]:
+    """The tuple that a field is read from, and where in it, through tuples in tuples."""
+    source: relax.Expr = field
+    path: Path = ()
+    while isinstance(source, relax.TupleGetItem):
+        source, path = source.tuple_value, (source.index, *path)
+    return source, path
+
+
+def _fields_read(schedule: Schedule) -> dict[relax.Var, dict[Path, None]]:
+    """Of each tuple that a step computes, the fields that others, or the outputs, are made of."""
+    graph = schedule.graph
+    found: dict[relax.Var, dict[Path, None]] = {}
+    if not any(
+        isinstance(kernel.binding.var.ty, relax.TupleType)
+        for step in graph.steps
+        for kernel in step.kernels
+    ):
+        return found
+
+    def together(step: Step | None) -> Step | None:
+        return None if step is None else schedule.runs_in.get(step, step)
+
+    def visit(known: Known, by: Step | None) -> None:
+        value = graph.resolve(known) if isinstance(known, relax.Expr) else known
+        if isinstance(value, relax.TupleGetItem):
+            var, path = _place(value)
+            made_in = graph.step_of(var)
+            if made_in is not None and together(made_in) is not together(by):
+                found.setdefault(var, {})[path] = None
+        elif isinstance(value, relax.Tuple):
+            for field in value.fields[:]:
+                visit(field, by)
+
+    for step in graph.steps:
+        for kernel in step.kernels:
+            value = kernel.binding.value
+            visit(value, step)
+            for part in parts_of(value):
+                visit(part, step)
+    for output in graph.outputs:
+        visit(output, None)
+    return found
 
 
 def _escaping(schedule: Schedule) -> set[relax.Var]:

@@ -90,7 +90,9 @@ def _inlined(block: TEBlock, written: Mapping[relax.Var, TEBlock]) -> TEBlock | 
         producer = written.get(load.source)
         if producer is None:
             return load
-        at = dict(zip(producer.box, load.indices[:], strict=True))
+        made_at = producer.realize.block.body.indices[:]  # 0 along an axis of one element
+        pairs = zip(made_at, load.indices[:], strict=True)
+        at = {index: read_at for index, read_at in pairs if isinstance(index, relax.Var)}
         return tvm_ffi.structural_map(producer.value, (relax.Var, lambda var: at.get(var, var)))
 
     value = tvm_ffi.structural_map(block.value, (ir.TensorLoad, element))

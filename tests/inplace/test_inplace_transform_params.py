@@ -256,8 +256,8 @@ class FewerAfter:
         p1 = R.inplace_update_tuple(p0, 2, nothing)
         w0 = p1[0]
         both = R.split(w0, 2)
-        p2 = R.inplace_update_tuple(p1, 0, b)
         a = both[0]
+        p2 = R.inplace_update_tuple(p1, 0, b)
         p3 = R.inplace_update_tuple(p2, 1, a)
         new_params = (b, a)
         return new_params

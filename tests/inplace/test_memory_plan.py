@@ -226,7 +226,18 @@ def test_refused_as_the_pass_refuses():
 
 @pytest.mark.parametrize("pipeline, fused", [("compile", False), ("cpu default", True)])
 @pytest.mark.parametrize(
-    "parts", [ATTENTION, SYMBOLIC, (["(8, 4)", "(2,)"], ["a = R.exp(w0)"], ["w1", "a"])]
+    "parts",
+    [
+        ATTENTION,
+        SYMBOLIC,
+        (["(8, 4)", "(2,)"], ["a = R.exp(w0)"], ["w1", "a"]),
+        # While `a` is computed the tuple of the split is not held for one of its fields.
+        (
+            ["(8, 4)"],
+            ["s = R.split(w0, 2)", "a = R.exp(w0)", "b = R.concat((s[1], s[1]))"],
+            ["a", "b"],
+        ),
+    ],
 )
 def test_the_peak_is_what_is_measured(parts, pipeline, fused):
     mod = module(*parts)

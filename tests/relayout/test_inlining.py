@@ -123,6 +123,20 @@ def test_the_bits_are_the_same(name):
     assert run(built(inlined), inlined, [array]) == run(built(kernel), kernel, [array])
 
 
+def test_an_axis_of_one_element():
+    """TVM writes it at 0, which is no index."""
+
+    def turned_flat(w):
+        laid_out = op.layout_transform(w, lambda i, j: (j // 2, i, j % 2))
+        return op.flatten(laid_out)
+
+    kernel = kernel_of(turned_flat, ((1, 2), "float16"))
+    inlined = with_producers_inlined(kernel)
+    assert "sblock_alloc_buffer" not in inlined.script()
+    array = random_array(np.random.default_rng(0), (1, 2), "float16")
+    assert run(built(inlined), inlined, [array]) == run(built(kernel), kernel, [array])
+
+
 def test_a_sum_of_several_is_left():
     kernel = kernel_of(lambda w: op.nn.softmax(w), ((16, 32), "float32"))
     assert with_producers_inlined(kernel) is None
