@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 
 from tvm import ir, relax
 
-from ..ir.byte_size import LargestOf, Size, at_bounds, largest
+from ..ir.byte_size import NOMINAL_DIMENSION, LargestOf, Size, at_bounds, largest, nominal_size
 from ..ir.kernels import Kernels
 from ..ir.table import listed, plain_size, shown, table
 from .branches import find_branches
 from .memory_limit import bytes_of_limit, plan_within
 from .read_transform import read_transform
-from .schedule import NOMINAL_DIMENSION, Schedule, bounds_of, plan_graph
+from .schedule import Schedule, bounds_of, plan_graph
 from .steps import Load, Step
 from .transform_graph import Known, TransformGraph
 from .weights import Buffer, Container, Weight, buffers_of
@@ -222,7 +222,7 @@ def plan_memory(
 
 def _number(size: Size | LargestOf) -> int:
     sizes = size.sizes if isinstance(size, LargestOf) else [size]
-    return max(int(at_bounds(one, {}, NOMINAL_DIMENSION)) for one in sizes)  # type: ignore
+    return max(map(nominal_size, sizes))
 
 
 # -- for a person ---------------------------------------------------------------------------

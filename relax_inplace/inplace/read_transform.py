@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from tvm import ir, relax
 
 from ..errors import StructuredError
-from ..ir.byte_size import Size, at_bounds, size_of
+from ..ir.byte_size import Size, nominal_size, size_of
 from ..ir.effects import EffectTable, is_call_to
 from ..ir.effects import operands as operands_of
 from ..ir.tuple_tree import Path, map_leaves, subscripted, tree_of
@@ -258,7 +258,7 @@ class _Reader:
                 buffer.is_stuck = True
             kernel.scratch = max(
                 (_scratch_of(branch) for branch in (value.true_branch, value.false_branch)),
-                key=_nominal,
+                key=nominal_size,
             )
             return self._with_captured(layout, value)
         if is_view:
@@ -356,12 +356,6 @@ class _Reader:
             return steps
         loads = [load for load in graph.loads.values() if load in needed]
         return with_dimensions_defined(graph, steps, loads, self.given)
-
-
-def _nominal(size: Size) -> int:
-    value = at_bounds(size, {}, 1024)
-    assert isinstance(value, int)
-    return value
 
 
 def _is_kernel(function: relax.Function) -> bool:

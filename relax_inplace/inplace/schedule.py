@@ -32,7 +32,7 @@ from typing import Any
 
 from tvm import relax
 
-from ..ir.byte_size import LargestOf, Size, at_bounds, largest
+from ..ir.byte_size import LargestOf, Size, at_bounds, largest, nominal_size
 from ..lower.spare_storage import Moment, take_spare
 from .cones import SlicedStep
 from .step_order import KnownMoves, Live, Problem, StepCost, groups_of, least_peak_order
@@ -40,10 +40,9 @@ from .steps import Load, Step
 from .transform_graph import TransformGraph
 from .weights import Buffer, buffers_of
 
-__all__ = ["NOMINAL_DIMENSION", "UPPER_BOUND", "Schedule", "bounds_of", "least_order", "plan_graph"]
+__all__ = ["UPPER_BOUND", "Schedule", "bounds_of", "least_order", "plan_graph"]
 
 UPPER_BOUND = "tir_var_upper_bound"  # an attribute of functions that TVM's planner knows
-NOMINAL_DIMENSION = 1024  # of a symbolic dimension without a bound, where sizes are to be compared
 _WORTH_REORDERING = 1 << 20  # bytes; for less, steps stay in the order in which they are read
 
 
@@ -128,7 +127,7 @@ class Schedule:
         problem.fused = fused
         if not all(isinstance(buffer.size, int) for buffer in problem.sizes):
             problem.sizes = {b: at_bounds(b.size, self.bounds) for b in problem.sizes}
-            problem.number = functools.partial(_sized, bounds=self.bounds)
+            problem.number = functools.partial(nominal_size, bounds=self.bounds)
         return problem
 
 
@@ -155,14 +154,14 @@ def plan_graph(
     bounds = own_bounds if tir_var_upper_bound is None else tir_var_upper_bound
     runs_in = {step: one for one in sliced for step in one.cone}
     weights = list(graph.root.weights())
-    sizes = {weight.buffer: _sized(weight.buffer.size, own_bounds) for weight in weights}
+    sizes = {weight.buffer: nominal_size(weight.buffer.size, own_bounds) for weight in weights}
     at_start = {} if graph.loads else dict.fromkeys(sizes)
     costs = _costs(graph, graph.steps, runs_in)
     for step in costs:
         for kernel in step.kernels:
             for buffer in (*kernel.allocates, *kernel.uses):
                 if buffer not in sizes:
-                    sizes[buffer] = _sized(buffer.size, own_bounds)
+                    sizes[buffer] = nominal_size(buffer.size, own_bounds)
     kept = {buffer for output in graph.outputs for buffer in buffers_of(graph.layout(output))}
     kept |= {weight.buffer for weight in weights if not weight.is_modifiable}
     kept |= {buffer for buffer in sizes if buffer.is_stuck}
@@ -183,15 +182,9 @@ def _costs(
         sliced = runs_in.get(step)
         if sliced is None or step is sliced.cone[-1]:
             one = sliced or step
-            kernels = [(k.uses, k.allocates, _sized(k.scratch, bounds)) for k in one.kernels]
+            kernels = [(k.uses, k.allocates, nominal_size(k.scratch, bounds)) for k in one.kernels]
             costs[one] = StepCost(kernels, {runs_in.get(other, other) for other in one.after})
     return costs
-
-
-def _sized(size: Size, bounds: Mapping[str, int]) -> int:
-    value = at_bounds(size, bounds, NOMINAL_DIMENSION)
-    assert isinstance(value, int)
-    return value
 
 
 def bounds_of(function: relax.Function) -> Mapping[str, int]:

@@ -12,16 +12,20 @@ from collections.abc import Iterable, Iterator, Mapping
 from tvm import ir, relax, sym, tirx
 
 __all__ = [
+    "NOMINAL_DIMENSION",
     "ByteSize",
     "LargestOf",
     "Size",
     "at_bounds",
     "covers",
     "largest",
+    "nominal_size",
     "size_of",
     "tensors_in",
     "unknown_size",
 ]
+
+NOMINAL_DIMENSION = 1024  # of a symbolic dimension without a bound, where sizes are to be compared
 
 
 class ByteSize:
@@ -164,6 +168,13 @@ def _as_expr(size: Size) -> ir.PrimExpr:
 def at_bounds(size: Size, bounds: Mapping[str, int], default: int | None = None) -> Size:
     """A size with values for its dimensions."""
     return size.at(bounds, default) if isinstance(size, ByteSize) else size
+
+
+def nominal_size(size: Size, bounds: Mapping[str, int] | None = None) -> int:
+    """A number to compare with others."""
+    value = at_bounds(size, bounds or {}, NOMINAL_DIMENSION)
+    assert isinstance(value, int)
+    return value
 
 
 def largest(sizes: Iterable[Size | LargestOf]) -> Size | LargestOf:

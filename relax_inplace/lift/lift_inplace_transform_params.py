@@ -28,9 +28,8 @@ from tvm import ir, relax
 
 from ..inplace.inplace_transform_params import inplace_name, require_resident, write_family
 from ..inplace.param_map_entry import renamed
-from ..inplace.schedule import NOMINAL_DIMENSION
 from ..inplace.transform_graph import TRANSFORM
-from ..ir.byte_size import at_bounds
+from ..ir.byte_size import nominal_size
 from ..ir.table import shown
 from ..ir.tuple_tree import slot_text
 from ..ir.updates import bindings_of
@@ -196,9 +195,7 @@ def _global_vars(value: relax.Expr) -> set[ir.GlobalVar]:
 
 
 def _warn_if_larger(report: LiftReport) -> None:
-    before, after = (
-        at_bounds(size, {}, NOMINAL_DIMENSION) for size in (report.before, report.after)
-    )
+    before, after = (nominal_size(size) for size in (report.before, report.after))
     assert isinstance(before, int) and isinstance(after, int)
     if after > before:
         warnings.warn(

@@ -28,8 +28,8 @@ from fractions import Fraction
 
 from tvm import relax
 
-from ..inplace.schedule import NOMINAL_DIMENSION, bounds_of
-from ..ir.byte_size import at_bounds
+from ..inplace.schedule import bounds_of
+from ..ir.byte_size import nominal_size
 from ..ir.table import shown
 from .min_cut import source_side
 from .shared_weights import LiftError
@@ -140,9 +140,7 @@ class _Choice:
         """Of a value, or about as many where its dimensions are symbolic."""
         known = self.known_bytes.get(value)
         if known is None:
-            size = at_bounds(value.size, self.bounds, NOMINAL_DIMENSION)
-            assert isinstance(size, int)
-            known = self.known_bytes[value] = size
+            known = self.known_bytes[value] = nominal_size(value.size, self.bounds)
         return known
 
     def limit(self, limit: int, given: int | float) -> None:

@@ -142,6 +142,7 @@ class TensorTrace:
         self._held: dict[relax.Var, list[Tensor]] = {}
         self._fields: dict[relax.Var, list[list[Tensor]]] = {}  # of a tuple that is made here
         self._slots: dict[Place, list[Tensor]] = {}
+        self._seen: dict[relax.Var, list[Tensor]] = defaultdict(list)  # in slots of a parameter
         self._inside: dict[Place, set[Place]] = defaultdict(set)  # slots in a nested tuple's slot
         self._nested: set[Place] = set()  # nested tuples that are where they were at the start
         self._places: dict[relax.Var, Place] = {param: (param, ()) for param in params}
@@ -273,10 +274,9 @@ class TensorTrace:
                 tensor.is_hidden = True
             if used in self._places:
                 root, _ = self._places[used]
-                for place, tensors in self._slots.items():
-                    if place[0].same_as(root):
-                        for tensor in tensors:
-                            tensor.is_hidden = True
+                for tensor in self._seen.pop(root, ()):
+                    places = (holder for holder in tensor.holders if isinstance(holder, tuple))
+                    tensor.is_hidden |= any(place[0].same_as(root) for place in places)
         if not is_statement(var):
             self._new(var, None, var.name).is_hidden = True
 
@@ -402,6 +402,7 @@ class TensorTrace:
     def _fill(self, place: Place, tensors: list[Tensor]) -> None:
         self._slots[place] = tensors
         root, path = place
+        self._seen[root] += tensors
         for length in range(1, len(path)):
             self._inside[root, path[:length]].add(place)
 
