@@ -8,9 +8,9 @@ them again. Seconds and extra memory are medians, ratios are of this one run. Be
 each way runs once more, untimed: the bits of what it makes are compared with what TVM makes out of
 place, and what it allocates is counted.
 
-A fresh process is a fork of one that has imported TVM and has run nothing. Every way has two
-threads, on two cores. The C library is as it is by default; MALLOC_MMAP_THRESHOLD_=65536 in the
-environment shows the tensors alone.
+A fresh process is a fork of one that has imported TVM and has run nothing. Every way runs on two
+cores, with the threads that it takes by default. The C library is as it is by default;
+MALLOC_MMAP_THRESHOLD_=65536 in the environment shows the tensors alone.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
         "mb": args.mb,
         "rounds": args.rounds,
         "shrink": args.shrink,
-        "threads": ways.THREADS,
+        "cores": ways.CORES,
         "cpu": _in_fresh_process(ways.host_cpu),
         "python": platform.python_version(),
         "versions": versions,
@@ -168,16 +168,14 @@ def _parsed(arguments: list[str] | None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> None:
     args = _parsed(arguments)
-    threads = str(ways.THREADS)
-    os.environ |= {"TVM_NUM_THREADS": threads, "OMP_NUM_THREADS": threads}
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: ways.THREADS])  # XLA has no variable
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: ways.CORES])
     multiprocessing.set_forkserver_preload(["tvm"])
     start = time.perf_counter()
     print(_HEAD)
     rows = run(args.only, args.ways, args.mb * 1e6, args.rounds, args.shrink)
     settings = _settings(args)
     print(
-        f"\n{args.rounds} rounds of about {args.mb:g} MB, {threads} threads of {settings['cpu']}, "
+        f"\n{args.rounds} rounds of about {args.mb:g} MB, {ways.CORES} cores of {settings['cpu']}, "
         f"in {time.perf_counter() - start:.0f} s"
     )
     if args.json:

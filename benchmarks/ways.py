@@ -14,9 +14,10 @@ jax                  ``jax.jit`` of all of it, its argument donated
 in place             ``InplaceTransformParams``
 ===================  ===============================================================================
 
-The ways of TVM, and ours, are compiled by ``tvm.compile(mod, target)``, for this processor. Time is
-that of the conversion alone. Extra memory is the highest resident memory (VmHWM, reset before by
-/proc/self/clear_refs) above what was resident before.
+The ways of TVM, and ours, are compiled by ``tvm.compile(mod, "llvm")``. Every way has the threads
+that it takes by default, of two cores. Time is that of the conversion alone. Extra memory is the
+highest resident memory (VmHWM, reset before by /proc/self/clear_refs) above what was resident
+before.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ from workloads import Weight, Workload
 
 __all__ = [
     "COMPILED",
+    "CORES",
     "FLOOR",
-    "THREADS",
     "WAYS",
     "compile_way",
     "measure",
@@ -48,7 +49,7 @@ __all__ = [
     "why_missing",
 ]
 
-THREADS = 2
+CORES = 2
 
 _Convert = Callable[[], list[Any]]
 
@@ -109,11 +110,10 @@ def host_cpu() -> str:
 
 
 def compile_way(way: str, workload: Workload, library: str) -> None:
-    """Compile a way for this machine, into a shared library."""
+    """Compile a way into a shared library."""
     import tvm
 
-    target = tvm.target.Target({"kind": "llvm", "mcpu": host_cpu()})
-    tvm.compile(COMPILED[way](workload), target).export_library(library)
+    tvm.compile(COMPILED[way](workload), "llvm").export_library(library)
 
 
 def _compiled(name: str, workload: Workload, library: str | None) -> _Convert:
@@ -125,7 +125,6 @@ def _compiled(name: str, workload: Workload, library: str | None) -> _Convert:
 
     relax_inplace.libinfo.load_library()
     convert = relax.VirtualMachine(tvm.runtime.load_module(library), tvm.cpu())[name]
-    tvm.get_global_func("runtime.config_threadpool")(1, THREADS)  # starts the threads
     holder = [tvm_ffi.Array(_weights(workload))]
     return lambda: convert(holder.pop())
 
@@ -166,7 +165,6 @@ def _numpy(workload: Workload, library: str | None = None) -> _Convert:
 def _torch(workload: Workload, library: str | None = None) -> _Convert:
     import torch
 
-    torch.set_num_threads(THREADS)
     weights = []
     for i, weight in enumerate(workload.weights):
         weights.append(torch.empty(weight.shape, dtype=getattr(torch, weight.dtype)))
@@ -210,9 +208,9 @@ def _copy_seconds(workload: Workload) -> float:
             np.copyto(target[begin:end], source[begin:end])
 
     seconds = []
-    with ThreadPoolExecutor(THREADS) as pool:
-        list(pool.map(time.sleep, [0.001] * THREADS))
-        for threads in (1, THREADS) * 2:
+    with ThreadPoolExecutor(CORES) as pool:
+        list(pool.map(time.sleep, [0.001] * CORES))
+        for threads in (1, CORES) * 2:
             start = time.perf_counter()
             list(pool.map(copy, range(threads), [threads] * threads))
             seconds.append(time.perf_counter() - start)
