@@ -54,6 +54,7 @@ class LoweredMachine:
         self.registers = {}
         self.shapes = {}
         self.heap = ShapeHeap(mod[name].body)
+        self.loaded = {}  # the types of what a function that is a parameter yields, once checked
         self.allocated = []
         self.peak = 0
         function = mod[name]
@@ -79,6 +80,10 @@ class LoweredMachine:
         return None
 
     def run(self, sequence):
+        for block in sequence.blocks:
+            for binding in block.bindings:
+                if isinstance(binding.var.ty, relax.TensorType):
+                    self.loaded.setdefault(binding.value, binding.var.ty)
         for block in sequence.blocks:
             for binding in block.bindings:
                 value = self.value(binding.var, binding.value)
@@ -129,9 +134,13 @@ class LoweredMachine:
         elif name == "vm.builtin.shrink_storage":
             if self.tensors_in(held[0].storage) == 1:
                 held[0].storage.size = held[0].size
-        elif isinstance(var.ty, relax.TensorType) or isinstance(call.op, relax.Var):
+        elif isinstance(call.op, relax.Var):
             made = Storage(0)
-            self.allocate(made, 0)  # of a function of TVM's, or the caller's
+            self.allocate(made, self.bytes_of(self.loaded[var]) if var in self.loaded else 0)
+            return Tensor(made)
+        elif isinstance(var.ty, relax.TensorType):
+            made = Storage(0)
+            self.allocate(made, 0)  # of a function of TVM's
             return Tensor(made)
         return None
 

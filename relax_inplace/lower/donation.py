@@ -13,8 +13,9 @@ What is decided, in this order:
    what is not needed of it can be given back, of a larger one.
 
 Let the peak be the most that is live at any time with 1 alone: spare storages fill it up, and never
-go beyond (:mod:`.spare_storage`). So it is never above what it was without donation, and layers of
-equal sizes rotate through one spare storage: after the first of each size nothing is allocated.
+go beyond (:mod:`.spare_storage`), whichever branches are taken. So it is never above what it was
+without donation, and layers of equal sizes rotate through one spare storage: after the first of
+each size nothing is allocated.
 
 What is decided here is what the compiled function asks for. Whether a storage is really nobody
 else's is known when it runs: ``vm.builtin.donate_storage`` counts references, and allocates if it
@@ -127,7 +128,9 @@ def find_donation(trace: TensorTrace, shrinks: bool) -> Donation:
 class _Decision:
     def __init__(self, trace: TensorTrace):
         self.trace = trace
-        self.sizes = {t: t.size for t in trace.tensors if t.size is not None}
+        # What is not sure to be allocated leaves less room for spare storages, and is no peak.
+        self.unsure = {t: t.at_most for t in trace.tensors if t.at_most is not None}
+        self.sizes = {t: t.size for t in trace.tensors if t.size is not None} | self.unsure
         self.start: Size = sum((s for t, s in self.sizes.items() if t.born < 0), start=0)
         # What happens to known memory, by position: allocations right before their first use.
         events: dict[int, Moment[Tensor]] = defaultdict(Moment)
@@ -202,10 +205,12 @@ class _Decision:
         lives: list[Size] = [live]
         for moment in self.moments:
             for tensor in moment.allocated:
-                live = live + self.rises.get(tensor, self.sizes[tensor])
+                if tensor not in self.unsure:
+                    live = live + self.rises.get(tensor, self.sizes[tensor])
             lives.append(live)
             for tensor in moment.spent:
-                live = live - self.falls.get(tensor, self.sizes[tensor])
+                if tensor not in self.unsure:
+                    live = live - self.falls.get(tensor, self.sizes[tensor])
         return largest(lives)
 
     def _taken(self, tensor: Tensor, donors: Mapping[Tensor, Tensor]) -> Taken:

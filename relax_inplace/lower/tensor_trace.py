@@ -13,13 +13,14 @@ seen to be read from a slot.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from tvm import ir, relax, tirx
 
-from ..ir.byte_size import Size, size_of
+from ..ir.byte_size import LargestOf, Size, largest, size_of, tensors_in
 from ..ir.effects import EffectTable
 from ..ir.tuple_objects import GET_ITEM, MAKE_TUPLE
 from ..op import BUILTIN, is_statement
@@ -45,6 +46,8 @@ class Tensor:
         ``slot 3`` of an original weight, else the variable's.
     size : int, ByteSize or None
         Bytes, where they are known.
+    at_most : int, ByteSize or None
+        Bytes, of what is not sure to be allocated: in a branch.
     registers : list of relax.Var
         That hold the tensor itself, not a view of it.
     holders : Counter of (relax.Var or Place)
@@ -69,6 +72,7 @@ class Tensor:
     name: str
     size: Size | None
     registers: list[relax.Var]
+    at_most: Size | None = None
     holders: Counter[Any] = dataclasses.field(default_factory=Counter)
     born: int = -1
     used_first: int | None = None
@@ -209,12 +213,14 @@ class TensorTrace:
             self._made(var, value.fields[:])
         else:
             self._unknown(var, value)
+            if kind is relax.If:
+                self._branches(var, value)
 
     def _name(self, var: relax.Var, tensors: Sequence[Tensor]) -> None:
         """A second register of a tensor: of a streamed weight, the first that has its type."""
         if len(tensors) == 1 and isinstance(var.ty, relax.TensorType):
             (tensor,) = tensors
-            if tensor.size is None:
+            if tensor.size is None and not tensor.is_hidden:  # else it may be one that is counted
                 tensor.size = _known(var.ty)
             tensor.registers.append(var)
 
@@ -279,6 +285,34 @@ class TensorTrace:
                     tensor.is_hidden |= any(place[0].same_as(root) for place in places)
         if not is_statement(var):
             self._new(var, None, var.name).is_hidden = True
+
+    def _branches(self, var: relax.Var, value: relax.If) -> None:
+        """What a branch allocates is live with all that is live here.
+
+        Its result may be allocated in it, and a register of the branch holds that to the end.
+        """
+        most = largest(
+            TensorTrace(branch, (), (), self.mod).most_live()
+            for branch in (value.true_branch, value.false_branch)
+        )
+        sizes = most.sizes if isinstance(most, LargestOf) else [most]
+        results = (_known(ty) for ty in tensors_in(var.ty))
+        held = sum((size for size in results if size is not None), start=0)
+        at = self._at
+        self.tensors.append(Tensor("", None, [], sum(sizes, start=0), born=at, spent=at))
+        self.tensors.append(Tensor("", None, [], held, born=at + 1))
+
+    def most_live(self) -> Size | LargestOf:
+        """No more is live at any time, but for what was there."""
+        change: dict[int, list[Size]] = defaultdict(list)
+        for tensor in self.tensors:
+            size = tensor.at_most if tensor.size is None else tensor.size
+            if size is not None and tensor.born >= 0:
+                change[2 * tensor.born].append(size)
+                if tensor.spent is not None:
+                    change[2 * tensor.spent + 1].append(0 - size)
+        lives = itertools.accumulate(sum(change[at], start=0) for at in sorted(change))
+        return largest([0, *lives])
 
     def _new(self, var: relax.Var, size: Size | None, name: str) -> Tensor:
         tensor = Tensor(name, size, [var], born=self._at)

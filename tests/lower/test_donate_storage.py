@@ -8,6 +8,7 @@ import tvm
 import tvm_ffi
 from hypothesis import given
 from hypothesis import strategies as st
+from lowered_machine import LoweredMachine, lowered
 from memory import extra_mb, in_fresh_process, needs_clear_refs
 from profiles import examples
 from transforms import (
@@ -262,6 +263,38 @@ class Module:
         "slot 1": None,
         "slot 2": "slot 1",
     }
+
+
+BESIDE_A_BRANCH = """
+@I.ir_module
+class Module:
+    @R.function(pure=False)
+    def transform_params(flag: R.Tensor((), "bool"), x: R.Tensor((4, 4), "float32"),
+                         y: R.Tensor((2, 4), "float32"), params: R.Tuple(R.Tensor((2,), "int8"))):
+        R.func_attr({"num_input": 3})
+        t = R.exp(x)
+        s = R.sum(t)
+        if flag:
+            a = R.exp(y)
+            r = a
+        else:
+            b = R.negative(y)
+            r = b
+        c = R.astype(r, "float16")
+        d = R.exp(y)
+        return (s, c, d)
+"""
+
+
+@pytest.mark.parametrize("branch", [0, 1])
+def test_beside_a_branch(branch):
+    """What is spent before a branch is not kept for what comes after it: the branch allocates."""
+    after = inplace(BESIDE_A_BRANCH)
+    without, donated = (
+        LoweredMachine(lowered(after, donates=donates), NAME, {}, branch)
+        for donates in (False, True)
+    )
+    assert donated.peak == without.peak == 84
 
 
 READ_AGAIN = """
