@@ -358,6 +358,8 @@ class _Writer:
                 return [self.emit(shape, f"R.reshape({a.name}, {shape})")]
         if kind == "cast":
             dtype = self.pick(self.casts)
+            if dtype == "int8":  # LLVM does not say what becomes of what does not fit
+                a = self.emit(a.shape, f"R.clip({a.name}, -100, 100)")
             return [self.emit(a.shape, f'R.astype({a.name}, "{dtype}")', dtype)]
         if kind == "cast back":
             return [self.emit(a.shape, f'R.astype({a.name}, "float32")')]

@@ -9,14 +9,15 @@ executable of them, without a pipeline. A module without updates goes through un
 What a conversion is compared with (``reference=True`` of ``InplaceTransformParams``) is lowered by
 the caller's pipeline, too: the comparison shows whether that means something else by an operator.
 
-Kernels that write over their input are compiled by themselves: :mod:`.inplace_library`.
+Kernels of ours are compiled by themselves, so that those of the rest are not changed by them, and
+their own may be given one memory for two parameters: :mod:`.kernel_libraries`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import tvm
@@ -27,12 +28,12 @@ from ..ir.updates import REFERENCE, expanded_tuple, functions_that_update
 from ..ir.whole_bytes import require_whole_bytes
 from ..op import is_update
 from .collector import paused_collector
-from .inplace_library import with_inplace_library
+from .kernel_libraries import with_kernel_libraries
 from .kill_registers import kill_registers
 from .ownership import check_ownership
 from .param_map import MAP_FUNCTION, keep_param_map
 from .pipeline import NAME, checks_first, lower, target_of
-from .split import merge, renamed, split
+from .split import beside, merge, renamed, split
 from .tuple_objects import tuples_as_objects
 from .user_pipeline import UserPipeline
 
@@ -66,8 +67,14 @@ def _splitting(stock: Any) -> Any:
                 if updating:
                     stack.enter_context(paused_collector())
                     target = tvm.target.Target(target) if isinstance(target, str) else target
-                    mod = _lowered(mod, updating, target, relax_pipeline)
-                    mod = with_inplace_library(mod, target, tir_pipeline, exec_mode, system_lib)
+                    link = functools.partial(
+                        with_kernel_libraries,
+                        target=target,
+                        tir_pipeline=tir_pipeline,
+                        exec_mode=exec_mode,
+                        system_lib=system_lib,
+                    )
+                    mod = _lowered(mod, updating, target, relax_pipeline, link)
                     relax_pipeline = None
             return stock(
                 mod, target, params, relax_pipeline, tir_pipeline, exec_mode, system_lib=system_lib
@@ -82,6 +89,7 @@ def _lowered(
     updating: set[ir.GlobalVar],
     target: tvm.target.Target | None,
     relax_pipeline: Any,
+    link: Callable[[ir.IRModule], ir.IRModule],
 ) -> ir.IRModule:
     pipeline = UserPipeline(relax_pipeline, target)
     references = {gvar for gvar in updating if REFERENCE in (mod[gvar].attrs or {})}
@@ -90,7 +98,8 @@ def _lowered(
     for gvar in rest.get_global_vars():
         if gvar.name_hint in {one.name_hint for one in references}:
             rest[gvar] = kill_registers(checks_first(rest[gvar]))
-    return merge(lower(ours, target_of(target), pipeline.fuses), rest, kept)
+    ours = beside(lower(ours, target_of(target), pipeline.fuses), rest, kept)
+    return merge(link(ours), rest)
 
 
 def prepared(

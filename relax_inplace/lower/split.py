@@ -20,7 +20,7 @@ from tvm import ir, relax, tirx
 
 from ..ir.names import unused
 
-__all__ = ["merge", "renamed", "split"]
+__all__ = ["beside", "merge", "renamed", "split"]
 
 # Of a lowered module: compiled code, and constants by name (tvm.relax.build reads them).
 _LIBRARIES = "external_mods"
@@ -54,8 +54,8 @@ def split(mod: ir.IRModule, updating: Collection[ir.GlobalVar]) -> tuple[ir.IRMo
     )
 
 
-def merge(ours: ir.IRModule, rest: ir.IRModule, kept: Collection[str]) -> ir.IRModule:
-    """Put both parts into one module, after they have been lowered.
+def beside(ours: ir.IRModule, rest: ir.IRModule, kept: Collection[str]) -> ir.IRModule:
+    """Ours, after both have been lowered, under names that the rest does not have.
 
     Parameters
     ----------
@@ -75,8 +75,13 @@ def merge(ours: ir.IRModule, rest: ir.IRModule, kept: Collection[str]) -> ir.IRM
                 f"function `{name}` updates a tuple in place, but the pipeline has made another "
                 "function of that name: rename one of them"
             )
+    return renamed(ours, taken)
+
+
+def merge(ours: ir.IRModule, rest: ir.IRModule) -> ir.IRModule:
+    """Put both parts into one module: functions, libraries, named constants."""
     merged = rest.clone()
-    merged.update(renamed(ours, taken))
+    merged.update(ours)
     attrs, added = merged.attrs or {}, ours.attrs or {}
     if _LIBRARIES in added:
         merged = merged.with_attr(_LIBRARIES, [*attrs.get(_LIBRARIES, ()), *added[_LIBRARIES]])

@@ -268,6 +268,8 @@ class Compiled:
         What was given to TVM's code generators; of Relax functions that keeps their constants.
     bytecode : dict of str to str
         Constants are numbered by function, not by executable.
+    machine_code : str
+        LLVM's, of the kernels of the model; None if it has none.
     """
 
     def __init__(self, mod, monkeypatch, pipeline="default", **options):
@@ -289,10 +291,17 @@ class Compiled:
             patched.setattr(
                 vm_build, "_vmlink", noting(vm_build._vmlink, lambda *, tir_mod, **_: tir_mod)
             )
+            patched.setattr(tvm.tirx, "build", noting(tvm.tirx.build, lambda mod, *_, **__: mod))
             self.executable = relax.build(
                 mod, LLVM, relax_pipeline=PIPELINES[pipeline](), **options
             )
         self.bytecode = _by_function(self.executable.as_text())
+        first = self.executable.mod.imports[0]
+        if first.kind == "const_loader":
+            first = first.imports[0]
+        self.machine_code = None
+        if first.kind == "llvm":  # addresses are names of what does not alias
+            self.machine_code = _renumbered(first.inspect_source("ll"), r"\b(0x[0-9a-f]{8,})\b")
 
     def load(self):
         return relax.VirtualMachine(self.executable, tvm.cpu())
@@ -308,8 +317,8 @@ def _by_function(text):
 
 
 def _renumbered(code, entry):
-    order = list(dict.fromkeys(re.findall(entry, code)))
-    return re.sub(entry, lambda found: f"entry {order.index(found.group(1))}", code)
+    order = {name: i for i, name in enumerate(dict.fromkeys(re.findall(entry, code)))}
+    return re.sub(entry, lambda found: f"entry {order[found.group(1)]}", code)
 
 
 # -- code -------------------------------------------------------------------------------------
@@ -336,7 +345,9 @@ def assert_same_code(having, model):
 def test_code(make, pipeline, monkeypatch):
     mod = make()
     having = Compiled(mod, monkeypatch, pipeline)
-    assert_same_code(having, Compiled(without_transform(mod), monkeypatch, pipeline))
+    model = Compiled(without_transform(mod), monkeypatch, pipeline)
+    assert_same_code(having, model)
+    assert having.machine_code == model.machine_code
     assert "inplace_transform_params" in having.bytecode
 
 

@@ -12,7 +12,7 @@ from tvm.script import relax as R
 from tvm.script import tirx as T
 
 from relax_inplace.ir.updates import functions_that_update
-from relax_inplace.lower.split import merge, split
+from relax_inplace.lower.split import beside, merge, split
 from relax_inplace.transform import Pipeline
 
 
@@ -136,7 +136,7 @@ def test_what_kernels_and_closures_reach():
 
 def test_what_both_have_gets_another_name_of_ours():
     rest = Lowered
-    merged = merge(rest.clone(), rest, kept=set())
+    merged = merge(beside(rest.clone(), rest, set()), rest)
     assert {gvar.name_hint for gvar in merged.get_global_vars()} == {
         *("inner", "outer", "helper", "main"),
         *("inplace_inner", "inplace_outer", "inplace_helper", "inplace_main"),
@@ -159,7 +159,7 @@ def test_a_name_that_is_taken_is_not_taken_for_a_third():
     """``inplace_inner`` is there already."""
     rest = Lowered.clone()
     rest.update_func(ir.GlobalVar("inplace_inner"), Lowered["inner"])
-    merged = merge(Lowered.clone(), rest, kept=set())
+    merged = merge(beside(Lowered.clone(), rest, set()), rest)
     assert len(merged.get_global_vars()) == 9
     assert merged["inplace_inner"].same_as(rest["inplace_inner"])
 
@@ -167,7 +167,7 @@ def test_a_name_that_is_taken_is_not_taken_for_a_third():
 def test_what_updates_keeps_its_name():
     rest = Lowered.clone()
     del rest[rest.get_global_var("main")]
-    merged = merge(Lowered.clone(), rest, kept={"main"})
+    merged = merge(beside(Lowered.clone(), rest, {"main"}), rest)
     assert "main" in {gvar.name_hint for gvar in merged.get_global_vars()}
     assert "inplace_main" not in {gvar.name_hint for gvar in merged.get_global_vars()}
 
@@ -175,7 +175,7 @@ def test_what_updates_keeps_its_name():
 def test_a_pipeline_that_makes_a_function_of_that_name():
     message = "function `main` updates a tuple in place, but the pipeline has made another function"
     with pytest.raises(ValueError, match=message):
-        merge(Lowered.clone(), Lowered, kept={"main"})
+        beside(Lowered.clone(), Lowered, {"main"})
 
 
 def test_and_in_tvm_compile():
@@ -202,11 +202,11 @@ def test_attributes_of_both_parts_are_kept():
         "const_name_to_constant", {"a": one}
     )
     ours = ir.IRModule(attrs={"external_mods": [second], "const_name_to_constant": {"b": other}})
-    merged = merge(ours, rest, kept=set())
+    merged = merge(beside(ours, rest, set()), rest)
     libraries = zip(merged.attrs["external_mods"], (first, second), strict=True)
     assert all(library.same_as(given) for library, given in libraries)
     assert set(merged.attrs["const_name_to_constant"]) == {"a", "b"}
-    alone = merge(ours, Lowered, kept=set())
+    alone = merge(beside(ours, Lowered, set()), Lowered)
     assert len(alone.attrs["external_mods"]) == len(alone.attrs["const_name_to_constant"]) == 1
 
 
