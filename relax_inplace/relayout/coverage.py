@@ -22,10 +22,11 @@ Nothing else is supposed of sizes than that unknowns are 0 or more.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
-from .size import Size, divided, is_at_least_zero, nominal, over
+from .size import Polynomial, Size, divided, is_at_least_zero, nominal, over, unknowns_in
 
 __all__ = ["Box", "tile"]
 
@@ -37,8 +38,32 @@ _MOST_BOXES = 1024
 
 def tile(boxes: Iterable[Box], size: Size) -> bool:
     """Whether it is proved that boxes are all places from 0 to below a size, each once."""
+    boxes = list(boxes)
+    return _all_tile(boxes, size) or _all_tile([_without_signs(box) for box in boxes], size)
+
+
+def _all_tile(boxes: Sequence[Box], size: Size) -> bool:
     plain = [_plain(box) for box in boxes]
     return _tile([box for box in plain if box is not None], size, {})
+
+
+def _without_signs(box: Box) -> Box:
+    """The same places: a digit that is there if there is anything is left out.
+
+    A rim of ``n % 16`` rows is in a last tile, of which there are ``(n % 16 + 15) // 16``.
+    """
+    base, digits = box
+    found = list(digits)
+    for at, (extent, stride) in enumerate(digits):
+        for unknown in unknowns_in(extent):
+            rim = unknown.sign_of
+            others = [other for place, (other, _) in enumerate(found) if place != at]
+            without = over(found[at][0], Polynomial.of(unknown))
+            if rim is None or without is None:
+                continue
+            if any(over(other, Polynomial.of(rim)) is not None for other in others):
+                found[at] = without, stride
+    return base, tuple(found)
 
 
 def _plain(box: Box) -> Box | None:
@@ -123,7 +148,7 @@ def _tile_rows(boxes: Sequence[Box], size: Size, known: dict) -> bool:
     number = {border: at for at, border in enumerate(order)}
     if order[0] != 0 or order[-1] != (rows if rest == 0 else rows + 1):
         return False
-    if not all(is_at_least_zero(b - a) for a, b in zip(order, order[1:], strict=False)):
+    if not all(is_at_least_zero(b - a) for a, b in itertools.pairwise(order)):
         return False
     for at in range(len(order) - 1):
         there = [box for low, high, box in placed if number[low] <= at < number[high]]

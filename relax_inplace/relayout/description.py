@@ -26,11 +26,10 @@ from collections.abc import Iterable, Sequence
 
 from tvm import ir, relax
 
-from .size import Size, nominal
+from .coverage import Box
+from .size import Size, nominal, over
 
-__all__ = ["Computed", "Digit", "Piece", "Relayout", "normal"]
-
-_WIDEST = 64  # of a pattern
+__all__ = ["Computed", "Digit", "Piece", "Relayout", "box_of", "normal"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,6 +124,12 @@ class Relayout:
         return tuple(sorted({param for piece in self.pieces for param, _ in piece.inputs}))
 
 
+def box_of(piece: Piece) -> Box:
+    """The places of the output that a piece writes."""
+    digits = tuple((digit.extent, digit.into) for digit in piece.digits)
+    return piece.into, (*digits, (piece.value.bits, 1)) if piece.value is not None else digits
+
+
 # -- normal form -----------------------------------------------------------------------------------
 
 
@@ -189,22 +194,30 @@ def _with_pattern_of_a_byte(
     """A pattern of more bits that repeats after 8 is one of 8; so is one of fewer, where it can."""
     width = bits.extent
     assert isinstance(width, int)
-    while width > 8 and width % 16 == 0 and pattern >> width // 2 == pattern & (1 << width // 2) - 1:
+    while width > 8 and width % 16 == 0 and _repeats(pattern, width // 2):
         width //= 2
         pattern &= (1 << width) - 1
-    if width != bits.extent:
-        outer = Digit(bits.extent // width, bits.into * width, tuple(s * width for s in bits.read))
+        outer = Digit(2, bits.into * width, tuple(step * width for step in bits.read))
         digits = [*digits, outer]
-        bits = Digit(width, bits.into, bits.read)
-    while digits and width < 8 and _follows(digits[-1], bits):
-        last = digits[-1].extent
-        if not isinstance(last, int) or width * last > 8:
-            break
-        pattern = sum(pattern << width * time for time in range(last))
-        width *= last
-        bits = Digit(width, bits.into, bits.read)
-        digits = digits[:-1]
+    bits = Digit(width, bits.into, bits.read)
+    times = 8 // width if 8 % width == 0 else 1
+    if times > 1 and digits and _follows(digits[-1], bits):
+        last = digits[-1]
+        left = over(last.extent, times)
+        if left is not None:
+            steps = (step * times for step in (last.into, *last.read))
+            digits = [*digits[:-1], *([] if left == 1 else [_digit(left, *steps)])]
+            pattern = sum(pattern << width * time for time in range(times))
+            bits = Digit(8, bits.into, bits.read)
     return digits, [bits], pattern
+
+
+def _repeats(pattern: int, width: int) -> bool:
+    return pattern >> width == pattern & (1 << width) - 1
+
+
+def _digit(extent: Size, into: Size, *read: Size) -> Digit:
+    return Digit(extent, into, read)
 
 
 # -- pieces that are one ---------------------------------------------------------------------------

@@ -14,6 +14,7 @@ masks have left those that count.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -262,7 +263,7 @@ def _combined(kind: str, one: list[Field], two: list[Field], width: int) -> list
         )
     edges = sorted({field.low for field in (*one, *two)} | {width})
     found: list[Field] = []
-    for low, high in zip(edges, edges[1:], strict=False):
+    for low, high in itertools.pairwise(edges):
         (left,), (right,) = (list(_cut(fields, low, high)) for fields in (one, two))
         if not left.is_constant:
             left, right = right, left
@@ -298,7 +299,6 @@ def _goes_on(field: Field, following: Field) -> bool:
     one, two = field.source, following.source
     if one is None or two is None:
         return one is two and field.is_sign == following.is_sign
-    return (
-        (one.param, one.element) == (two.param, two.element)
-        and one.bit.plus(constant(field.width)) == two.bit
-    )
+    return (one.param, one.element) == (two.param, two.element) and one.bit.plus(
+        constant(field.width)
+    ) == two.bit

@@ -149,7 +149,7 @@ class Sizes:
     def floordiv(self, size: Size, by: Size) -> Size:
         """The quotient of two sizes. Raises Restart where it takes another unknown to say it."""
         quotient, rest = divided(size, by)
-        if rest == 0 or isinstance(rest, int) and isinstance(by, int):
+        if rest == 0 or (isinstance(rest, int) and isinstance(by, int)):
             return quotient
         if self.is_at_least(rest, 0) and self.is_at_least(by - 1, rest):
             return quotient
@@ -229,7 +229,9 @@ class Sizes:
             ends[0] = 0
         return ends[0], ends[1]
 
-    def _reach(self, a: Size, low: Size | None, high: Size | None) -> tuple[Size | None, Size | None]:
+    def _reach(
+        self, a: Size, low: Size | None, high: Size | None
+    ) -> tuple[Size | None, Size | None]:
         if self.is_at_least(a, 0):
             return None if low is None else low * a, None if high is None else high * a
         if self.is_at_least(0, a):
@@ -271,9 +273,9 @@ class Sizes:
         if self.is_within(left, by):
             return whole
         low, high = self.bounds(left)
-        if isinstance(by, int) and isinstance(low, int) and isinstance(high, int):
-            if low // by == high // by:
-                return whole.plus(constant(low // by))
+        ends = by, low, high
+        if all(isinstance(end, int) for end in ends) and low // by == high // by:  # type: ignore[operator]
+            return whole.plus(constant(low // by))  # type: ignore[operator]
         return whole.plus(self._reduced(left, by))
 
     def _reduced(self, form: Form, by: Size) -> Form:
@@ -322,7 +324,9 @@ def _common(one: Size, two: Size) -> Size:
     terms = [
         (monomial, number)
         for size in (one, two)
-        for monomial, number in (size.terms if isinstance(size, Polynomial) else {frozenset(): size}).items()
+        for monomial, number in (
+            size.terms if isinstance(size, Polynomial) else {frozenset(): size}
+        ).items()
     ]
     number = math.gcd(*(number for _, number in terms))
     powers = dict(terms[0][0])

@@ -20,9 +20,9 @@ from tvm import ir, relax, tirx
 from tvm.s_tir import SBlockRealize
 from tvm.tirx.buffer import BufferType
 
-from .coverage import Box, tile
+from .coverage import tile
 from .cutting import Cut, changed_box, new_digit, resolve
-from .description import Computed, Digit, Piece, Relayout, normal
+from .description import Computed, Digit, Piece, Relayout, box_of, normal
 from .fields import Field, ValueReader, bits_of
 from .index import Counter, Form, NoRelayout, Restart, Sizes, constant
 from .size import Size
@@ -31,7 +31,8 @@ from .tir_forms import IndexReader, choice_of
 
 __all__ = ["read_relayouts"]
 
-_MOST_PIECES = 256
+_MOST_CUTS = 128  # of a store, and one after another: a part of a box is cut again
+_MOST_IN_TURN = 24
 _MOST_RESTARTS = 16
 _SERIAL = (
     tirx.ForKind.SERIAL,
@@ -95,7 +96,7 @@ class _Kernel:
         bits = bits_of(str(ty.dtype))
         plain = not len(ty.strides) and ty.layout is None and ty.storage_scope in ("", "global")
         offset = ty.elem_offset
-        starts = offset is None or isinstance(offset, tirx.IntImm) and int(offset) == 0
+        starts = offset is None or (isinstance(offset, tirx.IntImm) and int(offset) == 0)
         if not bits or not plain or not starts:
             raise NoRelayout("has a buffer that is not row-major elements of whole bytes")
         strides: list[Size] = []
@@ -124,7 +125,7 @@ class _Kernel:
 
     def _relayout(self, output: int, pieces: list[Piece]) -> Relayout:
         found = normal(pieces)
-        if not tile((_box_of(piece) for piece in found), self._bits[output]):
+        if not tile((box_of(piece) for piece in found), self._bits[output]):
             raise NoRelayout("is not proved to write each element once")
         used = {output, *(param for piece in found for param, _ in piece.inputs)}
         return Relayout(output, found, tuple((param, self._bits[param]) for param in sorted(used)))
@@ -132,21 +133,22 @@ class _Kernel:
     # -- a store -----------------------------------------------------------------------------------
 
     def _pieces(self, store: _Store) -> Iterator[Piece]:
-        waiting = [self._whole(store)]
-        count = 1
+        waiting = [(*self._whole(store), 0)]
+        count = 0
         while waiting:
-            box, at = waiting.pop()
+            box, at, depth = waiting.pop()
             self._sizes.suppose(digit.extent for digit in box)
             try:
                 pieces = self._read(store, box, at)
             except Cut as cut:
-                count += len(cut.changes) - 1
-                if count > _MOST_PIECES:
+                count += 1
+                if count > _MOST_CUTS or depth >= _MOST_IN_TURN:
                     raise NoRelayout("moves too many pieces") from None
                 waiting += [
                     (
                         changed_box(box, change),
                         {var: self._sizes.replaced(form, change.at) for var, form in at.items()},
+                        depth + 1,
                     )
                     for change in reversed(cut.changes)
                 ]
@@ -165,9 +167,7 @@ class _Kernel:
             box += new
         return box, at
 
-    def _read(
-        self, store: _Store, box: list[Counter], at: dict[relax.Var, Form]
-    ) -> list[Piece]:
+    def _read(self, store: _Store, box: list[Counter], at: dict[relax.Var, Form]) -> list[Piece]:
         """The pieces of a box. Raises Cut where it has to be cut first."""
         if any(digit.extent == 0 for digit in box):
             return []
@@ -255,7 +255,9 @@ def _piece(
         for quotient in form.quotients:
             raise Cut(resolve(quotient, sizes))
     digits = tuple(
-        Digit(digit.extent, place.terms.get(digit, 0), tuple(f.terms.get(digit, 0) for f in forms[1:]))
+        Digit(
+            digit.extent, place.terms.get(digit, 0), tuple(f.terms.get(digit, 0) for f in forms[1:])
+        )
         for digit in box
     )
     inputs = tuple((param, form.const) for param, form in elements)
@@ -274,8 +276,7 @@ def _computed(
     if chosen:
         kinds = (tirx.Select, ir.Call)
         value = tvm_ffi.structural_map(value, (kinds, lambda expr: chosen.get(expr, expr)))
-        if any(choice_of(e) is not None and not loads_in(choice_of(e)[0]) for e in _nodes(value)):
-            return _computed(value, values, indices)
+        return _computed(value, values, indices)  # a side may be a choice again
     slots: dict[tuple[int, Form], relax.Var] = {}
     of_load: dict[ir.Expr, relax.Var] = {}
     for load in loads_in(value):
@@ -294,10 +295,3 @@ def _nodes(value: ir.Expr) -> list[ir.Expr]:
     found: list[ir.Expr] = []
     tvm_ffi.structural_walk(value, ((tirx.Select, ir.Call), lambda expr: found.append(expr)))
     return found
-
-
-def _box_of(piece: Piece) -> Box:
-    """The places of the output that a piece writes."""
-    digits = tuple((digit.extent, digit.into) for digit in piece.digits)
-    own = ((piece.value.bits, 1),) if piece.value is not None else ()
-    return piece.into, (*digits, *own)

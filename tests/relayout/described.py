@@ -6,7 +6,7 @@ import numpy as np
 from inplace_kernels import numpy_dtype
 from tvm import relax, tirx
 
-from relax_inplace.relayout.size import unknowns_in, evaluate
+from relax_inplace.relayout.size import evaluate, unknowns_in
 
 
 def number(size, sizes):
@@ -20,9 +20,12 @@ def _value(unknown, sizes):
     if unknown.kind == "size":
         return sizes[unknown.variable.name]
     a, b = (number(arg, sizes) for arg in unknown.args)
-    return {"//": lambda: a // b, "%": lambda: a % b, "max": lambda: max(a, b), "min": lambda: min(a, b)}[
-        unknown.kind
-    ]()
+    return {
+        "//": lambda: a // b,
+        "%": lambda: a % b,
+        "max": lambda: max(a, b),
+        "min": lambda: min(a, b),
+    }[unknown.kind]()
 
 
 def places(base, strides, extents):

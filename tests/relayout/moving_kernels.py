@@ -6,7 +6,6 @@ Of each the function, its tensors, where a shape may say ``"n"`` or ``"n * 8"``,
 import itertools
 
 import numpy as np
-from inplace_kernels import kernels_of
 from tvm import relax, tirx
 
 from relax_inplace import layout

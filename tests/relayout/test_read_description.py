@@ -15,6 +15,7 @@ from tvm import relax, te, tirx
 from relax_inplace.relayout.inlining import with_producers_inlined
 from relax_inplace.relayout.read_description import read_relayouts
 
+
 def tensors_of(kernel, sizes):
     """Number, shape and dtype of each tensor parameter."""
     analyzer = tvm.sym.Analyzer()
@@ -111,7 +112,9 @@ def any_kernels(draw):
         return tirx.const(draw(st.sampled_from(numbers)), dtype)
 
     def index(at):
-        found = sum((draw(small) * var for var in at if draw(st.booleans())), draw(st.integers(0, 5)))
+        found = sum(
+            (draw(small) * var for var in at if draw(st.booleans())), draw(st.integers(0, 5))
+        )
         for _ in range(draw(st.integers(0, 2))):
             by = draw(st.sampled_from((2, 3, 4, 6, 8, 16)))
             found = found // by if draw(st.booleans()) else found % by
@@ -138,7 +141,11 @@ def any_kernels(draw):
                     found = found & constant(15) | other & constant(0x70)
                 else:
                     bound = draw(st.sampled_from((1, 2, 5)))
-                    one = at[0] * draw(small) + at[-1] < bound if draw(st.booleans()) else at[-1] >= bound
+                    one = (
+                        at[0] * draw(small) + at[-1] < bound
+                        if draw(st.booleans())
+                        else at[-1] >= bound
+                    )
                     found = te.if_then_else(one, found, constant(0, 3))
             return found
 
