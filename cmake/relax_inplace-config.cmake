@@ -13,6 +13,7 @@
 # loaded. So both are linked in a way that the linker does not leave them out.
 
 include(CMakeFindDependencyMacro)
+find_dependency(Threads)
 # Beside this package, where both were installed by pip.
 find_dependency(tvm_ffi CONFIG HINTS
                 "${CMAKE_CURRENT_LIST_DIR}/../../../../tvm_ffi/share/cmake/tvm_ffi")
@@ -46,7 +47,7 @@ if(NOT TARGET relax_inplace::shared)
   set_target_properties(
     relax_inplace::static
     PROPERTIES INTERFACE_LINK_LIBRARIES
-               "${_relax_inplace_whole};tvm_ffi::shared;${CMAKE_DL_LIBS}")
+               "${_relax_inplace_whole};tvm_ffi::shared;${CMAKE_DL_LIBS};Threads::Threads")
   unset(_relax_inplace_whole)
 endif()
 

@@ -1,0 +1,135 @@
+// A move of whole bytes in host memory that is described by numbers, and how it is carried out.
+//
+// A piece of a move is a loop nest: one digit is one loop, and the innermost statement copies an
+// element. With i_d in [0, extent_d) for each digit d, the element at byte
+//
+//   into + sum(d.into * i_d)   of the output is the one at byte   read + sum(d.read * i_d)
+//
+// of the input. A digit that is not read (0) repeats what is; one that is read backwards (below 0)
+// flips an axis.
+#ifndef RELAX_INPLACE_RELAYOUT_H_
+#define RELAX_INPLACE_RELAYOUT_H_
+
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+namespace relax_inplace {
+
+struct Digit {
+  int64_t extent;
+  int64_t into;
+  int64_t read;
+};
+
+struct Piece {
+  int64_t element;  // bytes
+  std::vector<Digit> digits;
+  int64_t into = 0;
+  int64_t read = 0;
+};
+
+/*!
+ * \brief The same move with the largest element and the fewest digits, in the order of the output,
+ *        the outermost first.
+ * \param piece Extents are above 0, and `into` of a digit of more than 1.
+ */
+Piece Normalised(Piece piece);
+
+/*! \brief A piece cut into parts, each of which is moved to other memory at once. */
+class OutOfPlaceMove {
+ public:
+  explicit OutOfPlaceMove(const Piece& piece);
+
+  int64_t bytes() const { return bytes_; }
+
+  /*! \brief Moves the piece from one memory to another that does not overlap. */
+  void Run(const char* source, char* target, int threads) const;
+
+  /*! \brief The same on this thread, for a target that is read again soon. */
+  void RunInCache(const char* source, char* target) const noexcept;
+
+ private:
+  void MoveParts(const char* source, char* target, int64_t begin, int64_t end, bool streams) const;
+  void MovePart(const char* source, char* target, const int64_t* index, bool streams) const;
+
+  int64_t element_;
+  int64_t into_;
+  int64_t read_;
+  int64_t bytes_;
+  Digit rows_;               // of the output: the digit with the shortest step in the input
+  Digit columns_;            // the one with the shortest step in the output
+  std::vector<Digit> grid_;  // counts parts; the last three: of rows, of columns, of an element
+  int64_t part_rows_;
+  int64_t part_columns_;
+  int64_t part_bytes_;
+  int64_t parts_;
+};
+
+/*! \brief A permutation of units of equal size in one memory, by following its cycles. */
+class UnitPermutation {
+ public:
+  /*! \param piece Of a permutation, from and to byte 0. */
+  explicit UnitPermutation(const Piece& piece);
+
+  int64_t ScratchBytes() const;
+
+  void Run(char* memory, char* scratch, int threads) const noexcept;
+
+ private:
+  struct Segment;
+  struct Found;
+
+  int64_t Source(int64_t place) const;
+  void RunChunk(char* memory, char* scratch, int64_t bytes, int threads) const noexcept;
+  template <int kBytes>
+  void MoveSegments(char* memory, const Found& found, int64_t bytes, int threads) const noexcept;
+
+  int64_t unit_;               // bytes
+  std::vector<Digit> digits_;  // the innermost first; `read` in units
+  int64_t read_;
+  int64_t units_;
+  int64_t saves_;   // how many units there is scratch for
+  int64_t length_;  // of the longest segment
+};
+
+/*! \brief A permutation of the bytes of each block of a memory, through scratch. */
+class LocalPass {
+ public:
+  /*! \param piece Of a permutation, from and to byte 0, of digits in the order of the output. */
+  LocalPass(const Piece& piece, int64_t bytes, int threads);
+
+  int64_t ScratchBytes() const { return threads_ * scratch_; }
+
+  void Run(char* memory, char* scratch) const noexcept;
+
+ private:
+  int64_t block_;
+  int64_t blocks_;
+  int64_t row_;      // bytes that lie together in scratch
+  int64_t scratch_;  // bytes of a block there
+  int threads_;
+  std::optional<OutOfPlaceMove> move_;  // of a block, into scratch
+};
+
+/*! \brief A permutation of the bytes of one memory, as up to three passes over it. */
+class InPlaceMove {
+ public:
+  /*! \param piece Normalised, of a permutation, from and to byte 0. */
+  InPlaceMove(const Piece& piece, int threads);
+
+  int64_t ScratchBytes() const;
+
+  /*! \param scratch So many bytes, at an address of 64 bytes. */
+  void Run(char* memory, char* scratch) const noexcept;
+
+ private:
+  int threads_;
+  std::optional<LocalPass> before_;
+  std::optional<UnitPermutation> units_;
+  std::optional<LocalPass> after_;
+};
+
+}  // namespace relax_inplace
+
+#endif  // RELAX_INPLACE_RELAYOUT_H_

@@ -1,0 +1,297 @@
+"""The description of what a kernel moves, read off its TIR.
+
+A kernel of loops around stores is read: blocks or none, perfect nests or not, in any order of
+loops. Each store is a box of digits, its loops. The box is cut until its conditions are settled and
+all indices are sums of digits (:mod:`.cutting`); then the value is fields of bits (:mod:`.fields`),
+and each is a piece. That the pieces write each bit of the output once is proved at last, of the
+description alone (:mod:`.coverage`): nothing rests on how it was made.
+
+What is not known here is refused, with the reason: data-dependent indices, intermediate buffers,
+reductions, buffers that are not row-major elements of whole bytes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import tvm_ffi
+from tvm import ir, relax, tirx
+from tvm.s_tir import SBlockRealize
+from tvm.tirx.buffer import BufferType
+
+from .coverage import tile
+from .cutting import Cut, changed_box, new_digit, resolve
+from .description import Computed, Digit, Piece, Relayout, box_of, normal
+from .fields import Field, ValueReader, bits_of
+from .index import Counter, Form, NoRelayout, Restart, Sizes, constant
+from .size import Size
+from .te_block import loads_in
+from .tir_forms import IndexReader, choice_of
+
+__all__ = ["read_relayouts"]
+
+_MOST_CUTS = 128  # of a store, and one after another: a part of a box is cut again
+_MOST_IN_TURN = 24
+_MOST_RESTARTS = 16
+_SERIAL = (
+    tirx.ForKind.SERIAL,
+    tirx.ForKind.PARALLEL,
+    tirx.ForKind.VECTORIZED,
+    tirx.ForKind.UNROLLED,
+)
+
+
+def read_relayouts(kernel: tirx.PrimFunc) -> list[Relayout] | str:
+    """What a kernel does to bits, for each of its outputs, or why that is not read.
+
+    Parameters
+    ----------
+    kernel : tvm.tirx.PrimFunc
+        Without intermediate buffers: :func:`relax_inplace.relayout.inlining.with_producers_inlined`
+        makes it so.
+
+    Returns
+    -------
+    list of Relayout, or str
+        In the order of parameters; each is proved to write each bit of its output once.
+    """
+    sizes = Sizes()
+    for _ in range(_MOST_RESTARTS):
+        try:
+            return _Kernel(kernel, sizes).relayouts()
+        except Restart:
+            continue
+        except NoRelayout as error:
+            return str(error)
+    return "divides sizes in too many ways"
+
+
+@dataclasses.dataclass
+class _Store:
+    """A store, and what is around it, from the outside."""
+
+    loops: list[tuple[relax.Var, ir.Expr, ir.Expr]]  # variable, least value, extent
+    bound: list[tuple[relax.Var, ir.Expr]]
+    conditions: list[tuple[ir.Expr, bool]]
+    store: tirx.BufferStore
+
+
+class _Kernel:
+    """A kernel that is read."""
+
+    def __init__(self, kernel: tirx.PrimFunc, sizes: Sizes) -> None:
+        self._kernel = kernel
+        self._sizes = sizes
+        self._params: dict[relax.Var, tuple[int, list[Size]]] = {}
+        self._bits: dict[int, Size] = {}
+        reader = IndexReader(sizes, {})
+        sizes.suppose(())
+        for number, param in enumerate(kernel.params[:]):
+            if isinstance(param.ty, BufferType):
+                self._add(param, number, reader)
+
+    def _add(self, param: relax.Var, number: int, reader: IndexReader) -> None:
+        ty = param.ty
+        bits = bits_of(str(ty.dtype))
+        plain = not len(ty.strides) and ty.layout is None and ty.storage_scope in ("", "global")
+        offset = ty.elem_offset
+        starts = offset is None or (isinstance(offset, tirx.IntImm) and int(offset) == 0)
+        if not bits or not plain or not starts:
+            raise NoRelayout("has a buffer that is not row-major elements of whole bytes")
+        strides: list[Size] = []
+        step: Size = bits
+        for size in reversed(ty.shape[:]):
+            strides.insert(0, step)
+            step = step * reader.size(size)
+        self._params[param] = number, strides
+        self._bits[number] = step
+
+    def relayouts(self) -> list[Relayout]:
+        """One for each parameter that is written."""
+        stores = list(_stores(self._kernel.body, [], [], []))
+        pieces: dict[int, list[Piece]] = {}
+        for store in stores:
+            if store.store.buffer not in self._params:
+                raise NoRelayout("has intermediate buffers")
+            output = self._params[store.store.buffer][0]
+            pieces.setdefault(output, []).extend(self._pieces(store))
+        if not pieces:
+            raise NoRelayout("writes nothing")
+        found = [self._relayout(output, pieces[output]) for output in sorted(pieces)]
+        if any(param in pieces for relayout in found for param in relayout.inputs):
+            raise NoRelayout("reads what it writes")
+        return found
+
+    def _relayout(self, output: int, pieces: list[Piece]) -> Relayout:
+        found = normal(pieces)
+        if not tile((box_of(piece) for piece in found), self._bits[output]):
+            raise NoRelayout("is not proved to write each element once")
+        used = {output, *(param for piece in found for param, _ in piece.inputs)}
+        return Relayout(output, found, tuple((param, self._bits[param]) for param in sorted(used)))
+
+    # -- a store -----------------------------------------------------------------------------------
+
+    def _pieces(self, store: _Store) -> Iterator[Piece]:
+        waiting = [(*self._whole(store), 0)]
+        count = 0
+        while waiting:
+            box, at, depth = waiting.pop()
+            self._sizes.suppose(digit.extent for digit in box)
+            try:
+                pieces = self._read(store, box, at)
+            except Cut as cut:
+                count += 1
+                if count > _MOST_CUTS or depth >= _MOST_IN_TURN:
+                    raise NoRelayout("moves too many pieces") from None
+                waiting += [
+                    (
+                        changed_box(box, change),
+                        {var: self._sizes.replaced(form, change.at) for var, form in at.items()},
+                        depth + 1,
+                    )
+                    for change in reversed(cut.changes)
+                ]
+            else:
+                yield from pieces
+
+    def _whole(self, store: _Store) -> tuple[list[Counter], dict[relax.Var, Form]]:
+        """The box of all loops, and what variables are in it."""
+        box: list[Counter] = []
+        at: dict[relax.Var, Form] = {}
+        self._sizes.suppose(())
+        reader = IndexReader(self._sizes, at)
+        for var, least, extent in store.loops:
+            form, new = new_digit(reader.size(extent))
+            at[var] = form.plus(constant(reader.size(least)))
+            box += new
+        return box, at
+
+    def _read(self, store: _Store, box: list[Counter], at: dict[relax.Var, Form]) -> list[Piece]:
+        """The pieces of a box. Raises Cut where it has to be cut first."""
+        if any(digit.extent == 0 for digit in box):
+            return []
+        at = dict(at)
+        indices = IndexReader(self._sizes, at)
+        for var, value in store.bound:
+            at[var] = indices.form(value)
+        if not all(indices.holds(condition) is said for condition, said in store.conditions):
+            return []
+        values = ValueReader(indices, self._params)
+        write, value = store.store, store.store.value
+        _, place = values.place(write.buffer, write.indices[:])
+        fields = values.fields(value)
+        if fields is None or any(field.is_sign for field in fields):
+            made, elements = _computed(value, values, indices)
+            return [_piece(self._sizes, box, place, elements, value=made)]
+        return [_piece_of(self._sizes, box, place, field) for field in fields]
+
+
+def _stores(
+    body: tirx.Stmt,
+    loops: list[tuple[relax.Var, ir.Expr, ir.Expr]],
+    bound: list[tuple[relax.Var, ir.Expr]],
+    conditions: list[tuple[ir.Expr, bool]],
+) -> Iterator[_Store]:
+    """The stores of a statement."""
+    if isinstance(body, tirx.BufferStore):
+        yield _Store(loops, bound, conditions, body)
+    elif isinstance(body, tirx.SeqStmt):
+        for part in body.seq:
+            yield from _stores(part, loops, bound, conditions)
+    elif isinstance(body, tirx.For):
+        if body.kind not in _SERIAL or body.step is not None:
+            raise NoRelayout("is scheduled already")
+        loop = body.loop_var, body.min, body.extent
+        yield from _stores(body.body, [*loops, loop], bound, conditions)
+    elif isinstance(body, tirx.IfThenElse):
+        yield from _stores(body.then_case, loops, bound, [*conditions, (body.condition, True)])
+        if body.else_case is not None:
+            no = [*conditions, (body.condition, False)]
+            yield from _stores(body.else_case, loops, bound, no)
+    elif isinstance(body, SBlockRealize):
+        block = body.block
+        if block.init is not None or block.alloc_buffers or block.match_buffers:
+            raise NoRelayout("has intermediate buffers, or sums up")
+        if any(index.iter_type != tirx.IterVar.DataPar for index in block.iter_vars[:]):
+            raise NoRelayout("sums up")
+        values = zip(block.iter_vars[:], body.iter_values[:], strict=True)
+        inner = [*bound, *((index.var, value) for index, value in values)]
+        yield from _stores(block.body, loops, inner, [*conditions, (body.predicate, True)])
+    else:
+        raise NoRelayout("has a statement that is neither a loop nor a store")
+
+
+# -- pieces ----------------------------------------------------------------------------------------
+
+
+def _piece_of(sizes: Sizes, box: Sequence[Counter], place: Form, field: Field) -> Piece:
+    """The bits of a field, of all elements of a box."""
+    place = place.plus(constant(field.low))
+    source = field.source
+    if source is None:
+        piece = _piece(sizes, box, place, [], fill=field.flip)
+    else:
+        element = source.param, source.element.plus(source.bit)
+        piece = _piece(sizes, box, place, [element], flip=field.flip)
+        if not sizes.is_within(source.bit, source.width - field.width + 1):
+            raise NoRelayout("shifts by more bits than there are")
+    bits = Digit(field.width, 1, (1,) * len(piece.inputs))
+    return dataclasses.replace(piece, digits=(*piece.digits, bits))
+
+
+def _piece(
+    sizes: Sizes,
+    box: Sequence[Counter],
+    place: Form,
+    elements: Sequence[tuple[int, Form]],
+    flip: int = 0,
+    fill: int | None = None,
+    value: Computed | None = None,
+) -> Piece:
+    """A piece of a box. Raises Cut where a place is no sum of digits."""
+    forms = [place, *(form for _, form in elements)]
+    for form in forms:
+        for quotient in form.quotients:
+            raise Cut(resolve(quotient, sizes))
+    digits = tuple(
+        Digit(
+            digit.extent, place.terms.get(digit, 0), tuple(f.terms.get(digit, 0) for f in forms[1:])
+        )
+        for digit in box
+    )
+    inputs = tuple((param, form.const) for param, form in elements)
+    return Piece(digits, place.const, inputs, flip, fill, value)
+
+
+def _computed(
+    value: ir.Expr, values: ValueReader, indices: IndexReader
+) -> tuple[Computed, list[tuple[int, Form]]]:
+    """A value as an expression of elements, and where these begin."""
+    chosen: dict[ir.Expr, ir.Expr] = {}
+    for expr in _nodes(value):
+        choice = choice_of(expr)
+        if choice is not None and not loads_in(choice[0]):
+            chosen[expr] = choice[1] if indices.holds(choice[0]) else choice[2]
+    if chosen:
+        kinds = (tirx.Select, ir.Call)
+        value = tvm_ffi.structural_map(value, (kinds, lambda expr: chosen.get(expr, expr)))
+        return _computed(value, values, indices)  # a side may be a choice again
+    slots: dict[tuple[int, Form], relax.Var] = {}
+    of_load: dict[ir.Expr, relax.Var] = {}
+    for load in loads_in(value):
+        place = values.place(load.source, load.indices[:])
+        if place not in slots:
+            slots[place] = tirx.Var(f"x{len(slots)}", str(load.ty))
+        of_load[load] = slots[place]
+    body = tvm_ffi.structural_map(value, (ir.TensorLoad, lambda load: of_load[load]))
+    own = list(slots.values())
+    if any(not any(v.same_as(s) for s in own) for v in tirx.analysis.undefined_vars(body)):
+        raise NoRelayout("computes with an index")
+    return Computed(body, tuple(own), bits_of(str(value.ty))), list(slots)
+
+
+def _nodes(value: ir.Expr) -> list[ir.Expr]:
+    found: list[ir.Expr] = []
+    tvm_ffi.structural_walk(value, ((tirx.Select, ir.Call), lambda expr: found.append(expr)))
+    return found
