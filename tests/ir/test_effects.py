@@ -61,6 +61,26 @@ class Module:
     def hands_out_addresses(a: T.Buffer((4, 4), "float32"), b: T.Buffer((4, 4), "float32")):
         T.evaluate(T.call_extern("int32", "f", T.address_of(a[0, 0]), b.access_ptr("r")))
 
+    @T.prim_func(private=True, s_tir=True)
+    def stores_without_a_block(a: T.Buffer((4, 4), "float32"), b: T.Buffer((4, 4), "float32")):
+        for i in range(4):
+            a[i, 0] = b[i, 0]
+
+    @T.prim_func(private=True, s_tir=True)
+    def adds_in_a_library(a: T.Buffer((4, 4), "float32"), b: T.Buffer((4, 4), "float32")):
+        with T.sblock("b"):
+            T.reads(a[0:4, 0:4], b[0:4, 0:4])
+            T.writes(b[0:4, 0:4])
+            T.evaluate(T.call_extern("int32", "f", a.data, b.data))
+
+    @T.prim_func(private=True, s_tir=True)
+    def hands_out_pointers(
+        a: T.Buffer((4, 4), "float32"), b: T.Buffer((4, 4), "float32"), c: T.Buffer((4,), "float32")
+    ):
+        T.evaluate(
+            T.call_extern("int32", "f", a.access_ptr("r"), b.access_ptr("w"), c.access_ptr("rw"))
+        )
+
     @R.function(private=True)
     def overwrites_second(
         x: R.Tensor((4, 4), "float32"), y: R.Tensor((4, 4), "float32")
@@ -132,6 +152,9 @@ def effects_of():
 TABLE, VALUES = effects_of()
 
 
+X = relax.Var("x", relax.TensorType((4, 4), "float32"))
+
+
 def names(exprs):
     return sorted(str(expr) for expr in exprs)
 
@@ -191,10 +214,111 @@ def test_what_is_a_view_in_a_dataflow_block(name, expected):
         ("stores_by_another_name", [0]),
         ("calls_a_library", [1]),
         ("hands_out_addresses", [0]),
+        ("stores_without_a_block", [0]),
+        ("adds_in_a_library", [1]),
+        ("hands_out_pointers", [1, 2]),
     ],
 )
 def test_what_a_kernel_writes_to(kernel, expected):
     assert written_parameters(Module[kernel]) == expected
+
+
+def test_a_kernel_that_is_given_its_results():
+    """As it is called when it is lowered, directly or with symbolic sizes."""
+    y = relax.Var("y", X.ty)
+    kernel = Module.get_global_var("stores")
+    calls = [
+        relax.Call(kernel, [X, y]),
+        relax.Call(ir.Op.get("relax.vm.call_tir_dyn"), [kernel, relax.Tuple([X, y])]),
+    ]
+    for call in calls:
+        effects = TABLE.of(call)
+        assert names(effects.overwrites) == ["x", "y"]
+        assert not effects.allocates
+
+
+def test_what_is_nowhere_in_the_module():
+    """Of a function nothing is known; a kernel computes its result, and may store to all else."""
+    nowhere = ir.GlobalVar("nowhere")
+    effects = TABLE.of(relax.Call(nowhere, [X]))
+    found = effects.overwrites, effects.aliases, effects.keeps
+    assert [names(one) for one in found] == [["x"]] * 3
+    assert not effects.is_known
+    effects = TABLE.of(relax.op.call_tir(nowhere, relax.Tuple([X]), X.ty))
+    assert names(effects.overwrites) == ["x"]
+
+
+def sequence(value, *before):
+    """Bindings, of which the last one is the result."""
+    builder = relax.BlockBuilder()
+    values = [builder.normalize(one) for one in (*before, value)]
+    bindings = [relax.VarBinding(relax.Var("result", one.ty), one) for one in values]
+    return relax.SeqExpr([relax.BindingBlock(bindings)], bindings[-1].var)
+
+
+def packed(arg):
+    return ir.Call(relax.ExternFunc("f"), [arg], ret_ty=X.ty)
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_a_choice_does_what_either_branch_does(swapped):
+    """The first one, or the second, overwrites, returns and keeps."""
+    y = relax.Var("y", X.ty)
+    condition = relax.Var("c", relax.TensorType((), "bool"))
+    branches = [sequence(packed(X)), sequence(relax.op.memory.ensure_zero_offset(y))]
+    if swapped:
+        branches.reverse()
+    effects = EffectTable(Module).of(relax.BlockBuilder().normalize(relax.If(condition, *branches)))
+    found = effects.overwrites, effects.aliases, effects.keeps
+    assert [names(one) for one in found] == [["x"], ["x", "y"], ["x"]]
+    assert not effects.is_known
+
+
+def test_a_function_does_what_the_calls_in_it_do():
+    """To what it is given and captures, through tuples; what it does not know it makes unknown."""
+    param, captured, y = (relax.Var(name, X.ty) for name in ("p", "q", "y"))
+    calls = packed(param), relax.op.call_pure_packed("f", captured, ty_args=X.ty)
+    local = relax.Function([param], sequence(relax.op.add(param, param), *calls), X.ty)
+    variable = relax.Var("local", local.ty)
+    table = EffectTable(Module)
+    table.local[variable] = local
+    effects = table.of(relax.Call(variable, [relax.Tuple([X, y])]))
+    found = effects.overwrites, effects.aliases, effects.keeps
+    assert [names(one) for one in found] == [["x", "y"], [], ["q", "x", "y"]]
+    assert effects.allocates
+    assert not effects.is_known
+
+
+def test_a_function_that_returns_what_it_is_given():
+    """That is no new memory; what it makes of it may be, and may be a view of it."""
+    param = relax.Var("p", X.ty)
+    table = EffectTable(Module)
+    for body, allocates in (
+        (relax.SeqExpr([], param), False),
+        (sequence(relax.op.reshape(param, (4, 4))), True),
+    ):
+        local = relax.Function([param], body, X.ty)
+        variable = relax.Var("local", local.ty)
+        table.local[variable] = local
+        effects = table.of(relax.Call(variable, [X]))
+        assert (names(effects.aliases), effects.allocates) == (["x"], allocates)
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["kernel", "packed function"])
+def test_in_place_in_part(packed):
+    """The field that is not in place is new memory."""
+    y = relax.Var("y", X.ty)
+    if packed:
+        call = relax.op.call_inplace_packed(
+            "f", X, y, inplace_indices=[-1, 1], ty_args=[X.ty, X.ty]
+        )
+    else:
+        kernel = Module.get_global_var("reads")
+        call = relax.op.call_tir_inplace(kernel, relax.Tuple([X, y]), [-1, 1], [X.ty, X.ty])
+    effects = TABLE.of(call)
+    assert effects.allocates
+    assert names(effects.overwrites) == ["y"]
+    assert [None if one is None else str(one) for one in effects.lies_in] == [None, "y"]
 
 
 def test_branches_and_local_functions():
@@ -239,9 +363,6 @@ def test_an_operator_that_nobody_knows():
         effects = TABLE.of(ir.Call(ir.Op.get(name), [x]))
         assert names(effects.overwrites) == overwritten
         assert names(effects.aliases) == names(effects.keeps) == ["x"]
-
-
-X = relax.Var("x", relax.TensorType((4, 4), "float32"))
 
 
 @pytest.mark.parametrize(
