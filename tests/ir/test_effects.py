@@ -304,6 +304,32 @@ def test_a_function_that_returns_what_it_is_given():
         assert (names(effects.aliases), effects.allocates) == (["x"], allocates)
 
 
+def test_names_in_a_function():
+    """A second name, a tuple and a field of it stand for what they are made of."""
+    param = relax.Var("p", X.ty)
+    again = relax.Var("again", X.ty)
+    pair = relax.Var("pair", relax.TupleType([X.ty, X.ty]))
+    field = relax.Var("field", X.ty)
+    bindings = [
+        relax.VarBinding(again, param),
+        relax.VarBinding(pair, relax.Tuple([again, again])),
+        relax.VarBinding(field, relax.TupleGetItem(pair, 1)),
+    ]
+    local = relax.Function([param], relax.SeqExpr([relax.BindingBlock(bindings)], field), X.ty)
+    variable = relax.Var("local", local.ty)
+    table = EffectTable(Module)
+    table.local[variable] = local
+    assert names(table.of(relax.Call(variable, [X])).aliases) == ["x"]
+
+
+def test_a_reshape_that_no_kernel_is_known_of():
+    """Its shape is not known: it may be a view, as any may be."""
+    shape = relax.Var("shape", relax.ShapeType(ndim=2))
+    reshape = relax.BlockBuilder().normalize(relax.op.reshape(X, shape))
+    assert TABLE.kernels.of(reshape) is None
+    assert TABLE.view_if_lowered_so(reshape).same_as(X)
+
+
 @pytest.mark.parametrize("packed", [False, True], ids=["kernel", "packed function"])
 def test_in_place_in_part(packed):
     """The field that is not in place is new memory."""
