@@ -2,6 +2,7 @@
 
 import pytest
 from tvm import ir, relax
+from tvm.ir import op
 from tvm.script import ir as I
 from tvm.script import relax as R
 from tvm.script import tirx as T
@@ -381,12 +382,15 @@ def test_branches_and_local_functions():
 
 def test_an_operator_that_nobody_knows():
     """Pure, it overwrites nothing; impure, it may do anything."""
-    x = relax.Var("x", relax.TensorType((4, 4), "float32"))
+    if "tests.impure" not in ir.Op.list_op_names():
+        op.register_op_attr("tests.impure", "FPurity", False)
     for name, overwritten in (
         ("relax.dist.annotate_sharding", []),
         ("relax.invoke_closure", ["x"]),
+        ("relax.invoke_pure_closure", ["x"]),  # it may call a kernel in place
+        ("tests.impure", ["x"]),
     ):
-        effects = TABLE.of(ir.Call(ir.Op.get(name), [x]))
+        effects = TABLE.of(ir.Call(ir.Op.get(name), [X]))
         assert names(effects.overwrites) == overwritten
         assert names(effects.aliases) == names(effects.keeps) == ["x"]
 

@@ -1092,7 +1092,7 @@ PIPELINE = _mutants(
 
 EFFECTS = _mutants(
     "ir/effects.py",
-    ("ir/test_effects.py", "inplace/test_memory_order.py"),
+    ("ir/test_effects.py",),
     (
         "of a function that calls itself nothing is known",
         "return unknown(operands(call)) if summary is None else summary.at(function, call.args[:])",
@@ -1207,7 +1207,7 @@ EFFECTS = _mutants(
 
 EFFECT_ROWS = _mutants(
     "ir/effect_rows.py",
-    ("ir/test_effects.py", "inplace/test_memory_order.py"),
+    ("ir/test_effects.py",),
     (
         "a kernel overwrites the inputs that it stores to",
         "    return Effects(overwrites=written) if written else _KERNEL",
@@ -1527,11 +1527,8 @@ READ = _mutants(
 FUSION = _mutants(
     "inplace/fusion.py",
     (
+        "inplace/test_fusion.py",
         "inplace/test_memory_plan.py",
-        "inplace/test_memory_order.py",
-        "inplace/test_inplace_transform_params.py",
-        "-k",
-        "not any_",
     ),
     (
         "what is fused is known",
@@ -1744,11 +1741,6 @@ INLINING = _mutants(
         "operations are counted",
         "        found[kind, dtype] += 1",
         "        found[kind, dtype] = 1",
-    ),
-    (
-        "operations are of a dtype",
-        "        found[kind, dtype] += 1",
-        '        found[kind, ""] += 1',
     ),
     (
         "a bfloat16 that is computed is rounded",
