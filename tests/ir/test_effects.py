@@ -82,6 +82,13 @@ class Module:
             T.call_extern("int32", "f", a.access_ptr("r"), b.access_ptr("w"), c.access_ptr("rw"))
         )
 
+    @T.prim_func(private=True, s_tir=True)
+    def hands_out_what_depends(
+        a: T.Buffer((4, 4), "float32"), b: T.Buffer((4, 4), "float32"), mode: T.int32
+    ):
+        pointer = T.tvm_access_ptr(T.type_annotation("float32"), a.data, 0, 16, mode)
+        T.evaluate(T.call_extern("int32", "f", pointer, b.access_ptr("r")))
+
     @R.function(private=True)
     def overwrites_second(
         x: R.Tensor((4, 4), "float32"), y: R.Tensor((4, 4), "float32")
@@ -218,6 +225,7 @@ def test_what_is_a_view_in_a_dataflow_block(name, expected):
         ("stores_without_a_block", [0]),
         ("adds_in_a_library", [1]),
         ("hands_out_pointers", [1, 2]),
+        ("hands_out_what_depends", [0]),
     ],
 )
 def test_what_a_kernel_writes_to(kernel, expected):

@@ -1354,11 +1354,6 @@ KERNEL_WRITES = _mutants(
         "",
     ),
     (
-        "what a block says that it reads and writes is not only read",
-        "walk(part, frozenset((only_read | reads) - writes))",
-        "walk(part, frozenset(only_read | reads))",
-    ),
-    (
         "an address that is handed out may be written to",
         "            if may_write and buffer not in only_read:",
         "            if False:",
@@ -1574,7 +1569,7 @@ FUSION = _mutants(
 
 KERNELS = _mutants(
     "ir/kernels.py",
-    ("lower/test_legalize_once.py", "inplace/test_memory_plan.py"),
+    ("ir/test_kernels.py",),
     (
         "operators of other attributes have other kernels",
         "            StructuralKey(value.attrs),\n",
@@ -1591,7 +1586,7 @@ KERNELS = _mutants(
         "        return position.get(arg)",
     ),
     (
-        "an operand that is given twice is one parameter",
+        "an operand that is given twice is one",
         "        return position.get(arg), StructuralKey(arg.ty)",
         "        return StructuralKey(arg.ty)",
     ),
@@ -1629,16 +1624,6 @@ LEGALIZE_ONCE = _mutants(
         "what is given to the kernel is a variable of the call",
         "            if legalized is None or None in legalized.operands:",
         "            if legalized is None:",
-    ),
-    (
-        "sizes are numbers",
-        "        and all(type(size) is tirx.IntImm for size in ty.shape.values[:])\n",
-        "",
-    ),
-    (
-        "a tensor with a device of its own is left",
-        "        and ty.vdevice is None\n",
-        "",
     ),
     (
         "operands are in the order of the kernel",
