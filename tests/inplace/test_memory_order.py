@@ -290,3 +290,36 @@ def test_what_a_packed_function_keeps_it_may_overwrite_later():
     graph = read_transform("f", mod["transform_params"], mod)
     after = {step.name: {s.name for s in step.after} for step in graph.steps}
     assert len(after["b"]) == 1  # the call that doubles
+
+
+def test_two_that_overwrite_one_weight_keep_their_order():
+    """Neither reads what the other one returns."""
+    mod = single(
+        f"a = R.call_tir_inplace(Module.double, (x,), inplace_indices=[0], out_ty={F32})",
+        "v = R.memory.view(x, R.shape([4, 4]))",
+        f"b = R.call_tir_inplace(Module.double, (v,), inplace_indices=[0], out_ty={F32})",
+    )
+    graph = read_transform("f", mod["transform_params"], mod)
+    after = {step.name: {s.name for s in step.after} for step in graph.steps}
+    assert "a" in after["b"]
+    assert "b" not in after["a"]
+
+
+def test_what_a_packed_function_keeps_another_one_may_return():
+    """Overwritten under that name, the weight holds other bits, too."""
+    kept = []
+    tvm_ffi.register_global_func("tests.keep", kept.append, override=True)
+    tvm_ffi.register_global_func("tests.kept", lambda: kept[-1], override=True)
+    body = f"""
+        R.call_packed("tests.keep", x, ty_args=R.Tuple())
+        v = R.call_packed("tests.kept", {PACKED})
+        a = R.call_tir_inplace(Module.double, (v,), inplace_indices=[0], out_ty={F32})
+        b = R.permute_dims(x)
+    """
+    mod = single(body, outputs="b, a", pure=False)
+    expected = run(mod, "transform_params", 2)
+    got = run(InplaceTransformParams()(mod), INPLACE, 2)
+    assert all(map(np.array_equal, expected, got))
+    graph = read_transform("f", mod["transform_params"], mod)
+    after = {step.name: {s.name for s in step.after} for step in graph.steps}
+    assert "a" in after["b"]

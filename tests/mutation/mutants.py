@@ -1406,11 +1406,6 @@ MEMORY_ORDER = _mutants(
         "            pass",
     ),
     (
-        "and in what was allocated for it",
-        "            self._memory[var] = frozenset(aliased.union(buffers_of(self.graph.layout(var))))",
-        "            self._memory[var] = frozenset(aliased)",
-    ),
-    (
         "what one packed function has kept another one may overwrite",
         "            self._kept |= self._memory_of(effects.keeps)\n",
         "",
