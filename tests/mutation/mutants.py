@@ -1832,7 +1832,7 @@ WRITER = _mutants(
         "inplace/test_memory_plan.py",
         "inplace/test_inplace_transform_params.py",
         "-k",
-        "memory_plan or test_form or (before_and_after and cpu) or captures or local_function",
+        "memory_plan or test_form or left_out or (before_and_after and cpu) or captures or local_function",
     ),
     (
         "what others need of a step's tuple is read at once",
@@ -1858,11 +1858,6 @@ WRITER = _mutants(
         "so do tuples that are made of fields",
         "            for field in value.fields[:]:\n                visit(field, by)\n",
         "            pass\n",
-    ),
-    (
-        "what a weight is excluded from is not emptied early",
-        " and w in step.reads and w.is_modifiable]",
-        " and w in step.reads]",
     ),
     (
         "a slot is replaced when its weight is spent",
@@ -1921,6 +1916,25 @@ WRITER = _mutants(
     ),
 )
 
+UPDATED = _mutants(
+    "inplace/updated_tuples.py",
+    (
+        "inplace/test_inplace_transform_params.py",
+        "-k",
+        "left_out or (test_form and passes)",
+    ),
+    (
+        "a slot whose weight is left out is not emptied",
+        "        if not weight.is_modifiable:\n            return\n",
+        "",
+    ),
+    (
+        "a new tuple of all fields of an old one is not taken for that",
+        "        if not fields or any(self.field_read.get(field)",
+        "        if True or any(self.field_read.get(field)",
+    ),
+)
+
 MUTANTS = [
     *OWNERSHIP,
     *INPLACE,
@@ -1954,4 +1968,5 @@ MUTANTS = [
     *INLINING,
     *LIBRARY,
     *WRITER,
+    *UPDATED,
 ]
