@@ -216,6 +216,13 @@ class Module:
     assert (shown.peak, [step.name for step in shown.steps]) == (256, ["b"])
 
 
+def test_a_weight_that_is_left_out_is_held_to_the_end():
+    """Two weights of 128 bytes, and what is made of each."""
+    parts = ["(8, 4)", "(8, 4)"], ["a = R.exp(w1)", "b = R.exp(w0)"], ["a", "b"]
+    assert plan(*parts).after == 2 * 128
+    assert plan(*parts, params=["w0"]).after == 3 * 128
+
+
 def test_refused_as_the_pass_refuses():
     with pytest.raises(UnsupportedTransformError, match="it has no weight 'w7'"):
         plan(["(8, 4)"], ["a = R.exp(w0)"], ["a"], params=["w7"])

@@ -1865,12 +1865,7 @@ WRITER = _mutants(
         "            weight.is_modifiable for",
     ),
     (
-        "a slot whose weight is left out is not replaced",
-        "            weight in self.spent and weight.is_modifiable for",
-        "            weight in self.spent for",
-    ),
-    (
-        "nor emptied at the end",
+        "a slot whose weight is left out is not emptied at the end",
         "            if index in stays or not all(weight.is_modifiable for weight in weights):",
         "            if index in stays:",
     ),
@@ -1916,17 +1911,22 @@ WRITER = _mutants(
     ),
 )
 
+SCHEDULE = _mutants(
+    "inplace/schedule.py",
+    ("inplace/test_memory_plan.py",),
+    (
+        "a weight that is left out is not freed",
+        "    kept |= {weight.buffer for weight in weights if not weight.is_modifiable}\n",
+        "",
+    ),
+)
+
 UPDATED = _mutants(
     "inplace/updated_tuples.py",
     (
         "inplace/test_inplace_transform_params.py",
         "-k",
-        "left_out or (test_form and passes)",
-    ),
-    (
-        "a slot whose weight is left out is not emptied",
-        "        if not weight.is_modifiable:\n            return\n",
-        "",
+        "test_form and passes",
     ),
     (
         "a new tuple of all fields of an old one is not taken for that",
@@ -1968,5 +1968,6 @@ MUTANTS = [
     *INLINING,
     *LIBRARY,
     *WRITER,
+    *SCHEDULE,
     *UPDATED,
 ]
