@@ -1803,11 +1803,6 @@ LIBRARY = _mutants(
         "    if False:",
     ),
     (
-        "also where sizes are symbolic",
-        "        elif call.op.same_as(_CALL_TIR_DYN) and call.args[0] in kernels:",
-        "        elif False:",
-    ),
-    (
         "a system library has a prefix",
         "    if _is_system_library(target, system_lib) and _SYSTEM_PREFIX not in (mod.attrs or {}):",
         "    if False:",
@@ -1816,11 +1811,6 @@ LIBRARY = _mutants(
         "the libraries of the module are kept",
         "    libraries = [*(mod.attrs or {}).get(_LIBRARIES, ()), library]",
         "    libraries = [library]",
-    ),
-    (
-        "other targets are left alone",
-        '    if not inplace or target_of(target).kind.name != "llvm":',
-        "    if not inplace:",
     ),
 )
 
