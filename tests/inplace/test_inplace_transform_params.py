@@ -646,6 +646,31 @@ def test_before_and_after(before, after, pipeline):
 
 
 @pytest.mark.parametrize("pipeline", ["compile", "cpu default"])
+def test_another_step_reads_what_a_fused_one_computes(pipeline):
+    """That is no variable of the dataflow block in which the fused ones are."""
+
+    @I.ir_module
+    class Module:
+        @R.function
+        def transform_params(
+            params: R.Tuple(R.Tensor((4, 8), "float32"), R.Tensor((4, 8), "float32")),
+        ):
+            w0 = params[0]
+            w1 = params[1]
+            with R.dataflow():
+                a = R.exp(w0)
+                b = R.permute_dims(a)
+                c = R.matmul(w1, b)
+                R.output(c)
+            return (c, w1)
+
+    after = rewritten(Module)
+    names = [var.name for var in relax.analysis.all_vars(after["inplace_transform_params"])]
+    assert {"a", "b", "c"} <= set(names)
+    run_both(Module, after, pipeline)
+
+
+@pytest.mark.parametrize("pipeline", ["compile", "cpu default"])
 @pytest.mark.parametrize("outputs", ["a, b", "b, a", "w1, a", "b, w1", "a, w1", "(w1, a), b"])
 def test_a_weight_that_is_left_out_stays_in_its_slot(outputs, pipeline):
     """Whatever is computed from it, and wherever that goes."""
