@@ -645,6 +645,21 @@ def test_before_and_after(before, after, pipeline):
         assert run.result.same_as(run.argument)
 
 
+def test_two_outputs_that_are_one_tuple_are_one():
+    @I.ir_module
+    class Module:
+        @R.function
+        def transform_params(
+            params: R.Tuple(R.Tensor((4, 8), "float32"), R.Tensor((4, 8), "float32")),
+        ):
+            a = R.exp(params[0])
+            pair = (a, params[1])
+            return (pair, pair)
+
+    result = run_both(Module, rewritten(Module)).result
+    assert result[0].same_as(result[1])
+
+
 @pytest.mark.parametrize("pipeline", ["compile", "cpu default"])
 def test_another_step_reads_what_a_fused_one_computes(pipeline):
     """That is no variable of the dataflow block in which the fused ones are."""

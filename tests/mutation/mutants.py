@@ -1822,7 +1822,7 @@ WRITER = _mutants(
         "inplace/test_memory_plan.py",
         "inplace/test_inplace_transform_params.py",
         "-k",
-        "memory_plan or test_form or left_out or (before_and_after and cpu) or captures or local_function",
+        "memory_plan or test_form or left_out or one_tuple or another_step or (before_and_after and cpu) or captures or local_function",
     ),
     (
         "what others need of a step's tuple is read at once",
@@ -1893,11 +1893,6 @@ WRITER = _mutants(
         "a nested tuple may outlive its slot",
         "                self.tuples.empty(weight)  # its tuple may outlive the slot that is replaced\n",
         "                pass\n",
-    ),
-    (
-        "a weight that the last kernel of a step reads is not emptied before it",
-        "if w.buffer not in last and w in step.reads",
-        "if w in step.reads",
     ),
 )
 
