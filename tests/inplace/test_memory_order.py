@@ -321,6 +321,15 @@ def test_two_that_overwrite_one_weight_keep_their_order():
     assert "b" not in after["a"]
 
 
+def test_impure_calls_keep_their_order():
+    """Also such as overwrite nothing."""
+    prints = ['R.print(params[1], format="{}")', 'R.print(x, format="{}")']
+    mod = single(*prints, "a = R.negative(x)", "b = R.negative(x)", pure=False)
+    graph = read_transform("f", mod["transform_params"], mod)
+    first, second = [step for step in graph.steps if step.is_impure]
+    assert first in second.after
+
+
 def test_what_a_packed_function_keeps_another_one_may_return():
     """Overwritten under that name, the weight holds other bits, too."""
     kept = []

@@ -1486,9 +1486,10 @@ READ = _mutants(
     "inplace/read_transform.py",
     (
         "inplace/test_memory_order.py",
+        "inplace/test_memory_plan.py",
         "inplace/test_inplace_transform_params.py",
         "-k",
-        "memory_order or test_refused or test_form or captures",
+        "not_to_be_modified or own_is_refused or impure_calls or may_be_a_weight",
     ),
     (
         "a pure call overwrites nothing that is not to be modified",
