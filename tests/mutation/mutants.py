@@ -1475,11 +1475,6 @@ MEMORY_ORDER = _mutants(
         "            return frozenset().union(*map(self.memory, owner.fields[:]))",
         "            return frozenset()",
     ),
-    (
-        "a view that TVM makes one in a fused kernel has a memory of its own where it does not",
-        "        if not made.isdisjoint(touched):",
-        "        if False:",
-    ),
 )
 
 READ = _mutants(
