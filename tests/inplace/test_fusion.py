@@ -59,6 +59,7 @@ FUSED = {
         ["ab", "cd"],
         "",
     ),
+    "through a named tuple": ("a = R.exp(x)\nt = (a, y)\nc = R.concat(t)", "c", ["ac"], ""),
     "nothing that is fused": ("a = R.exp(x)\nb = R.exp(y)", "a, b", [], ""),
     "a kernel of the module": (
         """

@@ -601,8 +601,8 @@ TRACE = _mutants(
     ),
     (
         "and so is what lies in a tuple that it was given",
-        "                    if place[0].same_as(root):",
-        "                    if False:",
+        "tensor.is_hidden |= any(place[0].same_as(root) for place in places)",
+        "pass",
     ),
     (
         "what it returns is hidden",
@@ -1776,22 +1776,38 @@ INLINING = _mutants(
 )
 
 LIBRARY = _mutants(
-    "lower/inplace_library.py",
+    "lower/kernel_libraries.py",
     (
         "lower/test_schedule_relayouts.py",
         "lower/test_model_unchanged.py",
+        "lower/test_kernel_libraries.py",
         "-k",
-        "numbers or one_memory or library or outputs",
+        "numbers or one_memory or library or outputs or code or kernel_libraries",
     ),
     (
-        "kernels that write over their input are compiled apart",
-        "    if not inplace or target_of",
-        "    if True or target_of",
+        "kernels are compiled apart from the model's",
+        '    if target_of(target).kind.name != "llvm":',
+        "    if True:",
     ),
     (
-        "they are not compiled with the others",
-        "    functions = {g: f for g, f in mod.functions_items() if g not in inplace}",
-        "    functions = dict(mod.functions_items())",
+        "those of distinct memory are not compiled with the others",
+        "    return [group for group in (distinct, shared) if group]",
+        "    return [kernels] if kernels else []",
+    ),
+    (
+        "a kernel is compiled with what it calls",
+        "        together = {g for g, called in calls.items() if called & others}",
+        "        together = set()",
+    ),
+    (
+        "what is called is compiled with the kernel",
+        "        together = (together | others).union(*(calls[g] for g in others))",
+        "        together = together | others",
+    ),
+    (
+        "the others are all taken for shared memory",
+        "f.with_attr(_NO_ALIAS, False) for g, f in kernels.items() if g in others",
+        "f for g, f in kernels.items() if g in others",
     ),
     (
         "a compiled function has the VM call them",
@@ -1800,13 +1816,13 @@ LIBRARY = _mutants(
     ),
     (
         "a system library has a prefix",
-        "    if _is_system_library(target, system_lib) and _SYSTEM_PREFIX not in (mod.attrs or {}):",
+        "    if _is_system_library(target, system_lib):",
         "    if False:",
     ),
     (
         "the libraries of the module are kept",
-        "    libraries = [*(mod.attrs or {}).get(_LIBRARIES, ()), library]",
-        "    libraries = [library]",
+        "    libraries = list(attrs.get(_LIBRARIES, ()))",
+        "    libraries = []",
     ),
 )
 

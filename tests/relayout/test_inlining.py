@@ -126,6 +126,30 @@ def test_the_bits_are_the_same(name):
     assert run(built(inlined), inlined, [array]) == run(built(kernel), kernel, [array])
 
 
+MOVED_OUT = """
+@T.prim_func(private=True, s_tir=True)
+def moved_out(a: T.Buffer((4, 4)), b: T.Buffer((4, 4)), out: T.Buffer((4, 4))):
+    kept = T.sblock_alloc_buffer((4, 4))
+    for i, j in T.grid(4, 4):
+        with T.sblock("kept"):
+            vi, vj = T.axis.remap("SS", [i, j])
+            kept[vi, vj] = a[vi, vj]
+    for i, j in T.grid(4, 4):
+        with T.sblock("cleared"):
+            vi, vj = T.axis.remap("SS", [i, j])
+            a[vi, vj] = b[vi, vj]
+    for i, j in T.grid(4, 4):
+        with T.sblock("out"):
+            vi, vj = T.axis.remap("SS", [i, j])
+            out[vi, vj] = kept[vj, vi]
+"""
+
+
+def test_what_is_read_before_it_is_overwritten():
+    """Inlined, it would be read afterwards."""
+    assert with_producers_inlined(from_source(MOVED_OUT)) is None
+
+
 def test_an_axis_of_one_element():
     """TVM writes it at 0, which is no index."""
 
