@@ -1750,8 +1750,13 @@ INLINING = _mutants(
     ),
     (
         "a buffer that two blocks write is left",
-        "        if inlined is None or block.buffer in written:",
-        "        if inlined is None:",
+        "block.buffer in written or ",
+        "",
+    ),
+    (
+        "what is read before it is overwritten is not read afterwards",
+        " or block.buffer in read:",
+        ":",
     ),
     (
         "a kernel of other blocks is left",
