@@ -37,36 +37,31 @@ LocalPass::LocalPass(const Piece& given, int64_t bytes, int threads) {
   }
   blocks_ = bytes / block_;
   row_ = block_;
-  scratch_ = block_;
-  // The rows of a transposition.
-  const auto nearest = std::min_element(block.digits.begin(), block.digits.end(),
-                                        [](const Digit& one, const Digit& other) {
-                                          return std::abs(one.read) < std::abs(other.read);
-                                        });
-  if (nearest != block.digits.end() && nearest->into >= kPaddedRow) {
-    row_ = nearest->into;
-    const int64_t padded = row_ + kPadding;
-    scratch_ = block_ / row_ * padded;
+  padded_row_ = block_;
+  if (!block.digits.empty() && std::abs(block.digits.back().read) >= kPaddedRow) {
+    row_ = std::abs(block.digits.back().read);
+    padded_row_ = row_ + kPadding;
+    block.read = 0;
     for (Digit& digit : block.digits) {
-      if (digit.into >= row_) digit.into = digit.into / row_ * padded;
+      if (std::abs(digit.read) >= row_) digit.read = digit.read / row_ * padded_row_;
+      if (digit.read < 0) block.read -= digit.read * (digit.extent - 1);
     }
   }
-  scratch_ = (scratch_ + kPadding - 1) / kPadding * kPadding;
+  scratch_ = (block_ / row_ * padded_row_ + kPadding - 1) / kPadding * kPadding;
   threads_ = static_cast<int>(std::clamp<int64_t>(kMostScratch / scratch_, 1, threads));
   move_.emplace(block);
 }
 
 void LocalPass::Run(char* memory, char* scratch) const noexcept {
-  const int64_t padded = row_ == block_ ? row_ : row_ + kPadding;
   ShareOut(threads_, blocks_, std::max<int64_t>(1, kGrain / block_),
            [&](int thread, int64_t begin, int64_t end) {
              char* own = scratch + thread * scratch_;
              for (int64_t i = begin; i < end; ++i) {
                char* block = memory + i * block_;
-               move_->RunInCache(block, own);
                for (int64_t row = 0; row < block_ / row_; ++row) {
-                 std::memcpy(block + row * row_, own + row * padded, row_);
+                 std::memcpy(own + row * padded_row_, block + row * row_, row_);
                }
+               move_->RunInCache(own, block);
              }
            });
 }
@@ -157,22 +152,36 @@ class CutSearch {
     return bytes;
   }
 
-  double CostOfBlocks(int64_t bytes) const {
+  // Costs are as measured: copies of the memory by memcpy.
+  double CostOfBlocks(int64_t bytes, bool is_first) const {
+    const double megabytes = static_cast<double>(bytes) / (1 << 20);
+    const double cost = (is_first ? 1.1 : 1.4) + std::max(0.0, 0.15 * (megabytes - 1));
     const double threads = std::clamp<double>(kMostBlock / bytes, 1, threads_);
-    const double cost = bytes <= 256 << 10   ? 1.0
-                        : bytes <= 512 << 10 ? 1.1
-                        : bytes <= 1 << 20   ? 1.3
-                                             : 1.6;
     return cost * std::min(threads_, 4) / std::min(threads, 4.0);
   }
 
-  static double CostOfUnits(int64_t bytes) { return 1.0 + 128.0 / static_cast<double>(bytes); }
+  static double CostOfUnits(int64_t bytes) { return 1 + 128.0 / static_cast<double>(bytes); }
+
+  /*! \brief Rows of less than a line are moved in smaller squares, or by element. */
+  double Slowdown(const Order& order, const Suffix& suffix) const {
+    if (suffix.from == order.size()) return 1;
+    const Digit& digit = piece_.digits[order[suffix.from]];
+    return suffix.part < digit.extent && suffix.part * piece_.element < 64 ? 3 : 1;
+  }
+
+  double CostOfFirst(const Suffix& of_input) const {
+    return CostOfBlocks(of_input.bytes, true) * Slowdown(input_, of_input);
+  }
+  double CostOfLast(const Suffix& of_output) const {
+    return CostOfBlocks(of_output.bytes, false) * Slowdown(output_, of_output);
+  }
 
   double LeastCost(const Suffix& of_input, const Suffix& of_output) const {
     const int64_t unit = UnitBytes(of_input, of_output);
     double cost = 0;
-    if (of_input.bytes > unit) cost += CostOfBlocks(of_input.bytes);
-    if (of_output.bytes > unit) cost += CostOfBlocks(of_output.bytes);
+    if (of_input.bytes > unit || of_output.bytes > unit) cost += CostOfUnits(unit);
+    if (of_input.bytes > unit) cost += CostOfFirst(of_input);
+    if (of_output.bytes > unit) cost += CostOfLast(of_output);
     return cost;
   }
 
@@ -221,9 +230,9 @@ class CutSearch {
     cut.orders[1].insert(cut.orders[1].end(), units.begin(), units.end());
     cut.orders[2].insert(cut.orders[2].end(), units.begin(), units.end());
     cut.cost = 0;
-    if (cut.orders[0] != cut.orders[1] || flips_unit) cut.cost += CostOfBlocks(of_input.bytes);
+    if (cut.orders[0] != cut.orders[1] || flips_unit) cut.cost += CostOfFirst(of_input);
     if (moves_units) cut.cost += CostOfUnits(unit);
-    if (cut.orders[2] != cut.orders[3]) cut.cost += CostOfBlocks(of_output.bytes);
+    if (cut.orders[2] != cut.orders[3]) cut.cost += CostOfLast(of_output);
     return cut;
   }
 

@@ -78,19 +78,24 @@ class UnitPermutation {
 
  private:
   struct Segment;
-  struct Found;
+  struct Batch;
+  class Finder;
+  /*! \brief A digit, of units; `inverse` is 2^64 / extent, rounded up. */
+  struct Step {
+    int64_t extent;
+    int64_t read;
+    uint64_t inverse;
+  };
 
   int64_t Source(int64_t place) const;
-  void RunChunk(char* memory, char* scratch, int64_t bytes, int threads) const noexcept;
-  template <int kBytes>
-  void MoveSegments(char* memory, const Found& found, int64_t bytes, int threads) const noexcept;
+  void MoveSegment(char* memory, const Batch& batch, const Segment& segment, const char* saves,
+                   int64_t bytes) const;
+  void MoveChunk(char* memory, char* scratch, int64_t bytes, int threads) const noexcept;
 
-  int64_t unit_;               // bytes
-  std::vector<Digit> digits_;  // the innermost first; `read` in units
+  int64_t unit_;             // bytes
+  std::vector<Step> steps_;  // the innermost first
   int64_t read_;
   int64_t units_;
-  int64_t saves_;   // how many units there is scratch for
-  int64_t length_;  // of the longest segment
 };
 
 /*! \brief A permutation of the bytes of each block of a memory, through scratch. */
@@ -106,10 +111,11 @@ class LocalPass {
  private:
   int64_t block_;
   int64_t blocks_;
-  int64_t row_;      // bytes that lie together in scratch
+  int64_t row_;  // bytes that lie together in scratch
+  int64_t padded_row_;
   int64_t scratch_;  // bytes of a block there
   int threads_;
-  std::optional<OutOfPlaceMove> move_;  // of a block, into scratch
+  std::optional<OutOfPlaceMove> move_;  // from scratch to a block
 };
 
 /*! \brief A permutation of the bytes of one memory, as up to three passes over it. */
