@@ -102,7 +102,7 @@ class UnitPermutation {
 class LocalPass {
  public:
   /*! \param piece Of a permutation, from and to byte 0, of digits in the order of the output. */
-  LocalPass(const Piece& piece, int64_t bytes, int threads);
+  LocalPass(const Piece& piece, int64_t bytes, int threads, int64_t most_scratch);
 
   int64_t ScratchBytes() const { return threads_ * scratch_; }
 
@@ -119,6 +119,28 @@ class LocalPass {
 };
 
 /*! \brief A permutation of the bytes of one memory, as up to three passes over it. */
+class Passes {
+ public:
+  /*! \param piece Normalised, of a permutation, from and to byte 0. */
+  Passes(const Piece& piece, int threads, int64_t most_scratch);
+
+  int64_t ScratchBytes() const;
+
+  /*! \brief In times of a copy of the memory, about. */
+  double cost() const { return cost_; }
+
+  /*! \param scratch At an address of 64 bytes. */
+  void Run(char* memory, char* scratch) const noexcept;
+
+ private:
+  int threads_;
+  double cost_;
+  std::optional<LocalPass> before_;
+  std::optional<UnitPermutation> units_;
+  std::optional<LocalPass> after_;
+};
+
+/*! \brief A permutation of the bytes of one memory, by at most 4 MB of scratch. */
 class InPlaceMove {
  public:
   /*! \param piece Normalised, of a permutation, from and to byte 0. */
@@ -126,14 +148,29 @@ class InPlaceMove {
 
   int64_t ScratchBytes() const;
 
-  /*! \param scratch So many bytes, at an address of 64 bytes. */
+  /*! \param scratch At an address of 64 bytes. */
   void Run(char* memory, char* scratch) const noexcept;
 
  private:
-  int threads_;
-  std::optional<LocalPass> before_;
-  std::optional<UnitPermutation> units_;
-  std::optional<LocalPass> after_;
+  /*! \brief What is left of a transposition without the rows or columns that are set aside. */
+  struct Rest {
+    int64_t batches;
+    int64_t element;
+    int64_t rows;     // of the input, all of them
+    int64_t columns;  // all of them
+    int64_t rest;     // how many are set aside
+    bool is_of_rows;
+    Piece main;  // without them
+
+    int64_t bytes() const { return element * rest * (is_of_rows ? columns : rows); }
+  };
+
+  static std::optional<Rest> RestOf(const Piece& piece, int64_t multiple, bool is_of_rows);
+  void RunBesideRest(char* memory, char* scratch) const noexcept;
+
+  std::optional<Rest> rest_;
+  std::optional<OutOfPlaceMove> rest_move_;
+  std::optional<Passes> passes_;
 };
 
 }  // namespace relax_inplace
