@@ -75,7 +75,7 @@ static void MoveElements(const char* source, char* target, const Digit& rows, co
                          int64_t element, bool streams) {
   const bool in_lines = streams && kElement == 0 && element % kLine == 0 && IsOnLine(target) &&
                         rows.into % kLine == 0 && columns.into % kLine == 0;
-  constexpr int64_t kBlock = 64;  // of columns: as many lines of the input stay in the first cache
+  constexpr int64_t kBlock = 8;  // columns: so many lines of the input stay in the first cache
   for (int64_t block = 0; block < columns.extent; block += kBlock) {
     const int64_t end = std::min(block + kBlock, columns.extent);
     for (int64_t row = 0; row < rows.extent; ++row) {

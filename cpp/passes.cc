@@ -115,15 +115,18 @@ class CutSearch {
   }
 
  private:
-  /*! \brief Suffixes that can be a block, the shortest first. */
+  /*! \brief Suffixes that can be a block. */
   std::vector<Suffix> Suffixes(const Order& order) const {
     std::vector<Suffix> all = {{order.size(), 1, piece_.element}};
     int64_t inner = piece_.element;
     for (size_t i = order.size(); i-- > 0;) {
       const int64_t extent = piece_.digits[order[i]].extent;
       const int64_t most = std::min(extent, most_block_ / inner);
-      for (int64_t part = 2; part <= most; ++part) {
-        if (extent % part == 0) all.push_back({i, part, part * inner});
+      for (int64_t divisor = 1; divisor <= extent / divisor; ++divisor) {
+        if (extent % divisor != 0) continue;
+        const int64_t other = extent / divisor;
+        if (divisor > 1 && divisor <= most) all.push_back({i, divisor, divisor * inner});
+        if (other > divisor && other <= most) all.push_back({i, other, other * inner});
       }
       if (extent > most) break;
       inner *= extent;
