@@ -249,8 +249,8 @@ class Sizes:
         """``form // by``, of no more quotients than are needed."""
         if by == 1:
             return form
-        if isinstance(by, int) and by < 1:
-            raise NoRelayout("divides by a number below 1")
+        if by == 0 or not is_at_least_zero(by):  # a size that is 0 is not divided by
+            raise NoRelayout("divides by a number that may be below 1")
         key = form, by
         if key not in self._known:
             self._known[key] = self._quotient(form, by)

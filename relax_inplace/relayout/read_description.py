@@ -25,7 +25,7 @@ from .cutting import Cut, changed_box, new_digit, resolve
 from .description import Computed, Digit, Piece, Relayout, box_of, normal
 from .fields import Field, ValueReader, bits_of
 from .index import Counter, Form, NoRelayout, Restart, Sizes, constant
-from .size import Size
+from .size import Size, is_at_least_zero
 from .te_block import loads_in
 from .tir_forms import IndexReader, choice_of
 
@@ -85,6 +85,7 @@ class _Kernel:
         self._sizes = sizes
         self._params: dict[relax.Var, tuple[int, list[Size]]] = {}
         self._bits: dict[int, Size] = {}
+        self._dimensions: set[Size] = set()
         reader = IndexReader(sizes, {})
         sizes.suppose(())
         for number, param in enumerate(kernel.params[:]):
@@ -101,9 +102,11 @@ class _Kernel:
             raise NoRelayout("has a buffer that is not row-major elements of whole bytes")
         strides: list[Size] = []
         step: Size = bits
-        for size in reversed(ty.shape[:]):
+        for expr in reversed(ty.shape[:]):
+            size = reader.size(expr)
             strides.insert(0, step)
-            step = step * reader.size(size)
+            self._dimensions.add(size)
+            step = step * size
         self._params[param] = number, strides
         self._bits[number] = step
 
@@ -162,7 +165,10 @@ class _Kernel:
         self._sizes.suppose(())
         reader = IndexReader(self._sizes, at)
         for var, least, extent in store.loops:
-            form, new = new_digit(reader.size(extent))
+            size = reader.size(extent)
+            if not is_at_least_zero(size) and size not in self._dimensions:
+                raise NoRelayout("has a loop whose length may be below 0")
+            form, new = new_digit(size)
             at[var] = form.plus(constant(reader.size(least)))
             box += new
         return box, at
