@@ -25,6 +25,7 @@ from .size import (
     Unknown,
     divided,
     evaluate,
+    factors_in,
     is_at_least_zero,
     nominal,
     over,
@@ -191,8 +192,7 @@ class Sizes:
     def suppose(self, extents: Iterable[Size]) -> None:
         """From here on, what is proved is of a box that has points."""
         self._known = {}
-        products = [e for e in extents if isinstance(e, Polynomial) and len(e.terms) == 1]
-        self.positive = {unknown for product in products for unknown in unknowns_in(product)}
+        self.positive = factors_in(extents)
 
     # -- of forms ----------------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, TypeAlias
 
 from tvm import ir, relax, tirx
@@ -27,6 +27,7 @@ __all__ = [
     "divided",
     "evaluate",
     "expression",
+    "factors_in",
     "is_at_least_zero",
     "nominal",
     "over",
@@ -170,6 +171,12 @@ def _product(one: _Monomial, two: _Monomial) -> _Monomial:
 def unknowns_in(size: Size) -> set[Unknown]:
     """The unknowns of a size."""
     return {unknown for monomial in _terms(size) for unknown, _ in monomial}
+
+
+def factors_in(sizes: Iterable[Size]) -> set[Unknown]:
+    """The unknowns that are 1 or more if all these sizes are: those of products."""
+    products = [s for s in sizes if isinstance(s, Polynomial) and len(s.terms) == 1]
+    return {unknown for product in products for unknown in unknowns_in(product)}
 
 
 def evaluate(size: Size, values: Mapping[Unknown, Size]) -> Size:

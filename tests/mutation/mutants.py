@@ -1085,7 +1085,235 @@ PIPELINE = _mutants(
 
 # -- what calls do --------------------------------------------------------------------------------
 
+# -- what a kernel moves ---------------------------------------------------------------------------
+
+DESCRIPTIONS = [
+    *_mutants(
+        "relayout/coverage.py",
+        ("relayout/test_coverage.py",),
+        ("no box is no places", "        return size == 0\n", "        return True\n"),
+        (
+            "a run begins with the first place",
+            "return base == 0 and digits ==",
+            "return digits ==",
+        ),
+        ("so does the first part", "    if starts[0] != 0:\n", "    if False:\n"),
+        (
+            "each part ends where the next one begins",
+            "zip(groups, starts, ends, strict=True)",
+            "zip(groups[1:], starts[1:], ends[1:])",
+        ),
+        (
+            "rows change in a known order",
+            "    if not all(is_at_least_zero(b - a) for a, b in itertools.pairwise(order)):\n",
+            "    if False:\n",
+        ),
+        (
+            "and in no other rows",
+            "    if order[0] != 0 or order[-1] != (rows if rest == 0 else rows + 1):\n",
+            "    if False:\n",
+        ),
+        (
+            "each row is tiled",
+            "        if not _tile(there, below, known):\n",
+            "        if False:\n",
+        ),
+    ),
+    *_mutants(
+        "relayout/size.py",
+        ("relayout/test_size.py",),
+        (
+            "a negative term is not above 0",
+            "    return all(number >= 0 for number in _terms(evaluate(size, values)).values())\n",
+            "    return True\n",
+        ),
+        (
+            "only what is linear is settled by its ends",
+            "unknown.high is not None and _is_linear_in(size, unknown)",
+            "unknown.high is not None",
+        ),
+        (
+            "both ends",
+            "            ends = (low, unknown.high)\n",
+            "            ends = (low, low)\n",
+        ),
+    ),
+    *_mutants(
+        "relayout/read_description.py",
+        ("relayout/test_read_description.py", "-k", "refused or any_loops or any_kernels"),
+        (
+            "each place is written once",
+            "        if not tile((box_of(piece) for piece in found), self._bits[output]):\n",
+            "        if False:\n",
+        ),
+        (
+            "what is read is not written",
+            "        if any(param in pieces for relayout in found for param in relayout.inputs):\n",
+            "        if False:\n",
+        ),
+        (
+            "shifted bits are in the element",
+            "        if not sizes.is_within(source.bit, source.width - field.width + 1):\n",
+            "        if False:\n",
+        ),
+        (
+            "values do not depend on their places",
+            "any(not any(v.same_as(s) for s in own) for v in",
+            "any(False for v in",
+        ),
+        (
+            "buffers are row-major",
+            "        if not bits or not plain or not starts:\n",
+            "        if not bits:\n",
+        ),
+        (
+            "no threads",
+            "        if body.kind not in _SERIAL or body.step is not None:\n",
+            "        if body.step is not None:\n",
+        ),
+        (
+            "loops have a length",
+            "            if not is_at_least_zero(size) and size not in self._dimensions:\n",
+            "            if False:\n",
+        ),
+        (
+            "stores have their conditions",
+            "        if not all(indices.holds(condition) is said for condition, said in store.conditions):\n",
+            "        if False:\n",
+        ),
+    ),
+    *_mutants(
+        "relayout/tir_forms.py",
+        ("relayout/test_read_description.py", "-k", "refused or any_loops or what_is_read"),
+        (
+            "unsigned indices may wrap around",
+            "            if not self.sizes.is_within(form if known[1] else form.plus(constant(half)), 2 * half):\n",
+            "            if False:\n",
+        ),
+        (
+            "unsigned comparisons, too",
+            '        if str(condition.a.ty) not in ("int32", "int64"):\n',
+            "        if False:\n",
+        ),
+        (
+            "a division towards 0 is another one below it",
+            "            if low is None or not self.sizes.is_at_least(low, 0):\n",
+            "            if False:\n",
+        ),
+    ),
+    *_mutants(
+        "relayout/index.py",
+        ("relayout/test_read_description.py", "-k", "refused or any_moves or what_is_read"),
+        (
+            "a rest is 0 or more",
+            "        return self.is_at_least(low, 0) and self.is_at_least(size - 1, high)\n",
+            "        return self.is_at_least(size - 1, high)\n",
+        ),
+        (
+            "and below the divisor",
+            "        return self.is_at_least(low, 0) and self.is_at_least(size - 1, high)\n",
+            "        return self.is_at_least(low, 0)\n",
+        ),
+        (
+            "divisors are above 0",
+            "        if by == 0 or not is_at_least_zero(by):",
+            "        if by == 0:",
+        ),
+    ),
+    *_mutants(
+        "relayout/cutting.py",
+        ("relayout/test_read_description.py", "-k", "refused or pad or loops"),
+        (
+            "a border is in the box",
+            "    if not is_at_least_zero(border) or not is_at_least_zero(digit.extent - border):\n",
+            "    if False:\n",
+        ),
+    ),
+    *_mutants(
+        "relayout/description_inverse.py",
+        ("relayout/test_description_inverse.py", "-k", "any_moves or slice or repeat"),
+        (
+            "every element is kept",
+            "    if not tile((box_of(piece) for piece in pieces), relayout.bits_of(source)):\n",
+            "    if False:\n",
+        ),
+    ),
+    *_mutants(
+        "relayout/byte_moves.py",
+        ("relayout/test_byte_moves.py", "relayout/test_description_inverse.py"),
+        (
+            "a bijection reads all",
+            "    return tile(boxes, relayout.bits_of(source))\n",
+            "    return True\n",
+        ),
+        (
+            "runs are of bytes",
+            "    if width is None or into is None or read is None or len(whole) < len(digits):\n",
+            "    if into is None or read is None:\n",
+        ),
+    ),
+    *_mutants(
+        "relayout/description_slices.py",
+        ("relayout/test_description_slices.py",),
+        (
+            "what is inside stays inside",
+            "    inside = all(is_at_least_zero(end, positive) for end in (low, step - 1 - high))\n",
+            "    inside = True\n",
+        ),
+        (
+            "an axis begins with its first position",
+            "    return inside and over(position, size) is not None\n",
+            "    return inside\n",
+        ),
+        (
+            "an input is sliced along one axis",
+            "            if axes.setdefault(param, found) != found:\n",
+            "            if axes.setdefault(param, found) is found is Ellipsis:\n",
+        ),
+        (
+            "all of it is along the axis",
+            "    if len(along) != 1:\n",
+            "    if not along:\n        return piece.digits[0], list(piece.digits[1:])\n    if False:\n",
+        ),
+    ),
+    *_mutants(
+        "relayout/description_blocks.py",
+        ("relayout/test_description_blocks.py",),
+        (
+            "what is inside stays inside",
+            "    return number + low // block if low // block == high // block else None\n",
+            "    return number + low // block\n",
+        ),
+        (
+            "in the same block on both sides",
+            "        if here is None or here != there:\n",
+            "        if here is None or there is None:\n",
+        ),
+        (
+            "blocks go on as far on both sides",
+            "        return [] if digit.read[at] == blocks * read else None\n",
+            "        return []\n",
+        ),
+        (
+            "no input is used twice",
+            "            if sum(source in other.inputs for other in relayouts) == 1:\n",
+            "            if True:\n",
+        ),
+        (
+            "the output is not larger",
+            "    if not is_at_least_zero(relayout.bits_of(source) - relayout.bits_of(relayout.output)):\n",
+            "    if False:\n",
+        ),
+        (
+            "a block fits into scratch memory",
+            "        if read * times > most * 8:\n",
+            "        if False:\n",
+        ),
+    ),
+]
+
 MUTANTS = [
+    *DESCRIPTIONS,
     *OWNERSHIP,
     *INPLACE,
     *TE_BLOCKS,

@@ -15,6 +15,10 @@ from relax_inplace.relayout.size import Polynomial, Unknown
 
 n, m = (Polynomial.of(Unknown("size", (tirx.Var(name, "int64"),))) for name in "nm")
 
+REST = Unknown("%", (n, 16), 15)
+rest = Polynomial.of(REST)
+last = Polynomial.of(Unknown("//", (rest + 15, 16), 1, REST))  # 0 if the rest is, else 1
+
 
 def counts(boxes, size, known):
     """How often each place is in the boxes; None if one is outside."""
@@ -101,6 +105,7 @@ TILED = {
         [(0, ((n * 8 + 3, 1),)), (n * 8 + 3, ((5, 1),)), (n * 8 + 8, ((8, 1),))],
         n * 8 + 16,
     ),
+    "a rim": ([(0, ((last, m * 128), (m, 8), (rest, m * 8), (8, 1)))], rest * m * 8),
     "halves of rows": ([(0, ((n * 2, 4), (4, 1))), (n * 8, ((m, 8), (8, 1)))], n * 8 + m * 8),
 }
 
@@ -121,6 +126,14 @@ NOT_TILED = {
     "all twice": ([(0, ((n, 8), (8, 1)))] * 2, n * 8),
     "repeated": ([(0, ((2, 0), (n * 8, 1)))], n * 8),
     "not from the first one": ([(8, ((n, 8), (8, 1)))], n * 8),
+    "parts that are not from the first one": ([(8, ((8, 1),)), (16, ((n, 1),))], n + 16),
+    "a last tile that need not be there": ([(0, ((last, 8), (8, 1)))], 8),
+    "a row too many": ([(at, ((n + 1, 8), (4, 1))) for at in (0, 4)], n * 8),
+    "a row too early": ([(at - 8, ((n + 1, 8), (4, 1))) for at in (0, 4)], n * 8),
+    "rows that may be beyond the end": (
+        [(0, ((n, 8), (4, 1))), (4, ((3, 8), (4, 1))), (28, ((n - 3, 8), (4, 1)))],
+        n * 8,
+    ),
     "sizes that need not be equal": ([(0, ((n * 8, 1),))], m * 8),
     "the size of another": ([(0, ((n, m * 8), (n * 8, 1)))], n * m * 8),
     "overlapping": ([(0, ((n * 8, 1),)), (m * 8, ((n * 8, 1),))], n * 8 + m * 8),

@@ -249,6 +249,37 @@ REFUSED = {
         'for i in range(8): B[i] = (A[i] >> T.Cast("uint8", i)) & T.uint8(3)',
         "shifts by more bits than there are",
     ),
+    "an index that wraps around": (
+        'A: T.Buffer((512,), "int8"), B: T.Buffer((512,), "int8")',
+        'for i in range(512): B[i] = A[T.Cast("int64", T.Cast("uint8", i))]',
+        "has an index that its dtype may not hold",
+    ),
+    "an unsigned comparison": (
+        DATA,
+        """for i in range(8):
+        if T.Cast("uint32", i) - T.uint32(4) < T.uint32(9): B[i] = A[i]""",
+        "chooses by what is no index",
+    ),
+    "a division towards 0 of what may be below": (
+        DATA,
+        "for i in range(8): B[i] = A[T.truncdiv(i - 4, 4) + 1]",
+        "divides what may be below 0",
+    ),
+    "a loop of no length": (
+        "a: T.handle, b: T.handle, n: T.int64, m: T.int64",
+        """A = T.match_buffer(a, (m,), "int8")
+    B = T.match_buffer(b, (m,), "int8")
+    for i in range(n): B[i] = A[i]
+    for i in range(m - n): B[n + i] = A[i]""",
+        "has a loop whose length may be below 0",
+    ),
+    "a border beyond the end": (
+        "a: T.handle, b: T.handle, n: T.int64, m: T.int64",
+        """A = T.match_buffer(a, (m,), "int8")
+    B = T.match_buffer(b, (n,), "int8")
+    for i in range(n): B[i] = T.if_then_else(i < m, A[i], T.int8(0))""",
+        "is cut at a size that may be beyond the end",
+    ),
     "threads": (
         DATA,
         """for i in T.thread_binding(8, "threadIdx.x"): B[i] = A[i]""",

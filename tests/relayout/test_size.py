@@ -59,6 +59,11 @@ def test_what_is_proved_holds(a, known):
         assert not is_at_least_zero(a, positive) or number(a, known) >= 0
 
 
+def test_ends_settle_what_is_linear():
+    assert is_at_least_zero(n * 7 - BELOW_8 * n)
+    assert not is_at_least_zero(BELOW_8 * BELOW_8 - BELOW_8 * 7)
+
+
 @given(sizes(), values)
 def test_as_tir(a, known):
     """The same number."""
