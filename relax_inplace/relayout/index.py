@@ -29,6 +29,7 @@ from .size import (
     is_at_least_zero,
     nominal,
     over,
+    terms_of,
     unknowns_in,
 )
 
@@ -267,16 +268,15 @@ class Sizes:
                 whole.terms[term] = q  # type: ignore[index]
         if not rest:
             return whole.plus(constant(self.floordiv(form.const, by)))
-        q, start = divided(form.const, by)
+        q, left = self._from_least(Form(rest, form.const), by)
         whole = whole.plus(constant(q))
-        left = Form(rest, start)
-        if self.is_within(left, by):
-            return whole
-        low, high = self.bounds(left)
-        ends = by, low, high
-        if all(isinstance(end, int) for end in ends) and low // by == high // by:  # type: ignore[operator]
-            return whole.plus(constant(low // by))  # type: ignore[operator]
-        return whole.plus(self._reduced(left, by))
+        return whole if self.is_within(left, by) else whole.plus(self._reduced(left, by))
+
+    def _from_least(self, form: Form, by: Size) -> tuple[Size, Form]:
+        """A number of `by`, and what is left of the form, of which the least value is below it."""
+        low, _ = self.bounds(form)
+        q, _ = divided(form.const if low is None else low, by)
+        return q, form.plus(constant(-q * by))
 
     def _reduced(self, form: Form, by: Size) -> Form:
         """``(g * f + t) // (g * c)`` is ``f // c``, where t is below g."""
@@ -285,8 +285,8 @@ class Sizes:
             g = functools.reduce(_common, (a for _, a in terms[count:]), by)
             if g == 1:
                 continue
-            more, start = divided(form.const, g)
-            if self.is_within(Form(dict(terms[:count]), start), g):
+            more, tail = self._from_least(Form(dict(terms[:count]), form.const), g)
+            if self.is_within(tail, g):
                 head = {term: _exact(a, g) for term, a in terms[count:]}
                 form, by = Form(head, more), _exact(by, g)
                 break
@@ -318,29 +318,17 @@ def _sum(
 
 
 def _common(one: Size, two: Size) -> Size:
-    """A size that divides both: of ints, the greatest."""
+    """A size above 0 that divides both: of ints, and of products, the greatest."""
     if isinstance(one, int) and isinstance(two, int):
         return math.gcd(one, two)
-    terms = [
-        (monomial, number)
-        for size in (one, two)
-        for monomial, number in (
-            size.terms if isinstance(size, Polynomial) else {frozenset(): size}
-        ).items()
-    ]
-    number = math.gcd(*(number for _, number in terms))
-    powers = dict(terms[0][0])
-    for monomial, _ in terms[1:]:
-        own = dict(monomial)
-        powers = {u: min(power, own[u]) for u, power in powers.items() if u in own}
-    product: Size = number
-    for unknown, power in powers.items():
-        for _ in range(power):
+    for size, other in ((one, two), (two, one)):
+        if isinstance(size, Polynomial) and len(size.terms) > 1 and over(other, size) is not None:
+            return size if nominal(size) > 0 else -size
+    terms = [*terms_of(one).items(), *terms_of(two).items()]
+    product: Size = math.gcd(*(number for _, number in terms))
+    for unknown in unknowns_in(one) & unknowns_in(two):
+        for _ in range(min(dict(monomial).get(unknown, 0) for monomial, _ in terms)):
             product = Polynomial.of(unknown) * product
-    if isinstance(two, Polynomial) and over(one, two) is not None:
-        return two
-    if isinstance(one, Polynomial) and over(two, one) is not None:
-        return one
     return product
 
 

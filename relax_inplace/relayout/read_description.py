@@ -257,9 +257,9 @@ def _piece(
 ) -> Piece:
     """A piece of a box. Raises Cut where a place is no sum of digits."""
     forms = [place, *(form for _, form in elements)]
-    for form in forms:
-        for quotient in form.quotients:
-            raise Cut(resolve(quotient, sizes))
+    changes = resolve(forms, sizes)
+    if changes:
+        raise Cut(changes)
     digits = tuple(
         Digit(
             digit.extent, place.terms.get(digit, 0), tuple(f.terms.get(digit, 0) for f in forms[1:])

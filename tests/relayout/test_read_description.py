@@ -378,3 +378,66 @@ def test_a_pad_is_a_constant_piece():
         Piece((Digit(7 * 16, 1, (1,)),), 0, ((0, 0),)),
         Piece((Digit(16, 1),), 7 * 16, (), fill=0x3C00),
     )
+
+
+# -- any size --------------------------------------------------------------------------------------
+
+
+@st.composite
+def moves_of_any_size(draw):
+    """As `moves`, of digits whose number is known at run time: a kernel, and its indices of sizes."""
+    names = {"n": tirx.Var("n", "int64"), "k": tirx.Var("k", "int64")}
+    digits = draw(st.lists(st.sampled_from((2, 3, 4, "n", "k")), min_size=2, max_size=4))
+    order = draw(st.permutations(range(len(digits))))
+    backwards = [draw(st.booleans()) for _ in digits]
+    cuts = [draw(st.booleans()) for _ in digits], [draw(st.booleans()) for _ in digits]
+
+    def merged(sizes, at):
+        shape = [tirx.const(1, "int64")]
+        for size, cut in zip(sizes, at, strict=True):
+            shape = [*shape, size] if cut else [*shape[:-1], shape[-1] * size]
+        return shape
+
+    extents = [names[d] if d in names else tirx.const(d, "int64") for d in digits]
+    made = [extents[place] for place in order]
+    given_shape, made_shape = merged(extents, cuts[0]), merged(made, cuts[1])
+
+    def element(given, at):
+        flat = at[0]
+        for size, index in zip(made_shape[1:], at[1:], strict=True):
+            flat = flat * size + index
+        found = {}
+        for place in reversed(order):
+            digit, flat = flat % extents[place], flat // extents[place]
+            found[place] = extents[place] - 1 - digit if backwards[place] else digit
+        place = found[0]
+        for at_digit in range(1, len(digits)):
+            place = place * extents[at_digit] + found[at_digit]
+        indices = []
+        for size in reversed(given_shape):
+            indices.insert(0, place % size)
+            place = place // size
+        return given(*indices)
+
+    given = te.placeholder(given_shape, "int16", "given")
+    result = te.compute(made_shape, lambda *at: element(given, at), "made")
+    kernel = te.create_prim_func([given, result, *names.values()])
+
+    def expected(array, sizes):
+        shape = [sizes.get(digit, digit) for digit in digits]
+        axes = [slice(None, None, -1) if turned else slice(None) for turned in backwards]
+        return array.reshape(shape)[tuple(axes)].transpose(order)
+
+    return kernel, lambda sizes: np.prod([sizes.get(d, d) for d in digits]), expected
+
+
+@examples(60, fuzz=20000)
+@given(moves_of_any_size())
+def test_any_moves_of_any_size(drawn):
+    kernel, count, expected = drawn
+    found = read_relayouts(kernel)
+    assert not isinstance(found, str), found
+    for sizes in ({"n": 3, "k": 5}, {"n": 1, "k": 1}, {"n": 4, "k": 0}, {"n": 6, "k": 2}):
+        array = np.arange(count(sizes), dtype="int16")
+        made = apply(found[0], {0: array.tobytes()}, {}, sizes)
+        assert made == expected(array, sizes).tobytes()
