@@ -16,8 +16,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import TypeAlias
+
+from tvm import relax
 
 from .size import (
     Polynomial,
@@ -126,13 +128,20 @@ def constant(size: Size) -> Form:
 class Sizes:
     """What is known of sizes while a kernel is read.
 
+    Parameters
+    ----------
+    variables : collection of relax.Var, optional
+        Those that are sizes, and so 0 or more: all, if it is not given.
+
     Attributes
     ----------
+    variables : collection of relax.Var or None
     positive : set of Unknown
         Those that are 1 or more, where there is anything to do.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, variables: Collection[relax.Var] | None = None) -> None:
+        self.variables = variables
         self._divided: dict[Unknown, Size] = {}
         self.positive: set[Unknown] = set()
         self._known: dict[tuple[Form, Size], Form] = {}

@@ -56,7 +56,7 @@ def read_relayouts(kernel: tirx.PrimFunc) -> list[Relayout] | str:
     list of Relayout, or str
         In the order of parameters; each is proved to write each bit of its output once.
     """
-    sizes = Sizes()
+    sizes = Sizes(_variables_of(kernel))
     for _ in range(_MOST_RESTARTS):
         try:
             return _Kernel(kernel, sizes).relayouts()
@@ -65,6 +65,12 @@ def read_relayouts(kernel: tirx.PrimFunc) -> list[Relayout] | str:
         except NoRelayout as error:
             return str(error)
     return "divides sizes in too many ways"
+
+
+def _variables_of(kernel: tirx.PrimFunc) -> set[relax.Var]:
+    """What is in the shapes of tensors: it is 0 or more. Other numbers may be below."""
+    shapes = [param.ty.shape[:] for param in kernel.params[:] if isinstance(param.ty, BufferType)]
+    return {var for shape in shapes for size in shape for var in tirx.analysis.undefined_vars(size)}
 
 
 @dataclasses.dataclass

@@ -84,6 +84,8 @@ class IndexReader:
             return known
         if str(var.ty) != "int64":
             raise NoRelayout("has a size that is not int64")
+        if self.sizes.variables is not None and var not in self.sizes.variables:
+            raise NoRelayout("depends on a number that is no size")
         return constant(self.sizes.of(Unknown("size", (var,))))
 
     def _cast(self, expr: tirx.Cast) -> Form:

@@ -1124,7 +1124,7 @@ DESCRIPTIONS = [
         ("relayout/test_size.py",),
         (
             "a negative term is not above 0",
-            "    return all(number >= 0 for number in _terms(evaluate(size, values)).values())\n",
+            "    return all(number >= 0 for number in terms_of(evaluate(size, values)).values())\n",
             "    return True\n",
         ),
         (
@@ -1189,6 +1189,11 @@ DESCRIPTIONS = [
             "unsigned indices may wrap around",
             "            if not self.sizes.is_within(form if known[1] else form.plus(constant(half)), 2 * half):\n",
             "            if False:\n",
+        ),
+        (
+            "numbers that are no sizes may be below 0",
+            "        if self.sizes.variables is not None and var not in self.sizes.variables:\n",
+            "        if False:\n",
         ),
         (
             "unsigned comparisons, too",

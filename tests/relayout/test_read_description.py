@@ -265,12 +265,18 @@ REFUSED = {
         "for i in range(8): B[i] = A[T.truncdiv(i - 4, 4) + 1]",
         "divides what may be below 0",
     ),
+    "a number that may be below 0": (
+        'A: T.Buffer((8,), "int8"), B: T.Buffer((8,), "int8"), s: T.int64',
+        "for i in range(8): B[i] = A[(i + s) % 8]",
+        "depends on a number that is no size",
+    ),
     "a loop of no length": (
-        "a: T.handle, b: T.handle, n: T.int64, m: T.int64",
-        """A = T.match_buffer(a, (m,), "int8")
+        "a: T.handle, b: T.handle, c: T.handle, n: T.int64, m: T.int64",
+        """A = T.match_buffer(a, (n,), "int8")
     B = T.match_buffer(b, (m,), "int8")
-    for i in range(n): B[i] = A[i]
-    for i in range(m - n): B[n + i] = A[i]""",
+    C = T.match_buffer(c, (m,), "int8")
+    for i in range(n): C[i] = A[i]
+    for i in range(m - n): C[n + i] = B[i]""",
         "has a loop whose length may be below 0",
     ),
     "a border beyond the end": (
