@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from described import number, places
+from described import apply, number, places
 from hypothesis import given
 from inplace_kernels import kernels_of, moves, random_array
 from moving_kernels import COMPUTED, LAYOUTS, OPERATORS, SIZES
@@ -33,7 +33,8 @@ def carried_out(moves, arrays, count, sizes):
         if move.source is not None:
             made = arrays[move.source][read[:, None] + run]
         if move.pattern:
-            made = made ^ np.frombuffer(move.pattern.to_bytes(width, "little"), "uint8")
+            assert width % len(move.pattern) == 0
+            made = made ^ np.resize(np.frombuffer(move.pattern, "uint8"), width)
         out[into[:, None] + run] = made
     return out
 
@@ -49,8 +50,6 @@ BITS = ("int4", "awq", "gptq", "kn_to_nk", "nk_to_kn")
 
 @pytest.mark.parametrize("name", {**OPERATORS, **LAYOUTS})
 def test_as_the_description_says(name):
-    from described import apply
-
     sizes = {"n": 50, "k": 100} if "rim" in name else SIZES
     for relayout in relayouts(name):
         assert is_move(relayout)
@@ -88,14 +87,14 @@ def test_a_transpose_is_one_move():
     relayout = described(relax.op.permute_dims, ((12, 10), "float16"))
     assert is_bijection(relayout)
     digits = ByteDigit(10, 24, 2), ByteDigit(12, 2, 20)
-    assert byte_moves(relayout) == [ByteMove(2, digits, 0, 0, 0, 0)]
+    assert byte_moves(relayout) == [ByteMove(2, digits, 0, 0, 0, b"")]
 
 
 def test_blocks_with_a_head_are_two_moves():
     """GGML's: scales, and codes of which the sign is turned over."""
     relayout = described(lambda x: layout.ggml.interleave(x, rows=8, bytes=8), ((24, 90), "uint8"))
     assert is_bijection(relayout)
-    assert [(move.width, move.pattern) for move in byte_moves(relayout)] == [(2, 0), (1, 0x88)]
+    assert [(m.width, m.pattern) for m in byte_moves(relayout)] == [(2, b""), (8, b"\x88")]
 
 
 def test_nibbles_are_no_whole_bytes():
@@ -103,6 +102,13 @@ def test_nibbles_are_no_whole_bytes():
     relayout = described(lambda x: to_gemm(x, arch=80, bits=4), ((192, 64), "int8"))
     assert is_bijection(relayout)
     assert byte_moves(relayout) is None
+
+
+def test_a_constant_is_repeated():
+    padded = lambda x: relax.op.nn.pad(x, (0, 0, 0, 3), pad_value=1.0)  # noqa: E731
+    move, fill = byte_moves(described(padded, ((4, 5), "float16")))
+    assert move == ByteMove(10, (ByteDigit(4, 16, 10),), 0, 0, 0, b"")
+    assert fill == ByteMove(6, (ByteDigit(4, 16, 0),), 10, None, 0, b"\x00\x3c")
 
 
 @pytest.mark.parametrize("name", COMPUTED)
