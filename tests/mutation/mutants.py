@@ -1114,6 +1114,11 @@ DESCRIPTIONS = [
             "    if False:\n",
         ),
         (
+            "a last tile is left out only where its rim is there",
+            "            if any(over(other, Polynomial.of(rim)) is not None for other in others):\n",
+            "            if True:\n",
+        ),
+        (
             "each row is tiled",
             "        if not _tile(there, below, known):\n",
             "        if False:\n",

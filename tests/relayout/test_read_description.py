@@ -265,6 +265,11 @@ REFUSED = {
         "for i in range(8): B[i] = A[T.truncdiv(i - 4, 4) + 1]",
         "divides what may be below 0",
     ),
+    "a divisor below 0": (
+        DATA,
+        "for i in range(8): B[i] = A[T.floordiv(i, -4) + 2]",
+        "divides by a number that may be below 1",
+    ),
     "a number that may be below 0": (
         'A: T.Buffer((8,), "int8"), B: T.Buffer((8,), "int8"), s: T.int64',
         "for i in range(8): B[i] = A[(i + s) % 8]",
