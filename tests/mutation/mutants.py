@@ -1283,7 +1283,7 @@ DESCRIPTIONS = [
         (
             "all of it is along the axis",
             "    if len(along) != 1:\n",
-            "    if not along:\n        return piece.digits[0], list(piece.digits[1:])\n    if False:\n",
+            "    if len(along) > 1:\n",
         ),
     ),
     *_mutants(

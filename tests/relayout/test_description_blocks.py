@@ -9,6 +9,7 @@ from moving_kernels import LAYOUTS, OPERATORS, SIZES
 from profiles import examples
 from tvm import relax, te
 
+from relax_inplace.relayout.description import Digit, Piece, Relayout
 from relax_inplace.relayout.description_blocks import Blocks, find_blocks, in_blocks
 from relax_inplace.relayout.inlining import with_producers_inlined
 from relax_inplace.relayout.inplace_kernel import MOST_SCRATCH, find_inplace_pairs
@@ -128,6 +129,15 @@ def test_two_outputs_of_one_input():
 def test_another_input_is_read_anywhere():
     (relayout,) = relayouts(lambda w, v: op.add(w, op.flip(v, 0)), MATRIX, MATRIX)
     assert find_blocks([relayout], MOST_SCRATCH) == [Blocks(1, 2, 4, 4)]  # FuseOps turns them round
+
+
+def test_what_is_read_stays_in_a_block():
+    def rows(step):
+        digits = Digit(6, 24, (32,)), Digit(3, 8, (step,)), Digit(8, 1, (1,))
+        return Relayout(1, (Piece(digits, 0, ((0, 0),)),), ((0, 6 * 4 * 8), (1, 6 * 3 * 8)))
+
+    assert in_blocks(rows(8), 0, MOST_SCRATCH) == Blocks(0, 1, 4, 3)
+    assert isinstance(in_blocks(rows(16), 0, MOST_SCRATCH), str)  # goes on in the next one
 
 
 def test_a_neighbour_is_outside():

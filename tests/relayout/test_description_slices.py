@@ -9,6 +9,7 @@ from moving_kernels import COMPUTED, LAYOUTS, OPERATORS
 from profiles import examples
 from tvm import relax, tirx
 
+from relax_inplace.relayout.description import Digit, Piece, Relayout
 from relax_inplace.relayout.description_slices import sliced_axes
 from relax_inplace.relayout.index import Restart, Sizes
 from relax_inplace.relayout.inlining import with_producers_inlined
@@ -108,6 +109,27 @@ SLICED = {
 def test_sliced(name):
     function, tensors, expected = SLICED[name]
     assert axes_of(function, *tensors) == expected
+
+
+def test_one_axis_of_an_input():
+    (kernel,) = kernels_of(lambda x: op.add(x, op.permute_dims(x)), ((12, 12), "float16"))
+    kernel = with_producers_inlined(kernel)
+    (relayout,) = read_relayouts(kernel)
+    assert [sliced_axes(relayout, shapes_of(kernel), axis) for axis in (0, 1)] == [None, None]
+
+
+def rows(step, base):
+    """Six rows of three bytes from rows of four."""
+    digits = Digit(6, 24, (32,)), Digit(3, 8, (step,)), Digit(8, 1, (1,))
+    return Relayout(1, (Piece(digits, 0, ((0, base),)),), ((0, 6 * 4 * 8), (1, 6 * 3 * 8)))
+
+
+def test_what_is_read_stays_in_a_position():
+    shapes = {0: [6, 4], 1: [6, 3]}
+    assert sliced_axes(rows(8, 0), shapes, 0) == {0: 0}
+    assert sliced_axes(rows(8, 8), shapes, 0) == {0: 0}
+    assert sliced_axes(rows(16, 0), shapes, 0) is None  # goes on in the next row
+    assert sliced_axes(rows(8, 32), shapes, 0) is None  # is the next row
 
 
 def test_sizes_are_of_one_kernel():
