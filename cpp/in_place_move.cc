@@ -1,296 +1,116 @@
-// In place: a local pass, a permutation of units, a local pass; whichever of them there is need
-// for.
+// Moves in place: passes over the memory, of a part of it where all of it has no good divisors.
 //
-// Let X be the digits in the order of the input and Y in that of the output. The units are digits
-// that are in a suffix of X and in one of Y. A first pass, within blocks that are the suffix of X,
-// puts them innermost; the units go where the suffix of Y is together; a last pass, within blocks
-// of that, puts its digits in their order. Digits are cut in two where only a part is to be in a
-// unit: in a transposition (m, n) -> (n, m), n = k * t, units are of t elements: (m, k, t) -> (k,
-// m, t), and each block (m, t) -> (t, m).
+// A transposition (m, n) -> (n, m) of odd sizes leaves a few columns, or rows, aside. Columns: they
+// are kept in scratch, rows close up, the rest is transposed, and they are its last rows. Rows:
+// they are transposed into scratch, the rest is transposed in place, and its rows move apart for
+// them.
 #include <algorithm>
 #include <cstdint>
-#include <cstdlib>
 #include <cstring>
 #include <numeric>
-#include <vector>
+#include <utility>
 
-#include "processors.h"
 #include "relayout.h"
 
 namespace relax_inplace {
 
 /*! \brief Of all threads together. */
 constexpr int64_t kMostScratch = int64_t{4} << 20;
-/*! \brief A block fits into scratch with what pads its rows there. */
-constexpr int64_t kMostBlock = kMostScratch / 9 * 8;
-constexpr int64_t kGrain = int64_t{256} << 10;
-/*! \brief Rows of a power of two would share few places of a cache. */
-constexpr int64_t kPaddedRow = 512;
-constexpr int64_t kPadding = 64;
-
-LocalPass::LocalPass(const Piece& given, int64_t bytes, int threads) {
-  Piece block = given;
-  block_ = bytes;
-  while (!block.digits.empty() && block.digits.front().into == block.digits.front().read) {
-    block_ /= block.digits.front().extent;
-    block.digits.erase(block.digits.begin());
-  }
-  blocks_ = bytes / block_;
-  row_ = block_;
-  scratch_ = block_;
-  // The rows of a transposition.
-  const auto nearest = std::min_element(block.digits.begin(), block.digits.end(),
-                                        [](const Digit& one, const Digit& other) {
-                                          return std::abs(one.read) < std::abs(other.read);
-                                        });
-  if (nearest != block.digits.end() && nearest->into >= kPaddedRow) {
-    row_ = nearest->into;
-    const int64_t padded = row_ + kPadding;
-    scratch_ = block_ / row_ * padded;
-    for (Digit& digit : block.digits) {
-      if (digit.into >= row_) digit.into = digit.into / row_ * padded;
-    }
-  }
-  scratch_ = (scratch_ + kPadding - 1) / kPadding * kPadding;
-  threads_ = static_cast<int>(std::clamp<int64_t>(kMostScratch / scratch_, 1, threads));
-  move_.emplace(block);
-}
-
-void LocalPass::Run(char* memory, char* scratch) const noexcept {
-  const int64_t padded = row_ == block_ ? row_ : row_ + kPadding;
-  ShareOut(threads_, blocks_, std::max<int64_t>(1, kGrain / block_),
-           [&](int thread, int64_t begin, int64_t end) {
-             char* own = scratch + thread * scratch_;
-             for (int64_t i = begin; i < end; ++i) {
-               char* block = memory + i * block_;
-               move_->RunInCache(block, own);
-               for (int64_t row = 0; row < block_ / row_; ++row) {
-                 std::memcpy(block + row * row_, own + row * padded, row_);
-               }
-             }
-           });
-}
-
-namespace {
-
-/*! \brief A digit, or the outer or inner part of one that was cut. */
-struct Part {
-  int64_t extent;
-  bool is_flipped;
-  bool is_in_unit;
-};
-using Order = std::vector<size_t>;  // of parts, the outermost first
-
-/*! \brief The digits of a suffix of an order: from a digit on, of which it has an inner part. */
-struct Suffix {
-  size_t from;
-  int64_t part;
-  int64_t bytes;
-};
-
-/*! \brief A way to cut a move into passes. */
-struct Cut {
-  std::vector<Part> parts;
-  Order orders[4];  // before the first pass, and after each
-  double cost;      // in copies of the memory
-};
-
-/*! \brief Finds the cheapest of all ways. */
-class CutSearch {
- public:
-  CutSearch(const Piece& piece, int threads) : piece_(piece), threads_(threads) {
-    const std::vector<Digit>& digits = piece.digits;
-    output_.resize(digits.size());
-    std::iota(output_.begin(), output_.end(), 0);
-    input_ = output_;
-    std::sort(input_.begin(), input_.end(), [&](size_t one, size_t other) {
-      return std::abs(digits[one].read) > std::abs(digits[other].read);
-    });
-  }
-
-  Cut Best() {
-    Cut best;
-    best.cost = -1;
-    for (const Suffix& of_input : Suffixes(input_)) {
-      for (const Suffix& of_output : Suffixes(output_)) {
-        const double least = LeastCost(of_input, of_output);
-        if (best.cost >= 0 && least >= best.cost) continue;
-        Cut cut = CutAt(of_input, of_output);
-        if (best.cost < 0 || cut.cost < best.cost) best = std::move(cut);
-      }
-    }
-    return best;
-  }
-
- private:
-  /*! \brief Suffixes that can be a block, the shortest first. */
-  std::vector<Suffix> Suffixes(const Order& order) const {
-    std::vector<Suffix> all = {{order.size(), 1, piece_.element}};
-    int64_t inner = piece_.element;
-    for (size_t i = order.size(); i-- > 0;) {
-      const int64_t extent = piece_.digits[order[i]].extent;
-      const int64_t most = std::min(extent, kMostBlock / inner);
-      for (int64_t part = 2; part <= most; ++part) {
-        if (extent % part == 0) all.push_back({i, part, part * inner});
-      }
-      if (extent > most) break;
-      inner *= extent;
-    }
-    return all;
-  }
-
-  /*! \brief How much of a digit is in a suffix. */
-  int64_t PartOf(size_t digit, const Order& order, const Suffix& suffix) const {
-    const size_t at = std::find(order.begin(), order.end(), digit) - order.begin();
-    if (at < suffix.from) return 1;
-    return at == suffix.from ? suffix.part : piece_.digits[digit].extent;
-  }
-
-  /*! \brief How much of a digit is in a unit, which has what is in both suffixes. */
-  int64_t PartInUnit(size_t digit, const Suffix& of_input, const Suffix& of_output) const {
-    return std::gcd(PartOf(digit, input_, of_input), PartOf(digit, output_, of_output));
-  }
-
-  int64_t UnitBytes(const Suffix& of_input, const Suffix& of_output) const {
-    int64_t bytes = piece_.element;
-    for (size_t i = 0; i < piece_.digits.size(); ++i) bytes *= PartInUnit(i, of_input, of_output);
-    return bytes;
-  }
-
-  double CostOfBlocks(int64_t bytes) const {
-    const double threads = std::clamp<double>(kMostBlock / bytes, 1, threads_);
-    const double cost = bytes <= 256 << 10   ? 1.0
-                        : bytes <= 512 << 10 ? 1.1
-                        : bytes <= 1 << 20   ? 1.3
-                                             : 1.6;
-    return cost * std::min(threads_, 4) / std::min(threads, 4.0);
-  }
-
-  static double CostOfUnits(int64_t bytes) { return 1.0 + 128.0 / static_cast<double>(bytes); }
-
-  double LeastCost(const Suffix& of_input, const Suffix& of_output) const {
-    const int64_t unit = UnitBytes(of_input, of_output);
-    double cost = 0;
-    if (of_input.bytes > unit) cost += CostOfBlocks(of_input.bytes);
-    if (of_output.bytes > unit) cost += CostOfBlocks(of_output.bytes);
-    return cost;
-  }
-
-  Cut CutAt(const Suffix& of_input, const Suffix& of_output) const {
-    Cut cut;
-    const int64_t unit = UnitBytes(of_input, of_output);
-    const bool has_first = of_input.bytes > unit;
-    // Where there is no first pass, the units are as they are in the input.
-    std::vector<Order> parts_of(piece_.digits.size());
-    bool flips_unit = false;
-    for (size_t i = 0; i < piece_.digits.size(); ++i) {
-      const bool is_flipped = piece_.digits[i].read < 0;
-      const int64_t extent = piece_.digits[i].extent;
-      // Cut where any of the three is.
-      int64_t cuts[] = {PartInUnit(i, of_input, of_output), PartOf(i, input_, of_input),
-                        PartOf(i, output_, of_output), extent};
-      std::sort(std::begin(cuts), std::end(cuts));
-      int64_t inner = 1;
-      for (const int64_t at : cuts) {
-        if (at == inner || at % inner != 0) continue;
-        parts_of[i].insert(parts_of[i].begin(), cut.parts.size());
-        cut.parts.push_back({at / inner, is_flipped, at <= PartInUnit(i, of_input, of_output)});
-        flips_unit = flips_unit || (is_flipped && cut.parts.back().is_in_unit);
-        inner = at;
-      }
-    }
-    const auto order_of = [&](const Order& digits, auto&& is_wanted) {
-      Order order;
-      for (const size_t digit : digits) {
-        for (const size_t part : parts_of[digit]) {
-          if (is_wanted(cut.parts[part])) order.push_back(part);
-        }
-      }
-      return order;
-    };
-    const auto all = [](const Part&) { return true; };
-    const auto in_unit = [](const Part& part) { return part.is_in_unit; };
-    const auto outside = [](const Part& part) { return !part.is_in_unit; };
-    const Order units = order_of(has_first ? output_ : input_, in_unit);
-    cut.orders[0] = order_of(input_, all);
-    cut.orders[1] = order_of(input_, outside);
-    cut.orders[2] = order_of(output_, outside);
-    cut.orders[3] = order_of(output_, all);
-    bool moves_units = cut.orders[1] != cut.orders[2];
-    for (const size_t part : cut.orders[1]) moves_units = moves_units || cut.parts[part].is_flipped;
-    cut.orders[1].insert(cut.orders[1].end(), units.begin(), units.end());
-    cut.orders[2].insert(cut.orders[2].end(), units.begin(), units.end());
-    cut.cost = 0;
-    if (cut.orders[0] != cut.orders[1] || flips_unit) cut.cost += CostOfBlocks(of_input.bytes);
-    if (moves_units) cut.cost += CostOfUnits(unit);
-    if (cut.orders[2] != cut.orders[3]) cut.cost += CostOfBlocks(of_output.bytes);
-    return cut;
-  }
-
-  const Piece& piece_;
-  int threads_;
-  Order input_;
-  Order output_;
-};
+constexpr int64_t kMostAside = int64_t{1} << 20;
+/*! \brief Copies that passes may cost before others are looked for, and what setting aside adds. */
+constexpr double kSlow = 5;
+constexpr double kCostOfAside = 1.5;
 
 /*!
- * \brief The move of a pass, from one order of the parts to another.
- * \param flips Which of the parts that are flipped the pass flips.
+ * \brief What is left of a batched transposition when one side is cut to a multiple of a number.
+ *        Nothing if the piece is none, or too much is left over.
  */
-template <typename F>
-Piece PieceBetween(int64_t element, const Cut& cut, int pass, F&& flips) {
-  const auto strides_of = [&](const Order& order) {
-    std::vector<int64_t> strides(cut.parts.size());
-    int64_t stride = element;
-    for (size_t i = order.size(); i-- > 0; stride *= cut.parts[order[i]].extent) {
-      strides[order[i]] = stride;
-    }
-    return strides;
-  };
-  const std::vector<int64_t> read = strides_of(cut.orders[pass]);
-  const std::vector<int64_t> into = strides_of(cut.orders[pass + 1]);
-  Piece piece;
-  piece.element = element;
-  for (size_t i = 0; i < cut.parts.size(); ++i) {
-    const Part& part = cut.parts[i];
-    if (part.is_flipped && flips(part)) {
-      piece.digits.push_back({part.extent, into[i], -read[i]});
-      piece.read += read[i] * (part.extent - 1);
-    } else {
-      piece.digits.push_back({part.extent, into[i], read[i]});
-    }
-  }
-  return Normalised(piece);
+std::optional<InPlaceMove::Rest> InPlaceMove::RestOf(const Piece& piece, int64_t multiple,
+                                                     bool is_of_rows) {
+  const size_t outer = piece.digits.size() - 2;
+  if (piece.digits.size() < 2 || outer > 1) return std::nullopt;
+  const Digit& column = piece.digits[outer];
+  const Digit& row = piece.digits[outer + 1];
+  if (column.read != piece.element || row.into != piece.element || row.read < 0)
+    return std::nullopt;
+  if (outer == 1 && piece.digits[0].into != piece.digits[0].read) return std::nullopt;
+  Rest rest{outer == 1 ? piece.digits[0].extent : 1,
+            piece.element,
+            row.extent,
+            column.extent,
+            (is_of_rows ? row.extent : column.extent) % multiple,
+            is_of_rows,
+            {}};
+  const int64_t rows = row.extent - (is_of_rows ? rest.rest : 0);
+  const int64_t columns = column.extent - (is_of_rows ? 0 : rest.rest);
+  if (rest.rest == 0 || rows == 0 || columns == 0 || rest.bytes() > kMostAside) return std::nullopt;
+  rest.main.element = piece.element;
+  rest.main.digits = {{columns, rows * piece.element, piece.element},
+                      {rows, piece.element, columns * piece.element}};
+  rest.main = Normalised(rest.main);
+  return rest;
 }
 
-}  // namespace
-
-InPlaceMove::InPlaceMove(const Piece& piece, int threads) : threads_(threads) {
-  int64_t bytes = piece.element;
-  for (const Digit& digit : piece.digits) bytes *= digit.extent;
-  const Cut cut = CutSearch(piece, threads).Best();
-  const Piece before =
-      PieceBetween(piece.element, cut, 0, [](const Part& part) { return part.is_in_unit; });
-  const Piece units =
-      PieceBetween(piece.element, cut, 1, [](const Part& part) { return !part.is_in_unit; });
-  const Piece after = PieceBetween(piece.element, cut, 2, [](const Part&) { return false; });
-  if (!before.digits.empty()) before_.emplace(before, bytes, threads);
-  if (!units.digits.empty()) units_.emplace(units);
-  if (!after.digits.empty()) after_.emplace(after, bytes, threads);
+InPlaceMove::InPlaceMove(const Piece& piece, int threads) {
+  passes_.emplace(piece, threads, kMostScratch);
+  if (passes_->cost() <= kSlow) return;
+  double best = passes_->cost() - kCostOfAside;
+  for (const int64_t bytes : {128, 256, 512, 1024}) {
+    for (const bool is_of_rows : {false, true}) {
+      const int64_t multiple = std::max<int64_t>(2, bytes / std::gcd(bytes, piece.element));
+      const std::optional<Rest> rest = RestOf(piece, multiple, is_of_rows);
+      if (!rest) continue;
+      Passes passes(rest->main, threads, kMostScratch - kMostAside);
+      if (passes.cost() >= best) continue;
+      best = passes.cost();
+      rest_ = rest;
+      passes_ = std::move(passes);
+    }
+  }
+  if (!rest_) return;
+  const int64_t rows = rest_->is_of_rows ? rest_->rest : rest_->rows;
+  const int64_t columns = rest_->is_of_rows ? rest_->columns : rest_->rest;
+  Piece aside;
+  aside.element = rest_->element;
+  aside.digits = {{columns, rows * rest_->element, rest_->element},
+                  {rows, rest_->element, columns * rest_->element}};
+  rest_move_.emplace(aside);
 }
 
 int64_t InPlaceMove::ScratchBytes() const {
-  int64_t most = 0;
-  if (before_) most = std::max(most, before_->ScratchBytes());
-  if (units_) most = std::max(most, units_->ScratchBytes());
-  if (after_) most = std::max(most, after_->ScratchBytes());
-  return most;
+  return passes_->ScratchBytes() + (rest_ ? kMostAside : 0);
+}
+
+void InPlaceMove::RunBesideRest(char* memory, char* scratch) const noexcept {
+  const Rest& rest = *rest_;
+  char* aside = scratch;
+  scratch += kMostAside;
+  const int64_t aside_row = rest.rest * rest.element;
+  if (rest.is_of_rows) {
+    const int64_t row = rest.rows * rest.element;  // of the output
+    const int64_t kept = row - aside_row;
+    rest_move_->RunInCache(memory + kept * rest.columns, aside);
+    passes_->Run(memory, scratch);
+    for (int64_t i = rest.columns; i-- > 0;) {
+      std::memmove(memory + i * row, memory + i * kept, kept);
+      std::memcpy(memory + i * row + kept, aside + i * aside_row, aside_row);
+    }
+  } else {
+    const int64_t row = rest.columns * rest.element;  // of the input
+    const int64_t kept = row - aside_row;
+    for (int64_t i = 0; i < rest.rows; ++i) {
+      std::memcpy(aside + i * aside_row, memory + i * row + kept, aside_row);
+      std::memmove(memory + i * kept, memory + i * row, kept);
+    }
+    passes_->Run(memory, scratch);
+    rest_move_->RunInCache(aside, memory + kept * rest.rows);
+  }
 }
 
 void InPlaceMove::Run(char* memory, char* scratch) const noexcept {
-  if (before_) before_->Run(memory, scratch);
-  if (units_) units_->Run(memory, scratch, threads_);
-  if (after_) after_->Run(memory, scratch);
+  if (!rest_) return passes_->Run(memory, scratch);
+  const int64_t bytes = rest_->rows * rest_->columns * rest_->element;
+  for (int64_t i = 0; i < rest_->batches; ++i) RunBesideRest(memory + i * bytes, scratch);
 }
 
 }  // namespace relax_inplace

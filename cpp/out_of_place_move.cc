@@ -63,7 +63,7 @@ static bool IsOnLine(const void* address) {
 
 /*! \brief Copies a line to the address of a line. */
 static inline void StreamLine(char* target, const char* source) {
-  for (int64_t i = 0; i < kLine; i += 16) base::Stream(target + i, base::Load(source + i, 0));
+  for (int64_t i = 0; i < kLine; i += 16) base::Stream(target + i, base::Load(source + i));
 }
 
 /*!
@@ -75,7 +75,7 @@ static void MoveElements(const char* source, char* target, const Digit& rows, co
                          int64_t element, bool streams) {
   const bool in_lines = streams && kElement == 0 && element % kLine == 0 && IsOnLine(target) &&
                         rows.into % kLine == 0 && columns.into % kLine == 0;
-  constexpr int64_t kBlock = 64;  // of columns: as many lines of the input stay in the first cache
+  constexpr int64_t kBlock = 8;  // columns: so many lines of the input stay in the first cache
   for (int64_t block = 0; block < columns.extent; block += kBlock) {
     const int64_t end = std::min(block + kBlock, columns.extent);
     for (int64_t row = 0; row < rows.extent; ++row) {
@@ -94,41 +94,33 @@ static void MoveElements(const char* source, char* target, const Digit& rows, co
   }
 }
 
-/*!
- * \brief Transposes a matrix of units that lie side by side, in rows of the input and of the
- * output.
- *
- * What squares leave over is covered by squares that overlap the last ones: they write the same.
+/*! \brief Transposes a matrix of units that lie side by side, in rows of the input and the output.
  */
 template <int kUnit>
 static void Transpose(const char* source, char* target, const Digit& rows, const Digit& columns,
                       bool streams) {
-  constexpr int64_t kInLine = kLine / kUnit;
   constexpr int64_t kSquare = 16 / kUnit;
   const int64_t least = std::min(rows.extent, columns.extent);
-  if (least < kSquare) {
-    return MoveElements<kUnit>(source, target, rows, columns, kUnit, streams);
-  }
-  const int64_t step = least < kInLine ? kSquare : kInLine;
-  const bool has_avx2 = HasAvx2();
-  streams = streams && IsOnLine(target) && rows.into % kLine == 0;
-  for (int64_t i = 0; i < columns.extent; i += step) {
-    const int64_t column = std::min(i, columns.extent - step);
-    const bool streams_here = streams && column == i;
-    for (int64_t j = 0; j < rows.extent; j += step) {
-      const int64_t row = std::min(j, rows.extent - step);
-      const char* from = source + column * columns.read + row * kUnit;
-      char* to = target + row * rows.into + column * kUnit;
-      if (step == kSquare) {
-        base::Register made[kSquare];
-        base::TransposeSquares<kUnit>(from, columns.read, made);
+  if (least >= kLine / kUnit) {
+    const auto transpose = WidestRegister() == 64   ? avx512::TransposeMatrix<kUnit>
+                           : WidestRegister() == 32 ? avx2::TransposeMatrix<kUnit>
+                                                    : base::TransposeMatrix<kUnit>;
+    transpose(source, columns.read, columns.extent, target, rows.into, rows.extent,
+              streams && IsOnLine(target) && rows.into % kLine == 0);
+  } else if (least >= kSquare) {
+    base::Register made[kSquare];
+    for (int64_t i = 0; i < columns.extent; i += kSquare) {
+      const int64_t column = std::min(i, columns.extent - kSquare);
+      for (int64_t j = 0; j < rows.extent; j += kSquare) {
+        const int64_t row = std::min(j, rows.extent - kSquare);
+        char* to = target + row * rows.into + column * kUnit;
+        base::TransposeSquares<kUnit>(source + column * columns.read + row * kUnit, columns.read,
+                                      made);
         for (int64_t k = 0; k < kSquare; ++k) base::Store(to + k * rows.into, made[k]);
-      } else if (has_avx2) {
-        avx2::TransposeLines<kUnit>(from, columns.read, to, rows.into, streams_here);
-      } else {
-        base::TransposeLines<kUnit>(from, columns.read, to, rows.into, streams_here);
       }
     }
+  } else {
+    MoveElements<kUnit>(source, target, rows, columns, kUnit, streams);
   }
 }
 

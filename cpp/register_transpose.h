@@ -6,6 +6,7 @@
 #ifndef RELAX_INPLACE_REGISTER_TRANSPOSE_H_
 #define RELAX_INPLACE_REGISTER_TRANSPOSE_H_
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 
@@ -35,7 +36,7 @@ namespace base {
 
 using Register = __m128i;
 
-inline Register Load(const char* from, int64_t) {
+inline Register Load(const char* from) {
   return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
 }
 inline void Store(char* to, Register value) {
@@ -66,9 +67,7 @@ inline Register High(Register a, Register b) {
 
 using Register = uint8x16_t;
 
-inline Register Load(const char* from, int64_t) {
-  return vld1q_u8(reinterpret_cast<const uint8_t*>(from));
-}
+inline Register Load(const char* from) { return vld1q_u8(reinterpret_cast<const uint8_t*>(from)); }
 inline void Store(char* to, Register value) { vst1q_u8(reinterpret_cast<uint8_t*>(to), value); }
 inline void Stream(char* to, Register value) { Store(to, value); }
 inline void EndStream() {}
@@ -106,7 +105,7 @@ struct Register {
   char bytes[16];
 };
 
-inline Register Load(const char* from, int64_t) {
+inline Register Load(const char* from) {
   Register value;
   std::memcpy(value.bytes, from, 16);
   return value;
@@ -131,6 +130,8 @@ inline Register High(const Register& a, const Register& b) {
 
 #endif
 
+inline Register Gather(const char* from, int64_t) { return Load(from); }
+
 #include "transpose_lines.h"
 #undef RELAX_INPLACE_TARGET
 }  // namespace base
@@ -142,9 +143,12 @@ namespace avx2 {
 
 using Register = __m256i;
 
-RELAX_INPLACE_TARGET inline Register Load(const char* from, int64_t apart) {
-  return _mm256_inserti128_si256(_mm256_castsi128_si256(base::Load(from, 0)),
-                                 base::Load(from + apart, 0), 1);
+RELAX_INPLACE_TARGET inline Register Load(const char* from) {
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+}
+RELAX_INPLACE_TARGET inline Register Gather(const char* from, int64_t apart) {
+  return _mm256_inserti128_si256(_mm256_castsi128_si256(base::Load(from)), base::Load(from + apart),
+                                 1);
 }
 RELAX_INPLACE_TARGET inline void Store(char* to, Register value) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), value);
@@ -172,15 +176,55 @@ RELAX_INPLACE_TARGET inline Register High(Register a, Register b) {
 #undef RELAX_INPLACE_TARGET
 }  // namespace avx2
 
-inline bool HasAvx2() {
-  static const bool has = __builtin_cpu_supports("avx2");
-  return has;
+namespace avx512 {
+#define RELAX_INPLACE_TARGET __attribute__((target("avx512f,avx512bw")))
+
+using Register = __m512i;
+
+RELAX_INPLACE_TARGET inline Register Load(const char* from) { return _mm512_loadu_si512(from); }
+RELAX_INPLACE_TARGET inline Register Gather(const char* from, int64_t apart) {
+  Register all = _mm512_castsi128_si512(base::Load(from));
+  all = _mm512_inserti32x4(all, base::Load(from + apart), 1);
+  all = _mm512_inserti32x4(all, base::Load(from + 2 * apart), 2);
+  return _mm512_inserti32x4(all, base::Load(from + 3 * apart), 3);
+}
+RELAX_INPLACE_TARGET inline void Store(char* to, Register value) { _mm512_storeu_si512(to, value); }
+RELAX_INPLACE_TARGET inline void Stream(char* to, Register value) {
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(to), value);
+}
+
+template <int kUnit>
+RELAX_INPLACE_TARGET inline Register Low(Register a, Register b) {
+  if constexpr (kUnit == 1) return _mm512_unpacklo_epi8(a, b);
+  if constexpr (kUnit == 2) return _mm512_unpacklo_epi16(a, b);
+  if constexpr (kUnit == 4) return _mm512_maskz_unpacklo_epi32(-1, a, b);
+  if constexpr (kUnit == 8) return _mm512_maskz_unpacklo_epi64(-1, a, b);
+}
+template <int kUnit>
+RELAX_INPLACE_TARGET inline Register High(Register a, Register b) {
+  if constexpr (kUnit == 1) return _mm512_unpackhi_epi8(a, b);
+  if constexpr (kUnit == 2) return _mm512_unpackhi_epi16(a, b);
+  if constexpr (kUnit == 4) return _mm512_maskz_unpackhi_epi32(-1, a, b);
+  if constexpr (kUnit == 8) return _mm512_maskz_unpackhi_epi64(-1, a, b);
+}
+
+#include "transpose_lines.h"
+#undef RELAX_INPLACE_TARGET
+}  // namespace avx512
+
+/*! \brief Bytes of the widest registers that this processor has, of these. */
+inline int WidestRegister() {
+  static const int widest = __builtin_cpu_supports("avx512bw") ? 64
+                            : __builtin_cpu_supports("avx2")   ? 32
+                                                               : 16;
+  return widest;
 }
 
 #else
 
 namespace avx2 = base;
-inline bool HasAvx2() { return false; }
+namespace avx512 = base;
+inline int WidestRegister() { return 16; }
 
 #endif
 

@@ -78,26 +78,31 @@ class UnitPermutation {
 
  private:
   struct Segment;
-  struct Found;
+  struct Batch;
+  class Finder;
+  /*! \brief A digit, of units; `inverse` is 2^64 / extent, rounded up. */
+  struct Step {
+    int64_t extent;
+    int64_t read;
+    uint64_t inverse;
+  };
 
   int64_t Source(int64_t place) const;
-  void RunChunk(char* memory, char* scratch, int64_t bytes, int threads) const noexcept;
-  template <int kBytes>
-  void MoveSegments(char* memory, const Found& found, int64_t bytes, int threads) const noexcept;
+  void MoveSegment(char* memory, const Batch& batch, const Segment& segment, const char* saves,
+                   int64_t bytes) const;
+  void MoveChunk(char* memory, char* scratch, int64_t bytes, int threads) const noexcept;
 
-  int64_t unit_;               // bytes
-  std::vector<Digit> digits_;  // the innermost first; `read` in units
+  int64_t unit_;             // bytes
+  std::vector<Step> steps_;  // the innermost first
   int64_t read_;
   int64_t units_;
-  int64_t saves_;   // how many units there is scratch for
-  int64_t length_;  // of the longest segment
 };
 
 /*! \brief A permutation of the bytes of each block of a memory, through scratch. */
 class LocalPass {
  public:
   /*! \param piece Of a permutation, from and to byte 0, of digits in the order of the output. */
-  LocalPass(const Piece& piece, int64_t bytes, int threads);
+  LocalPass(const Piece& piece, int64_t bytes, int threads, int64_t most_scratch);
 
   int64_t ScratchBytes() const { return threads_ * scratch_; }
 
@@ -106,13 +111,36 @@ class LocalPass {
  private:
   int64_t block_;
   int64_t blocks_;
-  int64_t row_;      // bytes that lie together in scratch
+  int64_t row_;  // bytes that lie together in scratch
+  int64_t padded_row_;
   int64_t scratch_;  // bytes of a block there
   int threads_;
-  std::optional<OutOfPlaceMove> move_;  // of a block, into scratch
+  std::optional<OutOfPlaceMove> move_;  // from scratch to a block
 };
 
 /*! \brief A permutation of the bytes of one memory, as up to three passes over it. */
+class Passes {
+ public:
+  /*! \param piece Normalised, of a permutation, from and to byte 0. */
+  Passes(const Piece& piece, int threads, int64_t most_scratch);
+
+  int64_t ScratchBytes() const;
+
+  /*! \brief In times of a copy of the memory, about. */
+  double cost() const { return cost_; }
+
+  /*! \param scratch At an address of 64 bytes. */
+  void Run(char* memory, char* scratch) const noexcept;
+
+ private:
+  int threads_;
+  double cost_;
+  std::optional<LocalPass> before_;
+  std::optional<UnitPermutation> units_;
+  std::optional<LocalPass> after_;
+};
+
+/*! \brief A permutation of the bytes of one memory, by at most 4 MB of scratch. */
 class InPlaceMove {
  public:
   /*! \param piece Normalised, of a permutation, from and to byte 0. */
@@ -120,14 +148,29 @@ class InPlaceMove {
 
   int64_t ScratchBytes() const;
 
-  /*! \param scratch So many bytes, at an address of 64 bytes. */
+  /*! \param scratch At an address of 64 bytes. */
   void Run(char* memory, char* scratch) const noexcept;
 
  private:
-  int threads_;
-  std::optional<LocalPass> before_;
-  std::optional<UnitPermutation> units_;
-  std::optional<LocalPass> after_;
+  /*! \brief What is left of a transposition without the rows or columns that are set aside. */
+  struct Rest {
+    int64_t batches;
+    int64_t element;
+    int64_t rows;     // of the input, all of them
+    int64_t columns;  // all of them
+    int64_t rest;     // how many are set aside
+    bool is_of_rows;
+    Piece main;  // without them
+
+    int64_t bytes() const { return element * rest * (is_of_rows ? columns : rows); }
+  };
+
+  static std::optional<Rest> RestOf(const Piece& piece, int64_t multiple, bool is_of_rows);
+  void RunBesideRest(char* memory, char* scratch) const noexcept;
+
+  std::optional<Rest> rest_;
+  std::optional<OutOfPlaceMove> rest_move_;
+  std::optional<Passes> passes_;
 };
 
 }  // namespace relax_inplace

@@ -1,8 +1,6 @@
 """relax_inplace.relayout: moves of whole bytes, compared with the same loops over numpy's views."""
 
 import os
-import subprocess
-import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -266,12 +264,12 @@ def test_called_by_a_kernel():
     @T.prim_func
     def transpose(a: T.handle, b: T.handle):
         m, n = T.int64(), T.int64()
-        A = T.match_buffer(a, (m, n), "float32")
-        B = T.match_buffer(b, (n, m), "float32")
+        source = T.match_buffer(a, (m, n), "float32")
+        target = T.match_buffer(b, (n, m), "float32")
         T.evaluate(
             T.call_packed(
                 "relax_inplace.relayout",
-                *(A, B, T.int64(4), T.int64(0), T.int64(0), 2),
+                *(source, target, T.int64(4), T.int64(0), T.int64(0), 2),
                 *(n, m * T.int64(4), T.int64(4), m, T.int64(4), n * T.int64(4)),
             )
         )

@@ -15,7 +15,7 @@ kernels run as out of place, whether the pipeline fuses or not.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from tvm import ir, relax, tirx
 
@@ -113,6 +113,7 @@ class _Finder:
     def _fused(self) -> ir.IRModule:
         functions: dict[ir.GlobalVar, ir.BaseFunc] = {}
         blocks = []
+        tuples: dict[relax.Var, relax.Tuple] = {}
         for b, block in enumerate(self.function.body.blocks[:]):
             if not isinstance(block, relax.DataflowBlock):
                 blocks.append(block)
@@ -126,7 +127,9 @@ class _Finder:
                     gvar = ir.GlobalVar(f"{_PREFIX}{b}_{i}")
                     relax.expr._update_type(gvar, kernel.ty)
                     functions[gvar] = kernel
-                    binding = relax.VarBinding(binding.var, _as_call_tir(gvar, binding))
+                    binding = relax.VarBinding(binding.var, _as_call_tir(gvar, binding, tuples))
+                elif type(binding.value) is relax.Tuple:
+                    tuples[binding.var] = binding.value
                 bindings.append(binding)
             blocks.append(relax.DataflowBlock(bindings))
         body = relax.SeqExpr(blocks, self.function.body.body)
@@ -163,9 +166,19 @@ def _is_tensor(var: relax.Var) -> bool:
     return isinstance(var.ty, relax.TensorType)
 
 
-def _as_call_tir(gvar: ir.GlobalVar, binding: relax.VarBinding) -> ir.Call:
-    """A call to the kernel with the same variables: FuseOps looks at these, and at its pattern."""
-    operands = [v for v in relax.analysis.free_vars(binding.value)[:] if _is_operand(v)]
+def _as_call_tir(
+    gvar: ir.GlobalVar, binding: relax.VarBinding, tuples: Mapping[relax.Var, relax.Tuple]
+) -> ir.Call:
+    """A call to the kernel with the same variables: FuseOps looks at these, and at its pattern.
+
+    Of a tuple, at its fields, as LegalizeOps gives them to a kernel.
+    """
+    operands: list[relax.Expr] = []
+    for var in relax.analysis.free_vars(binding.value)[:]:
+        if var in tuples:
+            operands += tuples[var].fields[:]
+        elif _is_operand(var):
+            operands.append(var)
     ty = binding.var.ty
     types = ty.fields[:] if isinstance(ty, relax.TupleType) else [ty]
     if not all(isinstance(field, relax.TensorType) for field in types):

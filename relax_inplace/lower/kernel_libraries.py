@@ -107,22 +107,15 @@ def _calling_by_the_vm(
 
     def change(binding: relax.Binding) -> list[relax.Binding]:
         call = binding.value
-        if not isinstance(call, ir.Call):
+        if type(call) is not ir.Call or call.op not in kernels:
             return [binding]
-        if call.op in kernels:
-            kernel = relax.ExternFunc(call.op.name_hint)
-            args = [_INVOKE_CLOSURE, relax.Tuple([kernel, *call.args])]
-            call = relax.Call(_CALL_BUILTIN, args, None, [call.ty], call.span, ret_ty=call.ty)
-        elif call.op.same_as(_CALL_TIR_DYN) and call.args[0] in kernels:
-            args = [relax.ExternFunc(call.args[0].name_hint), *call.args[1:]]
-            call = relax.Call(call.op, args, call.attrs, call.ty_args, call.span, ret_ty=call.ty)
-        else:
-            return [binding]
+        kernel = relax.ExternFunc(call.op.name_hint)
+        args = [_INVOKE_CLOSURE, relax.Tuple([kernel, *call.args])]
+        call = relax.Call(_CALL_BUILTIN, args, None, [call.ty], call.span, ret_ty=call.ty)
         return [relax.VarBinding(binding.var, call, binding.span)]
 
     return rewrite_bindings(function, lambda _: change)
 
 
 _CALL_BUILTIN = ir.Op.get("relax.call_builtin_with_ctx")
-_CALL_TIR_DYN = ir.Op.get("relax.vm.call_tir_dyn")
 _INVOKE_CLOSURE = relax.ExternFunc("vm.builtin.invoke_closure")

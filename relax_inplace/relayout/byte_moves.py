@@ -44,9 +44,8 @@ class ByteMove:
         The parameter that is read; None if the bytes are constant.
     read : Size
         Where the first run is read, in bytes.
-    pattern : int
-        Xor with each run, or the constant: of `width` bytes, the first one lowest. 0 of a run of
-        any length.
+    pattern : bytes
+        Xor with each run, or the constant, repeated along it; empty if it is 0.
     """
 
     width: Size
@@ -54,7 +53,7 @@ class ByteMove:
     into: Size
     source: int | None
     read: Size
-    pattern: int
+    pattern: bytes
 
 
 def is_move(relayout: Relayout) -> bool:
@@ -81,7 +80,11 @@ def _byte_move(piece: Piece) -> ByteMove | None:
     whole = [digit for digit in digits if digit is not None]
     if width is None or into is None or read is None or len(whole) < len(digits):
         return None
-    pattern = piece.flip if piece.fill is None else piece.fill
+    number = piece.flip if piece.fill is None else piece.fill
+    pattern = number.to_bytes(width, "little") if number and isinstance(width, int) else b""
+    # The digit of a pattern is by itself in a description: here it is repeated.
+    while whole and whole[-1].into == width and (source is None or whole[-1].read == width):
+        width = width * whole.pop().extent
     return ByteMove(width, tuple(whole), into, source, read, pattern)
 
 

@@ -17,7 +17,7 @@ In 4, a digit that goes on in further rows is cut first: into what is in its fir
 and what is left.
 
 How sums and rows are chosen is a guess by nominal sizes: a bad one proves nothing, and is no error.
-Nothing else is supposed of sizes than that unknowns are 0 or more.
+Nothing else is supposed of sizes than that unknowns and extents are 0 or more.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def _tile_rows(boxes: Sequence[Box], size: Size, known: dict) -> bool:
     if not strides:
         return False
     row = max(strides, key=nominal)
-    if row == 1:
+    if nominal(row) < 2:
         return False
     rows, rest = divided(size, row)
     placed = [part for box in boxes for part in _in_rows(box, row)]
@@ -170,12 +170,14 @@ def _in_rows(box: Box, row: Size) -> list[tuple[Size, Size, Box]]:
         last = nominal(base) + (nominal(extent) - 1) * nominal(stride)
         if length is not None and (last >= nominal(row) or over(extent, length) is not None):
             start, offset = divided(base, stride)
-            parts = []
+            first, parts = low, []
             if start != 0:
                 head = length - start
                 parts.append((low, low + 1, _of(offset + start * stride, head, stride, inner)))
                 low, extent = low + 1, extent - head
             whole, rest = divided(extent, length)
+            if not all(map(is_at_least_zero, (length - start, whole, rest))):
+                return [(first, first + 1, (base, digits))]
             if whole != 0:
                 parts.append((low, low + whole, _of(offset, length, stride, inner)))
             if rest != 0:

@@ -14,7 +14,7 @@ each of one. There are four:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from .index import Counter, Form, NoRelayout, Quotient, Sizes, constant
 from .size import Size, is_at_least_zero, nominal, over
@@ -46,34 +46,52 @@ def new_digit(extent: Size) -> tuple[Form, list[Counter]]:
     return Form({digit: 1}, 0), [digit]
 
 
-def resolve(quotient: Quotient, sizes: Sizes) -> list[Change]:
-    """What has to be changed, so that less of a quotient is left. Raises NoRelayout."""
+def resolve(forms: Iterable[Form], sizes: Sizes) -> list[Change]:
+    """What has to be changed, so that less of a quotient is left; nothing if there is none.
+
+    Raises NoRelayout. The quotient of the fewest digits comes first: of what it is made of, others
+    are made, too.
+    """
+    found = list(_innermost(forms))
+    return _resolved(min(found, key=lambda one: len(one.form.terms)), sizes) if found else []
+
+
+def _innermost(forms: Iterable[Form]) -> Iterator[Quotient]:
+    for form in forms:
+        for quotient in form.quotients:
+            if quotient.form.quotients:
+                yield from _innermost([quotient.form])
+            else:
+                yield quotient
+
+
+def _resolved(quotient: Quotient, sizes: Sizes) -> list[Change]:
     form, divisor = quotient.form, quotient.divisor
-    for inner in form.quotients:
-        return resolve(inner, sizes)
     terms = [(term, a) for term, a in form.terms.items() if isinstance(term, Counter)]
-    for digit, a in terms:
-        if sizes.is_at_least(0, a):
-            return [_turned(digit)]
     if len(terms) == 1:
         ((digit, a),) = terms
+        if a == -1:
+            return [_turned(digit)]
         if a != 1:
             raise NoRelayout("divides a multiple of an index")
         return _aligned(digit, form.const, divisor, sizes)
+    factors = []
     for digit, a in terms:
-        factor = over(divisor, a)
-        if factor not in (None, 1) and factor != digit.extent:
-            outer = over(digit.extent, factor)
-            if outer is not None and nominal(factor) < nominal(digit.extent):
-                return [_split(digit, outer, factor)]
+        factor = over(divisor, -a if sizes.is_at_least(0, a) else a)
+        if factor is not None and 1 < nominal(factor) < nominal(digit.extent):
+            factors.append((digit, factor))
+    for digit, factor in factors:
+        outer = over(digit.extent, factor)
+        if outer is not None:
+            return [_split(digit, outer, factor)]
     for outer_digit, a in terms:
         for inner_digit, b in terms:
             if inner_digit is not outer_digit and a == b * inner_digit.extent:
                 return [_joined(outer_digit, inner_digit, sizes)]
-    for digit, a in terms:
-        factor = over(divisor, a)
-        if factor not in (None, 1) and nominal(factor) < nominal(digit.extent):
-            return _cut_at(digit, sizes.floordiv(digit.extent, factor) * factor)
+            if inner_digit is not outer_digit and a == -b * inner_digit.extent:
+                return [_turned(inner_digit)]  # to be joined then
+    for digit, factor in factors:
+        return _cut_at(digit, sizes.floordiv(digit.extent, factor) * factor)
     raise NoRelayout("divides a sum of indices that do not follow each other")
 
 
@@ -96,8 +114,9 @@ def _least(border: Size, extent: Size) -> Size:
 
 def settle(form: Form, sizes: Sizes) -> list[Change]:
     """What has to be changed, so that ``form < 0`` becomes known. Raises NoRelayout."""
-    for quotient in form.quotients:
-        return resolve(quotient, sizes)
+    changes = resolve([form], sizes)
+    if changes:
+        return changes
     terms = [(d, a) for d, a in form.terms.items() if isinstance(d, Counter) and not d.is_zero]
     if not terms:
         raise NoRelayout("chooses by a size that is not known")

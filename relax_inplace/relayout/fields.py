@@ -150,8 +150,8 @@ class ValueReader:
         if isinstance(value, ir.Call):
             name = getattr(value.op, "name", "")
             if name == "tirx.reinterpret":
-                same = bits_of(str(value.args[0].ty)) == bits_of(dtype)
-                return self.fields(value.args[0]) if same else None
+                before, after = bits_of(str(value.args[0].ty)), bits_of(dtype)
+                return self.fields(value.args[0]) if before == after > 0 else None
             operands = list(value.args[:])
             kind = _CALLS.get(name, "")
         else:

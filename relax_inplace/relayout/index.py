@@ -16,8 +16,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import TypeAlias
+
+from tvm import relax
 
 from .size import (
     Polynomial,
@@ -25,9 +27,11 @@ from .size import (
     Unknown,
     divided,
     evaluate,
+    factors_in,
     is_at_least_zero,
     nominal,
     over,
+    terms_of,
     unknowns_in,
 )
 
@@ -124,13 +128,20 @@ def constant(size: Size) -> Form:
 class Sizes:
     """What is known of sizes while a kernel is read.
 
+    Parameters
+    ----------
+    variables : collection of relax.Var, optional
+        Those that are sizes, and so 0 or more: all, if it is not given.
+
     Attributes
     ----------
+    variables : collection of relax.Var or None
     positive : set of Unknown
         Those that are 1 or more, where there is anything to do.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, variables: Collection[relax.Var] | None = None) -> None:
+        self.variables = variables
         self._divided: dict[Unknown, Size] = {}
         self.positive: set[Unknown] = set()
         self._known: dict[tuple[Form, Size], Form] = {}
@@ -191,8 +202,7 @@ class Sizes:
     def suppose(self, extents: Iterable[Size]) -> None:
         """From here on, what is proved is of a box that has points."""
         self._known = {}
-        products = [e for e in extents if isinstance(e, Polynomial) and len(e.terms) == 1]
-        self.positive = {unknown for product in products for unknown in unknowns_in(product)}
+        self.positive = factors_in(extents)
 
     # -- of forms ----------------------------------------------------------------------------------
 
@@ -249,8 +259,8 @@ class Sizes:
         """``form // by``, of no more quotients than are needed."""
         if by == 1:
             return form
-        if isinstance(by, int) and by < 1:
-            raise NoRelayout("divides by a number below 1")
+        if by == 0 or not is_at_least_zero(by):  # a size that is 0 is not divided by
+            raise NoRelayout("divides by a number that may be below 1")
         key = form, by
         if key not in self._known:
             self._known[key] = self._quotient(form, by)
@@ -267,16 +277,15 @@ class Sizes:
                 whole.terms[term] = q  # type: ignore[index]
         if not rest:
             return whole.plus(constant(self.floordiv(form.const, by)))
-        q, start = divided(form.const, by)
+        q, left = self._from_least(Form(rest, form.const), by)
         whole = whole.plus(constant(q))
-        left = Form(rest, start)
-        if self.is_within(left, by):
-            return whole
-        low, high = self.bounds(left)
-        ends = by, low, high
-        if all(isinstance(end, int) for end in ends) and low // by == high // by:  # type: ignore[operator]
-            return whole.plus(constant(low // by))  # type: ignore[operator]
-        return whole.plus(self._reduced(left, by))
+        return whole if self.is_within(left, by) else whole.plus(self._reduced(left, by))
+
+    def _from_least(self, form: Form, by: Size) -> tuple[Size, Form]:
+        """A number of `by`, and what is left of the form, of which the least value is below it."""
+        low, _ = self.bounds(form)
+        q, _ = divided(form.const if low is None else low, by)
+        return q, form.plus(constant(-q * by))
 
     def _reduced(self, form: Form, by: Size) -> Form:
         """``(g * f + t) // (g * c)`` is ``f // c``, where t is below g."""
@@ -285,8 +294,8 @@ class Sizes:
             g = functools.reduce(_common, (a for _, a in terms[count:]), by)
             if g == 1:
                 continue
-            more, start = divided(form.const, g)
-            if self.is_within(Form(dict(terms[:count]), start), g):
+            more, tail = self._from_least(Form(dict(terms[:count]), form.const), g)
+            if self.is_within(tail, g):
                 head = {term: _exact(a, g) for term, a in terms[count:]}
                 form, by = Form(head, more), _exact(by, g)
                 break
@@ -318,29 +327,17 @@ def _sum(
 
 
 def _common(one: Size, two: Size) -> Size:
-    """A size that divides both: of ints, the greatest."""
+    """A size above 0 that divides both: of ints, and of products, the greatest."""
     if isinstance(one, int) and isinstance(two, int):
         return math.gcd(one, two)
-    terms = [
-        (monomial, number)
-        for size in (one, two)
-        for monomial, number in (
-            size.terms if isinstance(size, Polynomial) else {frozenset(): size}
-        ).items()
-    ]
-    number = math.gcd(*(number for _, number in terms))
-    powers = dict(terms[0][0])
-    for monomial, _ in terms[1:]:
-        own = dict(monomial)
-        powers = {u: min(power, own[u]) for u, power in powers.items() if u in own}
-    product: Size = number
-    for unknown, power in powers.items():
-        for _ in range(power):
+    for size, other in ((one, two), (two, one)):
+        if isinstance(size, Polynomial) and len(size.terms) > 1 and over(other, size) is not None:
+            return size if nominal(size) > 0 else -size
+    terms = [*terms_of(one).items(), *terms_of(two).items()]
+    product: Size = math.gcd(*(number for _, number in terms))
+    for unknown in unknowns_in(one) & unknowns_in(two):
+        for _ in range(min(dict(monomial).get(unknown, 0) for monomial, _ in terms)):
             product = Polynomial.of(unknown) * product
-    if isinstance(two, Polynomial) and over(one, two) is not None:
-        return two
-    if isinstance(one, Polynomial) and over(two, one) is not None:
-        return one
     return product
 
 

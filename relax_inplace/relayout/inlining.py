@@ -62,10 +62,12 @@ def with_producers_inlined(function: tirx.PrimFunc) -> tirx.PrimFunc | None:
     params = buffer_params(function)
     written: dict[relax.Var, TEBlock] = {}
     nests = []
+    read: set[relax.Var] = set()
     for block in blocks:
         inlined = _inlined(block, written)
-        if inlined is None or block.buffer in written:
-            return None
+        if inlined is None or block.buffer in written or block.buffer in read:
+            return None  # what is read before it is written is not what is read afterwards
+        read |= {load.source for load in loads_in(inlined.value)}
         written[block.buffer] = inlined
         if block.buffer in params:
             nests.append(_with_value(inlined))

@@ -25,7 +25,7 @@ from .cutting import Cut, changed_box, new_digit, resolve
 from .description import Computed, Digit, Piece, Relayout, box_of, normal
 from .fields import Field, ValueReader, bits_of
 from .index import Counter, Form, NoRelayout, Restart, Sizes, constant
-from .size import Size
+from .size import Size, is_at_least_zero
 from .te_block import loads_in
 from .tir_forms import IndexReader, choice_of
 
@@ -56,7 +56,7 @@ def read_relayouts(kernel: tirx.PrimFunc) -> list[Relayout] | str:
     list of Relayout, or str
         In the order of parameters; each is proved to write each bit of its output once.
     """
-    sizes = Sizes()
+    sizes = Sizes(_variables_of(kernel))
     for _ in range(_MOST_RESTARTS):
         try:
             return _Kernel(kernel, sizes).relayouts()
@@ -65,6 +65,12 @@ def read_relayouts(kernel: tirx.PrimFunc) -> list[Relayout] | str:
         except NoRelayout as error:
             return str(error)
     return "divides sizes in too many ways"
+
+
+def _variables_of(kernel: tirx.PrimFunc) -> set[relax.Var]:
+    """What is in the shapes of tensors: it is 0 or more. Other numbers may be below."""
+    shapes = [param.ty.shape[:] for param in kernel.params[:] if isinstance(param.ty, BufferType)]
+    return {var for shape in shapes for size in shape for var in tirx.analysis.undefined_vars(size)}
 
 
 @dataclasses.dataclass
@@ -85,6 +91,7 @@ class _Kernel:
         self._sizes = sizes
         self._params: dict[relax.Var, tuple[int, list[Size]]] = {}
         self._bits: dict[int, Size] = {}
+        self._dimensions: set[Size] = set()
         reader = IndexReader(sizes, {})
         sizes.suppose(())
         for number, param in enumerate(kernel.params[:]):
@@ -101,9 +108,11 @@ class _Kernel:
             raise NoRelayout("has a buffer that is not row-major elements of whole bytes")
         strides: list[Size] = []
         step: Size = bits
-        for size in reversed(ty.shape[:]):
+        for expr in reversed(ty.shape[:]):
+            size = reader.size(expr)
             strides.insert(0, step)
-            step = step * reader.size(size)
+            self._dimensions.add(size)
+            step = step * size
         self._params[param] = number, strides
         self._bits[number] = step
 
@@ -162,7 +171,10 @@ class _Kernel:
         self._sizes.suppose(())
         reader = IndexReader(self._sizes, at)
         for var, least, extent in store.loops:
-            form, new = new_digit(reader.size(extent))
+            size = reader.size(extent)
+            if not is_at_least_zero(size) and size not in self._dimensions:
+                raise NoRelayout("has a loop whose length may be below 0")
+            form, new = new_digit(size)
             at[var] = form.plus(constant(reader.size(least)))
             box += new
         return box, at
@@ -251,9 +263,9 @@ def _piece(
 ) -> Piece:
     """A piece of a box. Raises Cut where a place is no sum of digits."""
     forms = [place, *(form for _, form in elements)]
-    for form in forms:
-        for quotient in form.quotients:
-            raise Cut(resolve(quotient, sizes))
+    changes = resolve(forms, sizes)
+    if changes:
+        raise Cut(changes)
     digits = tuple(
         Digit(
             digit.extent, place.terms.get(digit, 0), tuple(f.terms.get(digit, 0) for f in forms[1:])

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, TypeAlias
 
 from tvm import ir, relax, tirx
@@ -27,9 +27,11 @@ __all__ = [
     "divided",
     "evaluate",
     "expression",
+    "factors_in",
     "is_at_least_zero",
     "nominal",
     "over",
+    "terms_of",
     "unknowns_in",
 ]
 
@@ -98,14 +100,14 @@ class Polynomial:
 
     def __add__(self, other: Size) -> Size:
         terms = dict(self.terms)
-        for monomial, number in _terms(other).items():
+        for monomial, number in terms_of(other).items():
             terms[monomial] = terms.get(monomial, 0) + number
         return _size(terms)
 
     def __mul__(self, other: Size) -> Size:
         terms: dict[_Monomial, int] = {}
         for one, a in self.terms.items():
-            for two, b in _terms(other).items():
+            for two, b in terms_of(other).items():
                 both = _product(one, two)
                 terms[both] = terms.get(both, 0) + a * b
         return _size(terms)
@@ -139,7 +141,8 @@ class Polynomial:
 Size: TypeAlias = int | Polynomial
 
 
-def _terms(size: Size) -> Mapping[_Monomial, int]:
+def terms_of(size: Size) -> Mapping[_Monomial, int]:
+    """The products of unknowns that a size is the sum of, and how often each is in it."""
     return size.terms if isinstance(size, Polynomial) else {_ONE: size}
 
 
@@ -169,7 +172,13 @@ def _product(one: _Monomial, two: _Monomial) -> _Monomial:
 
 def unknowns_in(size: Size) -> set[Unknown]:
     """The unknowns of a size."""
-    return {unknown for monomial in _terms(size) for unknown, _ in monomial}
+    return {unknown for monomial in terms_of(size) for unknown, _ in monomial}
+
+
+def factors_in(sizes: Iterable[Size]) -> set[Unknown]:
+    """The unknowns that are 1 or more if all these sizes are: those of products."""
+    products = [s for s in sizes if isinstance(s, Polynomial) and len(s.terms) == 1]
+    return {unknown for product in products for unknown in unknowns_in(product)}
 
 
 def evaluate(size: Size, values: Mapping[Unknown, Size]) -> Size:
@@ -202,7 +211,7 @@ def is_at_least_zero(size: Size, positive: Collection[Unknown] = ()) -> bool:
             return all(is_at_least_zero(evaluate(size, {unknown: end}), positive) for end in ends)
         if low:
             values[unknown] = Polynomial.of(unknown) + low
-    return all(number >= 0 for number in _terms(evaluate(size, values)).values())
+    return all(number >= 0 for number in terms_of(evaluate(size, values)).values())
 
 
 def _is_linear_in(size: Polynomial, unknown: Unknown) -> bool:
@@ -230,13 +239,13 @@ def _divided(size: Size, by: Size, stay: bool) -> tuple[Size, Size]:
         return divmod(size, by)
     quotient: Size = 0
     if isinstance(by, int):
-        parts = {monomial: number // by for monomial, number in _terms(size).items()}
+        parts = {monomial: number // by for monomial, number in terms_of(size).items()}
         quotient = _size(parts)
         return quotient, size - quotient * by
     lead = max(by.terms, key=_order)
     rest: Size = size
     for _ in range(_MOST_STEPS):
-        for monomial, number in sorted(_terms(rest).items(), key=_order_of_term, reverse=True):
+        for monomial, number in sorted(terms_of(rest).items(), key=_order_of_term, reverse=True):
             less = _without(monomial, lead)
             if less is not None and number % by.terms[lead] == 0:
                 part = _size({less: number // by.terms[lead]})

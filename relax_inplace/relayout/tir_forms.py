@@ -6,6 +6,7 @@ TVM's own simplifier supposes it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from tvm import ir, relax, tirx
@@ -18,6 +19,7 @@ from .te_block import loads_in
 __all__ = ["IndexReader", "choice_of"]
 
 _CHOICES = {"prim.if_then_else", "tirx.if_then_else"}
+_INTEGER = re.compile(r"(u?)int(\d+)")
 _LIKELY = {"prim.likely", "tirx.likely"}
 
 
@@ -60,9 +62,7 @@ class IndexReader:
         if isinstance(expr, relax.Var):
             return self._variable(expr)
         if kind is tirx.Cast:
-            if not _is_integer(expr.value) or not _is_integer(expr):
-                raise NoRelayout("has an index that is no integer")
-            return self.form(expr.value)
+            return self._cast(expr)
         if kind in (tirx.Add, tirx.Sub):
             return self.form(expr.a).plus(self.form(expr.b), 1 if kind is tirx.Add else -1)
         if kind is tirx.Mul:
@@ -84,7 +84,23 @@ class IndexReader:
             return known
         if str(var.ty) != "int64":
             raise NoRelayout("has a size that is not int64")
+        if self.sizes.variables is not None and var not in self.sizes.variables:
+            raise NoRelayout("depends on a number that is no size")
         return constant(self.sizes.of(Unknown("size", (var,))))
+
+    def _cast(self, expr: tirx.Cast) -> Form:
+        form = self.form(expr.value)
+        for dtype in (str(expr.value.ty), str(expr.ty)):
+            if dtype in ("int32", "int64"):
+                continue
+            known = _INTEGER.fullmatch(dtype)
+            if known is None:
+                raise NoRelayout("has an index that is no integer")
+            half = 1 << int(known[2]) - 1
+            # Others may wrap around.
+            if not self.sizes.is_within(form if known[1] else form.plus(constant(half)), 2 * half):
+                raise NoRelayout("has an index that its dtype may not hold")
+        return form
 
     @staticmethod
     def _product(one: Form, two: Form) -> Form:
@@ -148,7 +164,7 @@ class IndexReader:
         kind = type(condition)
         if kind not in _COMPARISONS:
             raise NoRelayout("chooses by what is not a comparison of indices")
-        if not _is_integer(condition.a):
+        if str(condition.a.ty) not in ("int32", "int64"):
             raise NoRelayout("chooses by what is no index")
         difference = self.form(condition.a).plus(self.form(condition.b), -1)
         return _COMPARISONS[kind](self, difference)
@@ -184,8 +200,3 @@ _COMPARISONS = {
     tirx.EQ: IndexReader._is_zero,
     tirx.NE: lambda reader, form: not reader._is_zero(form),
 }
-
-
-def _is_integer(expr: ir.Expr) -> bool:
-    dtype = str(expr.ty)
-    return dtype.startswith(("int", "uint")) and "x" not in dtype

@@ -2,11 +2,13 @@
 
 import textwrap
 
+import numpy as np
 import pytest
 import tvm
+import tvm_ffi
 from measured_peaks import ORDERS, extra_weights, temporaries_of_two_sizes
 from memory import in_fresh_process, needs_clear_refs
-from pipelines import PIPELINES
+from pipelines import PIPELINES, load
 from transforms import NOTES, run_both
 from tvm import relax
 from tvm.script import from_source
@@ -641,6 +643,85 @@ def test_before_and_after(before, after, pipeline):
     fields = len(before["transform_params"].params[-1].ty.fields)
     if len(run.result) == fields:
         assert run.result.same_as(run.argument)
+
+
+def test_two_outputs_that_are_one_tuple_are_one():
+    @I.ir_module
+    class Module:
+        @R.function
+        def transform_params(
+            params: R.Tuple(R.Tensor((4, 8), "float32"), R.Tensor((4, 8), "float32")),
+        ):
+            a = R.exp(params[0])
+            pair = (a, params[1])
+            return (pair, pair)
+
+    result = run_both(Module, rewritten(Module)).result
+    assert result[0].same_as(result[1])
+
+
+@pytest.mark.parametrize("pipeline", ["compile", "cpu default"])
+def test_another_step_reads_what_a_fused_one_computes(pipeline):
+    """That is no variable of the dataflow block in which the fused ones are."""
+
+    @I.ir_module
+    class Module:
+        @R.function
+        def transform_params(
+            params: R.Tuple(R.Tensor((4, 8), "float32"), R.Tensor((4, 8), "float32")),
+        ):
+            w0 = params[0]
+            w1 = params[1]
+            with R.dataflow():
+                a = R.exp(w0)
+                b = R.permute_dims(a)
+                c = R.matmul(w1, b)
+                R.output(c)
+            return (c, w1)
+
+    after = rewritten(Module)
+    names = [var.name for var in relax.analysis.all_vars(after["inplace_transform_params"])]
+    assert {"a", "b", "c"} <= set(names)
+    run_both(Module, after, pipeline)
+
+
+@pytest.mark.parametrize("pipeline", ["compile", "cpu default"])
+@pytest.mark.parametrize("outputs", ["a, b", "b, a", "w1, a", "b, w1", "a, w1", "(w1, a), b"])
+def test_a_weight_that_is_left_out_stays_in_its_slot(outputs, pipeline):
+    """Whatever is computed from it, and wherever that goes."""
+    source = f"""
+@I.ir_module
+class Module:
+    @R.function
+    def transform_params(params: R.Tuple(R.Tensor((4, 4), "float32"), R.Tensor((4, 4), "float32"))):
+        with R.dataflow():
+            w0 = params[0]
+            w1 = params[1]
+            a = R.exp(w0)
+            c = R.exp(w1)
+            b = R.permute_dims(c)
+            out = ({outputs})
+            R.output(out)
+        return out
+"""
+    before = from_source(source)
+    after = InplaceTransformParams(params=["w0"])(before)
+    arrays = [np.random.default_rng(0).random((4, 4), "float32") for _ in range(2)]
+    first, second = (tvm.runtime.tensor(array) for array in arrays)
+    expected = load(before, pipeline)["transform_params"](tvm_ffi.Array([first, second]))
+    params = tvm_ffi.Array([first, second])
+    result = load(after, pipeline)["inplace_transform_params"](params)
+    for one, other in zip(flat(expected), flat(result), strict=True):
+        assert one.numpy().tobytes() == other.numpy().tobytes()
+    assert params[1].same_as(second)
+    assert second.numpy().tobytes() == arrays[1].tobytes()
+
+
+def flat(value):
+    """The tensors in a tuple."""
+    if not isinstance(value, tvm_ffi.Array):
+        return [value]
+    return [leaf for field in value for leaf in flat(field)]
 
 
 @pytest.mark.parametrize("pipeline", PIPELINES)

@@ -31,6 +31,7 @@ def doubled(tensor):
 
 
 tvm_ffi.register_global_func("tests.same", lambda tensor: tensor, override=True)
+tvm_ffi.register_global_func("tests.twice", lambda one: tvm_ffi.Array([one, one]), override=True)
 
 FUNCTIONS = f"""
 @T.prim_func(private=True, s_tir=True)
@@ -96,6 +97,10 @@ VIEWS = {
             v: {F32} = other
     """,
     "packed": f'v = R.call_pure_packed("tests.same", x, {PACKED})',
+    "tuple of a packed function": f"""
+        made = R.call_pure_packed("tests.twice", x, ty_args=R.Tuple({F32}, {F32}))
+        v = made[1]
+    """,
     "known packed": f'v = R.call_pure_packed("vm.builtin.copy", x, {PACKED})',
     "in place": f"v = R.call_tir_inplace(Module.double, (x,), inplace_indices=[0], out_ty={F32})",
 }
@@ -290,3 +295,56 @@ def test_what_a_packed_function_keeps_it_may_overwrite_later():
     graph = read_transform("f", mod["transform_params"], mod)
     after = {step.name: {s.name for s in step.after} for step in graph.steps}
     assert len(after["b"]) == 1  # the call that doubles
+
+
+def test_what_is_given_in_a_tuple_is_read():
+    """Before it is overwritten, or after."""
+    overwrite = OVERWRITERS["call_tir_inplace"].replace("(v,)", "(x,)")
+    read = "b = R.concat((x, x), axis=0)"
+    for order, outputs in (([overwrite, read], "b, a"), ([read, overwrite], "a, b")):
+        mod = single(*order, outputs=outputs)
+        expected = run(mod, "transform_params", 2)
+        got = run(InplaceTransformParams()(mod), INPLACE, 2)
+        assert all(map(np.array_equal, expected, got))
+
+
+def test_two_that_overwrite_one_weight_keep_their_order():
+    """Neither reads what the other one returns."""
+    mod = single(
+        f"a = R.call_tir_inplace(Module.double, (x,), inplace_indices=[0], out_ty={F32})",
+        "v = R.memory.view(x, R.shape([4, 4]))",
+        f"b = R.call_tir_inplace(Module.double, (v,), inplace_indices=[0], out_ty={F32})",
+    )
+    graph = read_transform("f", mod["transform_params"], mod)
+    after = {step.name: {s.name for s in step.after} for step in graph.steps}
+    assert "a" in after["b"]
+    assert "b" not in after["a"]
+
+
+def test_impure_calls_keep_their_order():
+    """Also such as overwrite nothing."""
+    prints = ['R.print(params[1], format="{}")', 'R.print(x, format="{}")']
+    mod = single(*prints, "a = R.negative(x)", "b = R.negative(x)", pure=False)
+    graph = read_transform("f", mod["transform_params"], mod)
+    first, second = [step for step in graph.steps if step.is_impure]
+    assert first in second.after
+
+
+def test_what_a_packed_function_keeps_another_one_may_return():
+    """Overwritten under that name, the weight holds other bits, too."""
+    kept = []
+    tvm_ffi.register_global_func("tests.keep", kept.append, override=True)
+    tvm_ffi.register_global_func("tests.kept", lambda: kept[-1], override=True)
+    body = f"""
+        R.call_packed("tests.keep", x, ty_args=R.Tuple())
+        v = R.call_packed("tests.kept", {PACKED})
+        a = R.call_tir_inplace(Module.double, (v,), inplace_indices=[0], out_ty={F32})
+        b = R.permute_dims(x)
+    """
+    mod = single(body, outputs="b, a", pure=False)
+    expected = run(mod, "transform_params", 2)
+    got = run(InplaceTransformParams()(mod), INPLACE, 2)
+    assert all(map(np.array_equal, expected, got))
+    graph = read_transform("f", mod["transform_params"], mod)
+    after = {step.name: {s.name for s in step.after} for step in graph.steps}
+    assert "a" in after["b"]

@@ -216,6 +216,40 @@ class Module:
     assert (shown.peak, [step.name for step in shown.steps]) == (256, ["b"])
 
 
+def test_a_weight_that_is_left_out_is_held_to_the_end():
+    """Two weights of 128 bytes, and what is made of each."""
+    parts = ["(8, 4)", "(8, 4)"], ["a = R.exp(w1)", "b = R.exp(w0)"], ["a", "b"]
+    assert plan(*parts).after == 2 * 128
+    assert plan(*parts, params=["w0"]).after == 3 * 128
+
+
+def test_the_result_of_a_branch_may_be_a_weight():
+    """Then that is not freed: both are counted."""
+    mod = from_source(
+        """
+@I.ir_module
+class Module:
+    @R.function
+    def transform_params(
+        c: R.Tensor((), "bool"),
+        params: R.Tuple(R.Tensor((8, 4), "float32"), R.Tensor((8, 4), "float32")),
+    ):
+        R.func_attr({"num_input": 1})
+        w0 = params[0]
+        if c:
+            same = w0
+            b = same
+        else:
+            other = R.exp(w0)
+            b = other
+        a = R.permute_dims(b)
+        d = R.exp(params[1])
+        return (a, b, d)
+"""
+    )
+    assert plan_memory(mod["transform_params"], mod).after == 4 * 128
+
+
 def test_refused_as_the_pass_refuses():
     with pytest.raises(UnsupportedTransformError, match="it has no weight 'w7'"):
         plan(["(8, 4)"], ["a = R.exp(w0)"], ["a"], params=["w7"])

@@ -2,6 +2,7 @@
 
 import pytest
 from tvm import ir, relax
+from tvm.ir import op
 from tvm.script import ir as I
 from tvm.script import relax as R
 from tvm.script import tirx as T
@@ -60,6 +61,33 @@ class Module:
     @T.prim_func(private=True, s_tir=True)
     def hands_out_addresses(a: T.Buffer((4, 4), "float32"), b: T.Buffer((4, 4), "float32")):
         T.evaluate(T.call_extern("int32", "f", T.address_of(a[0, 0]), b.access_ptr("r")))
+
+    @T.prim_func(private=True, s_tir=True)
+    def stores_without_a_block(a: T.Buffer((4, 4), "float32"), b: T.Buffer((4, 4), "float32")):
+        for i in range(4):
+            a[i, 0] = b[i, 0]
+
+    @T.prim_func(private=True, s_tir=True)
+    def adds_in_a_library(a: T.Buffer((4, 4), "float32"), b: T.Buffer((4, 4), "float32")):
+        with T.sblock("b"):
+            T.reads(a[0:4, 0:4], b[0:4, 0:4])
+            T.writes(b[0:4, 0:4])
+            T.evaluate(T.call_extern("int32", "f", a.data, b.data))
+
+    @T.prim_func(private=True, s_tir=True)
+    def hands_out_pointers(
+        a: T.Buffer((4, 4), "float32"), b: T.Buffer((4, 4), "float32"), c: T.Buffer((4,), "float32")
+    ):
+        T.evaluate(
+            T.call_extern("int32", "f", a.access_ptr("r"), b.access_ptr("w"), c.access_ptr("rw"))
+        )
+
+    @T.prim_func(private=True, s_tir=True)
+    def hands_out_what_depends(
+        a: T.Buffer((4, 4), "float32"), b: T.Buffer((4, 4), "float32"), mode: T.int32
+    ):
+        pointer = T.tvm_access_ptr(T.type_annotation("float32"), a.data, 0, 16, mode)
+        T.evaluate(T.call_extern("int32", "f", pointer, b.access_ptr("r")))
 
     @R.function(private=True)
     def overwrites_second(
@@ -132,6 +160,9 @@ def effects_of():
 TABLE, VALUES = effects_of()
 
 
+X = relax.Var("x", relax.TensorType((4, 4), "float32"))
+
+
 def names(exprs):
     return sorted(str(expr) for expr in exprs)
 
@@ -191,10 +222,138 @@ def test_what_is_a_view_in_a_dataflow_block(name, expected):
         ("stores_by_another_name", [0]),
         ("calls_a_library", [1]),
         ("hands_out_addresses", [0]),
+        ("stores_without_a_block", [0]),
+        ("adds_in_a_library", [1]),
+        ("hands_out_pointers", [1, 2]),
+        ("hands_out_what_depends", [0]),
     ],
 )
 def test_what_a_kernel_writes_to(kernel, expected):
     assert written_parameters(Module[kernel]) == expected
+
+
+def test_a_kernel_that_is_given_its_results():
+    """As it is called when it is lowered, directly or with symbolic sizes."""
+    y = relax.Var("y", X.ty)
+    kernel = Module.get_global_var("stores")
+    calls = [
+        relax.Call(kernel, [X, y]),
+        relax.Call(ir.Op.get("relax.vm.call_tir_dyn"), [kernel, relax.Tuple([X, y])]),
+    ]
+    for call in calls:
+        effects = TABLE.of(call)
+        assert names(effects.overwrites) == ["x", "y"]
+        assert not effects.allocates
+
+
+def test_what_is_nowhere_in_the_module():
+    """Of a function nothing is known; a kernel computes its result, and may store to all else."""
+    nowhere = ir.GlobalVar("nowhere")
+    effects = TABLE.of(relax.Call(nowhere, [X]))
+    found = effects.overwrites, effects.aliases, effects.keeps
+    assert [names(one) for one in found] == [["x"]] * 3
+    assert not effects.is_known
+    effects = TABLE.of(relax.op.call_tir(nowhere, relax.Tuple([X]), X.ty))
+    assert names(effects.overwrites) == ["x"]
+
+
+def sequence(value, *before):
+    """Bindings, of which the last one is the result."""
+    builder = relax.BlockBuilder()
+    values = [builder.normalize(one) for one in (*before, value)]
+    bindings = [relax.VarBinding(relax.Var("result", one.ty), one) for one in values]
+    return relax.SeqExpr([relax.BindingBlock(bindings)], bindings[-1].var)
+
+
+def packed(arg):
+    return ir.Call(relax.ExternFunc("f"), [arg], ret_ty=X.ty)
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_a_choice_does_what_either_branch_does(swapped):
+    """The first one, or the second, overwrites, returns and keeps."""
+    y = relax.Var("y", X.ty)
+    condition = relax.Var("c", relax.TensorType((), "bool"))
+    branches = [sequence(packed(X)), sequence(relax.op.memory.ensure_zero_offset(y))]
+    if swapped:
+        branches.reverse()
+    effects = EffectTable(Module).of(relax.BlockBuilder().normalize(relax.If(condition, *branches)))
+    found = effects.overwrites, effects.aliases, effects.keeps
+    assert [names(one) for one in found] == [["x"], ["x", "y"], ["x"]]
+    assert not effects.is_known
+
+
+def test_a_function_does_what_the_calls_in_it_do():
+    """To what it is given and captures, through tuples; what it does not know it makes unknown."""
+    param, captured, y = (relax.Var(name, X.ty) for name in ("p", "q", "y"))
+    calls = packed(param), relax.op.call_pure_packed("f", captured, ty_args=X.ty)
+    local = relax.Function([param], sequence(relax.op.add(param, param), *calls), X.ty)
+    variable = relax.Var("local", local.ty)
+    table = EffectTable(Module)
+    table.local[variable] = local
+    effects = table.of(relax.Call(variable, [relax.Tuple([X, y])]))
+    found = effects.overwrites, effects.aliases, effects.keeps
+    assert [names(one) for one in found] == [["x", "y"], [], ["q", "x", "y"]]
+    assert effects.allocates
+    assert not effects.is_known
+
+
+def test_a_function_that_returns_what_it_is_given():
+    """That is no new memory; what it makes of it may be, and may be a view of it."""
+    param = relax.Var("p", X.ty)
+    table = EffectTable(Module)
+    for body, allocates in (
+        (relax.SeqExpr([], param), False),
+        (sequence(relax.op.reshape(param, (4, 4))), True),
+    ):
+        local = relax.Function([param], body, X.ty)
+        variable = relax.Var("local", local.ty)
+        table.local[variable] = local
+        effects = table.of(relax.Call(variable, [X]))
+        assert (names(effects.aliases), effects.allocates) == (["x"], allocates)
+
+
+def test_names_in_a_function():
+    """A second name, a tuple and a field of it stand for what they are made of."""
+    param = relax.Var("p", X.ty)
+    again = relax.Var("again", X.ty)
+    pair = relax.Var("pair", relax.TupleType([X.ty, X.ty]))
+    field = relax.Var("field", X.ty)
+    bindings = [
+        relax.VarBinding(again, param),
+        relax.VarBinding(pair, relax.Tuple([again, again])),
+        relax.VarBinding(field, relax.TupleGetItem(pair, 1)),
+    ]
+    local = relax.Function([param], relax.SeqExpr([relax.BindingBlock(bindings)], field), X.ty)
+    variable = relax.Var("local", local.ty)
+    table = EffectTable(Module)
+    table.local[variable] = local
+    assert names(table.of(relax.Call(variable, [X])).aliases) == ["x"]
+
+
+def test_a_reshape_that_no_kernel_is_known_of():
+    """Its shape is not known: it may be a view, as any may be."""
+    shape = relax.Var("shape", relax.ShapeType(ndim=2))
+    reshape = relax.BlockBuilder().normalize(relax.op.reshape(X, shape))
+    assert TABLE.kernels.of(reshape) is None
+    assert TABLE.view_if_lowered_so(reshape).same_as(X)
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["kernel", "packed function"])
+def test_in_place_in_part(packed):
+    """The field that is not in place is new memory."""
+    y = relax.Var("y", X.ty)
+    if packed:
+        call = relax.op.call_inplace_packed(
+            "f", X, y, inplace_indices=[-1, 1], ty_args=[X.ty, X.ty]
+        )
+    else:
+        kernel = Module.get_global_var("reads")
+        call = relax.op.call_tir_inplace(kernel, relax.Tuple([X, y]), [-1, 1], [X.ty, X.ty])
+    effects = TABLE.of(call)
+    assert effects.allocates
+    assert names(effects.overwrites) == ["y"]
+    assert [None if one is None else str(one) for one in effects.lies_in] == [None, "y"]
 
 
 def test_branches_and_local_functions():
@@ -231,17 +390,17 @@ def test_branches_and_local_functions():
 
 def test_an_operator_that_nobody_knows():
     """Pure, it overwrites nothing; impure, it may do anything."""
-    x = relax.Var("x", relax.TensorType((4, 4), "float32"))
+    if "tests.impure" not in ir.Op.list_op_names():
+        op.register_op_attr("tests.impure", "FPurity", False)
     for name, overwritten in (
         ("relax.dist.annotate_sharding", []),
         ("relax.invoke_closure", ["x"]),
+        ("relax.invoke_pure_closure", ["x"]),  # it may call a kernel in place
+        ("tests.impure", ["x"]),
     ):
-        effects = TABLE.of(ir.Call(ir.Op.get(name), [x]))
+        effects = TABLE.of(ir.Call(ir.Op.get(name), [X]))
         assert names(effects.overwrites) == overwritten
         assert names(effects.aliases) == names(effects.keeps) == ["x"]
-
-
-X = relax.Var("x", relax.TensorType((4, 4), "float32"))
 
 
 @pytest.mark.parametrize(

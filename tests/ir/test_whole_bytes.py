@@ -278,6 +278,36 @@ def test_computing_is_refused(name):
     assert str(raised.value) == f"function `{name}_transform_params`: {reason}"
 
 
+def test_a_cast_says_that_elements_are_packed():
+    """Of what a packed function returns nothing else is known."""
+
+    @I.ir_module
+    class Module:
+        @R.function
+        def transform_params(params: R.Tuple(R.Tensor((4,), "float32"))):
+            given = R.call_pure_packed("f", params[0], ty_args=R.Any)
+            w = R.match_cast(given, R.Tensor((4, 6), "int4"))
+            new = R.astype(w, "int8")
+            return (new,)
+
+    reason = packed_computation(Module["transform_params"], Module)
+    assert reason == "R.astype computes with `given`" + WHY.format("int4")
+
+
+def test_a_kernel_that_is_called():
+    """As it is after LegalizeOps and VMShapeLower: with what it writes to."""
+    w = relax.Var("w", relax.TensorType((4, 6), "int4"))
+    out = relax.Var("out", relax.TensorType((4, 6), "int8"))
+    builder = relax.BlockBuilder(tvm.IRModule({"kernel": Refused["kernel"]}))
+    with builder.function("main", [w, out], {"global_symbol": "main"}, pure=False):
+        kernel = builder.get().get_global_var("kernel")
+        builder.emit(relax.Call(kernel, [w, out], ret_ty=relax.TupleType([])))
+        builder.emit_func_output(out)
+    mod = builder.get()
+    reason = packed_computation(mod["main"], mod)
+    assert reason == "`kernel` computes with `w`" + WHY.format("int4")
+
+
 def test_a_weight_of_an_update_is_named():
     @I.ir_module
     class Module:
@@ -295,7 +325,9 @@ def test_a_weight_of_an_update_is_named():
         require_whole_bytes(Module["main"], Module)
 
 
-@pytest.mark.parametrize("place", ["returned", "field", "branch", "operand"])
+@pytest.mark.parametrize(
+    "place", ["returned", "field", "tuple", "branch", "local function", "operand"]
+)
 def test_a_packed_constant_is_refused(place):
     params = relax.Var("params", relax.TupleType([relax.TensorType((4,), "float32")]))
     constant = relax.const(tvm.runtime.empty((4,), "uint4"))
@@ -307,6 +339,11 @@ def test_a_packed_constant_is_refused(place):
         elif place == "branch":
             branches = (relax.SeqExpr([], builder.normalize(constant)) for _ in range(2))
             new = builder.emit(relax.If(condition, *branches))
+        elif place == "local function":
+            local = relax.Function([], relax.SeqExpr([], builder.normalize(constant)), constant.ty)
+            new = builder.emit(relax.Call(builder.emit(local), []))
+        elif place == "tuple":
+            new = builder.emit(relax.TupleGetItem(builder.emit(relax.Tuple([constant])), 0))
         else:
             new = builder.emit(constant) if place == "field" else constant
         builder.emit_func_output(relax.Tuple([new]))

@@ -29,14 +29,17 @@ class Equal:
 @I.ir_module
 class Tuples:
     @R.function
-    def main(x: R.Tensor((4, 6), "float32"), y: R.Tensor((4, 6), "float32")):
+    def main(
+        x: R.Tensor((4, 6), "float32"), y: R.Tensor((4, 6), "float32"), z: R.Tensor((4,), "float32")
+    ):
         a = R.concat((x, y))
         b = R.concat((y, x))
         c = R.split(x, 2)
         d = R.split(y, 2)
         e = R.split(x, 1)
         f = R.split(y, 1)
-        return (a, b, c, d, e, f)
+        g = R.meshgrid((z,))  # a tuple of one, of which the kernel computes the one
+        return (a, b, c, d, e, f, g)
 
 
 @I.ir_module

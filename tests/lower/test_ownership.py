@@ -475,6 +475,19 @@ WRONG = {
         """,
         ("inner", "q0 = R.inplace_update", "y = inner[1]"),
     ),
+    "the other one of two, after an update of either": (
+        """
+        inner = nested[0]
+        if c:
+            q = params
+        else:
+            q = inner
+        q0 = R.inplace_update_tuple(q, 0, x)
+        y = params[1]
+        return (q0, y)
+        """,
+        ("params", "q0 = R.inplace_update", "y = params[1]"),
+    ),
     "the field of one of two, of which either was updated": (
         """
         inner = nested[0]

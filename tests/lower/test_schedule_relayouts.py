@@ -154,7 +154,9 @@ def test_only_they_may_have_one_memory_for_two_parameters(mode, system_lib, tmp_
     executable = relax.build(mod, "llvm", exec_mode=mode, system_lib=system_lib)
     noalias = {}
     for library in executable.mod.imports:
-        for line in library.inspect_source("ll").splitlines():
+        text = library.inspect_source("ll")
+        assert ("@TVMFFIEnvModRegisterSystemLibSymbol(" in text) == system_lib
+        for line in text.splitlines():
             name = re.match(r"define .*@__tvm_ffi_(\w+)\(", line)
             if name:
                 noalias[name.group(1)] = "noalias" in line
@@ -170,6 +172,39 @@ def test_only_they_may_have_one_memory_for_two_parameters(mode, system_lib, tmp_
         assert weights[1].numpy().tobytes() == arrays[1].T.tobytes()
         total = vm["main"](*map(tvm.runtime.tensor, arrays))
         assert total.numpy().tobytes() == (arrays[0] + arrays[1]).tobytes()
+
+
+COUNTED = """
+@I.ir_module
+class Module:
+    @T.prim_func(private=True, s_tir=True)
+    def plus_count(a: T.handle, count: T.int64, b: T.handle):
+        n = T.int64()
+        A = T.match_buffer(a, (n,), "float32")
+        B = T.match_buffer(b, (n,), "float32")
+        for i in range(n):
+            with T.sblock("b"):
+                vi = T.axis.spatial(n, i)
+                B[vi] = A[vi] + T.Cast("float32", count)
+
+    @R.function
+    def transform_params(params: R.Tuple(R.Tensor(("n",), "float32"))):
+        n = T.int64()
+        cls = Module
+        new = R.call_tir(cls.plus_count, (params[0], n), out_ty=R.Tensor((n,), "float32"))
+        return (new,)
+"""
+
+
+@pytest.mark.parametrize("mode", ["bytecode", "compiled"])
+def test_one_that_is_given_a_symbolic_size(mode):
+    """Where it is called the number is known, and the kernel is in a library of its own."""
+    mod = InplaceTransformParams()(from_source(COUNTED))
+    executable = relax.build(mod, "llvm", exec_mode=mode)
+    vm = relax.VirtualMachine(executable, tvm.cpu())
+    weights = tvm_ffi.Array([tvm.runtime.tensor(np.arange(5, dtype="float32"))])
+    vm["inplace_transform_params"](weights)
+    assert weights[0].numpy().tolist() == [5, 6, 7, 8, 9]
 
 
 FLIPPED = """

@@ -299,7 +299,7 @@ def test_times_of_passes():
 
 
 def test_a_pass_that_needs_a_function_is_not_run_without():
-    """With instruments the pipeline is looked at on a module of nothing, where that works."""
+    """With instruments the pipeline is looked at on a copy of the module, which has it."""
 
     @tvm.transform.module_pass(opt_level=0)
     def needs_main(mod, _context):
@@ -311,6 +311,21 @@ def test_a_pass_that_needs_a_function_is_not_run_without():
         rest = ir.IRModule({Module.get_global_var("main"): Module["main"]})
         user.run(rest, {"convert"})
     assert user.fuses
+
+
+def test_a_pass_that_changes_the_module_that_it_is_given_changes_it_once():
+    """With instruments, too, where the pipeline is run on a copy before."""
+    before = []
+
+    @tvm.transform.module_pass(opt_level=0)
+    def adds(mod, _context):
+        before.append(len(mod.functions))
+        mod["added"] = mod["main"].with_attr("global_symbol", "added")
+        return default(mod)
+
+    with tvm.transform.PassContext(instruments=[tvm.instrument.PassTimingInstrument()]):
+        tvm.compile(Module, "llvm", relax_pipeline=Pipeline(adds, transforms=[]))
+    assert before == [1, 1]
 
 
 def test_options_and_disabled_passes_hold_for_both():

@@ -228,13 +228,13 @@ INPLACE = _mutants(
     ),
     (
         "the result is not larger",
-        "    if not holds_everywhere([tirx.LE(*whole)], {}):",
+        "    if not holds_everywhere([whole[0] <= whole[1]], {}):",
         "    if False:",
     ),
     (
         "an element in its place is not larger than what was there",
-        "    if before >= after and all(",
-        "    if all(",
+        "may_stay = before >= after and all(",
+        "may_stay = all(",
     ),
     (
         "same elements have the same number only in the same shape",
@@ -360,7 +360,7 @@ INVERSES = _mutants(
     ),
     (
         "the element that is found is the one that is wanted",
-        "        goals.append(tirx.EQ(_substitute(index, there), var))",
+        "        goals.append(equal(_substitute(index, there), var))",
         "        pass",
     ),
     (
@@ -601,8 +601,8 @@ TRACE = _mutants(
     ),
     (
         "and so is what lies in a tuple that it was given",
-        "                    if place[0].same_as(root):",
-        "                    if False:",
+        "tensor.is_hidden |= any(place[0].same_as(root) for place in places)",
+        "pass",
     ),
     (
         "what it returns is hidden",
@@ -636,13 +636,13 @@ TRACE = _mutants(
     ),
     (
         "a view holds what it is a view of",
-        "            self._use(args[:1])\n            self._hold(var, self._held.get(args[0], ()))",
-        "            self._use(args[:1])",
+        "        for operand in effects.aliases:\n            self._hold(var, self._held.get(operand, ()))\n",
+        "",
     ),
     (
         "a tuple holds what it is made of",
-        "            self._hold(var, self._held.get(field, ()))",
-        "            pass",
+        "        for held in self._fields[var]:\n            self._hold(var, held)\n",
+        "",
     ),
     (
         "what is returned is held on",
@@ -881,7 +881,7 @@ KILLS = _mutants(
     ),
     (
         "the last use is the last one",
-        "            for one in used:\n                if one in last_use:\n                    last_use[one] = var\n",
+        "            for one in _used_by(value, kind):\n                if one in last_use:\n                    last_use[one] = var\n",
         "",
     ),
     (
@@ -900,9 +900,9 @@ KILLS = _mutants(
         "    if kind is relax.Var:\n        return []\n",
     ),
     (
-        "what a parameter is called is not killed",
-        "                if value not in last_use:  # of a parameter, a constant, or an outer sequence\n                    continue\n",
-        "                pass\n",
+        "what an outer sequence has bound is not killed in a branch",
+        "                if one in last_use:\n                    last_use[one] = var\n",
+        "                last_use[one] = var\n",
     ),
     (
         "what is killed already is not killed again",
@@ -1037,8 +1037,13 @@ USER = _mutants(
     ),
     (
         "a pipeline that fails at a module of nothing is looked at on the caller's",
-        "            seen = _Passes()\n            self._run_seen_by(seen, mod)\n",
-        "            pass\n",
+        "            self._run(mod.clone())\n",
+        "            self._run(ir.IRModule())\n",
+    ),
+    (
+        "what a pipeline does to the module that it is given is not done twice",
+        "            self._run(mod.clone())\n",
+        "            self._run(mod)\n",
     ),
     (
         "the caller's options hold where it is looked at",
@@ -1085,7 +1090,1092 @@ PIPELINE = _mutants(
 
 # -- what calls do --------------------------------------------------------------------------------
 
+EFFECTS = _mutants(
+    "ir/effects.py",
+    ("ir/test_effects.py",),
+    (
+        "of a function that calls itself nothing is known",
+        "return unknown(operands(call)) if summary is None else summary.at(function, call.args[:])",
+        "return Effects() if summary is None else summary.at(function, call.args[:])",
+    ),
+    (
+        "of a local function that calls itself nothing is known",
+        "            if function is None:\n                return unknown(operands(expr))\n",
+        "            if function is None:\n                return Effects()\n",
+    ),
+    (
+        "of a function that is nowhere nothing is known",
+        "        if type(function) is not relax.Function:\n            return unknown(operands(call))\n",
+        "        if type(function) is not relax.Function:\n            return Effects()\n",
+    ),
+    (
+        "a kernel that is nowhere may store to all",
+        "            return given\n",
+        "            return []\n",
+    ),
+    (
+        "a call of a kernel, lowered, overwrites what that stores to",
+        "            return Effects(overwrites=written, allocates=False)\n",
+        "            return Effects(allocates=False)\n",
+    ),
+    (
+        "what either branch overwrites may be overwritten: the first",
+        "        list(set().union(*(branch.overwrites for branch in branches))),",
+        "        list(branches[1].overwrites),",
+    ),
+    (
+        "what either branch overwrites may be overwritten: the second",
+        "        list(set().union(*(branch.overwrites for branch in branches))),",
+        "        list(branches[0].overwrites),",
+    ),
+    (
+        "the result may be that of either branch: the first",
+        "        list(set().union(*(branch.aliases for branch in branches))),",
+        "        list(branches[1].aliases),",
+    ),
+    (
+        "the result may be that of either branch: the second",
+        "        list(set().union(*(branch.aliases for branch in branches))),",
+        "        list(branches[0].aliases),",
+    ),
+    (
+        "what either branch keeps may be kept",
+        "        list(set().union(*(branch.keeps for branch in branches))),",
+        "        [],",
+    ),
+    (
+        "a branch that is not known makes the choice so",
+        "is_known=all(branch.is_known for branch in branches)",
+        "is_known=any(branch.is_known for branch in branches)",
+    ),
+    (
+        "a function does what the calls in it do: they overwrite",
+        "            given(operand for effects in done for operand in effects.overwrites),",
+        "            set(),",
+    ),
+    (
+        "a function does what the calls in it do: they keep",
+        "            given(operand for effects in done for operand in effects.keeps),",
+        "            set(),",
+    ),
+    (
+        "a function with a call that is not known is not known",
+        "            all(effects.is_known for effects in done),",
+        "            True,",
+    ),
+    (
+        "the result of a function may be what it is given",
+        "            given([result]),",
+        "            set(),",
+    ),
+    (
+        "what a function returns of what it is given is not new memory",
+        "            not (is_var(result) and result not in bound),",
+        "            False,",
+    ),
+    (
+        "a view that is made in a dataflow block is traced to its operand",
+        "                        pending += table.shares(bound[var]) if var in bound else ()",
+        "                        pending += table.of(bound[var]).aliases if var in bound else ()",
+    ),
+    (
+        "a view is traced to its operand",
+        "return self.of(expr).aliases if view is None else [view]",
+        "return [] if view is None else [view]",
+    ),
+    (
+        "a closure does what it does to what it captures",
+        "            return [leaf for var in variables for leaf in leaves(arg_of.get(var, var))]",
+        "            return [leaf for var in variables & set(arg_of) for leaf in leaves(arg_of[var])]",
+    ),
+    (
+        "what a call does it does to all that is in a tuple",
+        "            return [leaf for var in variables for leaf in leaves(arg_of.get(var, var))]",
+        "            return [arg_of.get(var, var) for var in variables]",
+    ),
+    (
+        "several kernels may be a view",
+        "                return operand\n            kernel = legalized.kernel",
+        "                return None\n            kernel = legalized.kernel",
+    ),
+    (
+        "a name, a field and a tuple are what they are made of",
+        "        return Effects(aliases=operands(expr), allocates=False)\n\n    def view_if",
+        "        return Effects(allocates=False)\n\n    def view_if",
+    ),
+)
+
+EFFECT_ROWS = _mutants(
+    "ir/effect_rows.py",
+    ("ir/test_effects.py",),
+    (
+        "a kernel overwrites the inputs that it stores to",
+        "    return Effects(overwrites=written) if written else _KERNEL",
+        "    return _KERNEL",
+    ),
+    (
+        "so does a kernel that is given its results",
+        "    return Effects(overwrites=stored(call), allocates=False)",
+        "    return Effects(allocates=False)",
+    ),
+    (
+        "so does one in place, besides what its result lies in",
+        "Effects([*aliased, *others], aliased,",
+        "Effects(aliased, aliased,",
+    ),
+    (
+        "a kernel in place overwrites what its result lies in",
+        "Effects([*aliased, *others], aliased,",
+        "Effects(others, aliased,",
+    ),
+    (
+        "one that is in place in part allocates the rest",
+        "aliased, (), len(aliased) < len(lies_in), lies_in=lies_in)",
+        "aliased, (), False, lies_in=lies_in)",
+    ),
+    (
+        "a field that is not in place is new",
+        "    lies_in = [given[i] if i >= 0 else None for i in map(int, call.attrs.inplace_indices[:])]\n    aliased",
+        "    lies_in = [given[i] for i in map(int, call.attrs.inplace_indices[:])]\n    aliased",
+    ),
+    (
+        "a packed function in place overwrites what its result lies in",
+        "    return Effects(written, operands(call), operands(call), allocates, lies_in=lies_in)",
+        "    return Effects((), operands(call), operands(call), allocates, lies_in=lies_in)",
+    ),
+    (
+        "a packed function in place may keep what it is given",
+        "    return Effects(written, operands(call), operands(call), allocates, lies_in=lies_in)",
+        "    return Effects(written, operands(call), (), allocates, lies_in=lies_in)",
+    ),
+    (
+        "a packed function in place that makes new fields allocates",
+        "    allocates = len(written) < len(lies_in)",
+        "    allocates = False",
+    ),
+    (
+        "an operator that is not known may return what it is given",
+        "    given = operands(call)\n    return Effects(aliases=given, keeps=given)",
+        "    given = operands(call)\n    return Effects(keeps=given)",
+    ),
+    (
+        "an operator that is not known may keep what it is given",
+        "    given = operands(call)\n    return Effects(aliases=given, keeps=given)",
+        "    given = operands(call)\n    return Effects(aliases=given)",
+    ),
+    (
+        "an impure operator that is not known may do anything",
+        '    if not op.get_attr("FPurity"):\n        return _unknown\n',
+        "",
+    ),
+    (
+        "an operator that becomes no kernel is not known",
+        '    return _KERNEL if op.get_attr("FLegalize") else _pure',
+        "    return _KERNEL",
+    ),
+    (
+        "a closure that is invoked may do anything, though TVM takes it for pure",
+        '    "relax.invoke_pure_closure": _unknown,',
+        '    "relax.invoke_pure_closure": _COMPUTES,',
+    ),
+    (
+        "an update keeps what it stores",
+        "    return Effects(args[:1], args[:1], list(leaves(args[2])), allocates=False)",
+        "    return Effects(args[:1], args[:1], (), allocates=False)",
+    ),
+    (
+        "an update overwrites a slot",
+        "    return Effects(args[:1], args[:1], list(leaves(args[2])), allocates=False)",
+        "    return Effects((), args[:1], list(leaves(args[2])), allocates=False)",
+    ),
+    (
+        "what may do anything is not known",
+        "    return Effects(given, given, given, is_known=False)",
+        "    return Effects(given, given, given)",
+    ),
+    (
+        "an impure packed function may do anything",
+        "return Effects(aliases=given, keeps=given) if is_pure else unknown(given)",
+        "return Effects(aliases=given, keeps=given)",
+    ),
+    (
+        "a pure packed function may return and keep what it is given",
+        "return Effects(aliases=given, keeps=given) if is_pure else unknown(given)",
+        "return Effects() if is_pure else unknown(given)",
+    ),
+    (
+        "operands in tuples are operands",
+        "        for field in expr.fields[:]:\n            yield from leaves(field)",
+        "        yield from ()",
+    ),
+    (
+        "a closure that is called is an operand",
+        "        return [*found, expr.op] if is_var(expr.op) else found",
+        "        return found",
+    ),
+    (
+        "an offset that is not zero makes a copy",
+        '    "relax.memory.ensure_zero_offset": _view_or_copy,',
+        '    "relax.memory.ensure_zero_offset": _view,',
+    ),
+    (
+        "an offset that is zero makes no copy",
+        '    "relax.memory.ensure_zero_offset": _view_or_copy,',
+        '    "relax.memory.ensure_zero_offset": _COMPUTES,',
+    ),
+    (
+        "what is on its device is not copied",
+        '    "relax.to_vdevice": _view_or_copy,',
+        '    "relax.to_vdevice": _COMPUTES,',
+    ),
+    (
+        "a slot that is emptied is overwritten",
+        "lambda args: Effects(overwrites=args[:1], allocates=False)",
+        "lambda args: Effects(allocates=False)",
+    ),
+    (
+        "what allocates is no view",
+        "        return bool(self.aliases) and not self.allocates",
+        "        return bool(self.aliases)",
+    ),
+)
+
+KERNEL_WRITES = _mutants(
+    "ir/kernel_writes.py",
+    ("ir/test_effects.py",),
+    (
+        "a kernel writes what it stores to",
+        "        written.add(store.buffer)",
+        "        pass",
+    ),
+    (
+        "a kernel writes what a block says that it writes",
+        "            written.update(writes)\n",
+        "",
+    ),
+    (
+        "an address that is handed out may be written to",
+        "            if may_write and buffer not in only_read:",
+        "            if False:",
+    ),
+    (
+        "an address of an element is one of the buffer",
+        "        return args[0].source\n",
+        "        return None\n",
+    ),
+    (
+        "the data of a buffer are its memory",
+        "    if op.same_as(_BUFFER_DATA):\n        return args[0]\n",
+        "",
+    ),
+    (
+        "a pointer that may be written through",
+        "bool(int(mask) & _WRITE)",
+        "False",
+    ),
+    (
+        "a pointer of which it is not known whether it may be written through",
+        "not isinstance(mask, tirx.IntImm) or bool(",
+        "isinstance(mask, tirx.IntImm) and bool(",
+    ),
+)
+
+# -- the order of what overwrites -----------------------------------------------------------------
+
+MEMORY_ORDER = _mutants(
+    "inplace/memory_order.py",
+    ("inplace/test_memory_order.py",),
+    (
+        "what is overwritten was read before",
+        "                before += touching\n",
+        "",
+    ),
+    (
+        "what was overwritten is read after",
+        "                self._last_writer[buffer] = step\n",
+        "",
+    ),
+    (
+        "what two steps overwrite they overwrite in order",
+        "before = [] if writer is None else [writer]",
+        "before = [] if writer is None or buffer in overwritten else [writer]",
+    ),
+    (
+        "a result may lie in the memory of an operand",
+        "            self._memory[var] = frozenset(aliased.union(buffers_of(self.graph.layout(var))))",
+        "            pass",
+    ),
+    (
+        "what one packed function has kept another one may overwrite",
+        "            self._kept |= self._memory_of(effects.keeps)\n",
+        "",
+    ),
+    (
+        "or has overwritten",
+        "            overwritten.add(self._elsewhere)\n",
+        "",
+    ),
+    (
+        "or may return",
+        "            aliased.add(self._elsewhere)\n",
+        "",
+    ),
+    (
+        "what touches what has been kept is in order with it",
+        "            touched.add(self._elsewhere)\n",
+        "            pass\n",
+    ),
+    (
+        "what is a view or a copy is not touched when one of them is overwritten",
+        '            self.require_settled(touched, f"`{var.name} = {one_line(value)}`")',
+        "            pass",
+    ),
+    (
+        "it is noted when one of them is overwritten",
+        "            self._unsettled.update(dict.fromkeys(copies, ",
+        "            dict(dict.fromkeys(copies, ",
+    ),
+    (
+        "what may be a view is overwritten, too",
+        "        overwritten |= copies\n",
+        "",
+    ),
+    (
+        "what a step overwrites is known",
+        "        step.overwrites |= overwritten\n",
+        "",
+    ),
+    (
+        "what may turn out to be a view is noted",
+        "            self._note(kernel, touched)\n",
+        "            pass\n",
+    ),
+    (
+        "what is a view of a view is, too",
+        "                    pending += both - found\n",
+        "",
+    ),
+    (
+        "a view is found from what it is a view of",
+        "both = self.memory(kernel.binding.var) | self.memory(operand)",
+        "both = self.memory(operand)",
+    ),
+    (
+        "what it is a view of is found from the view",
+        "both = self.memory(kernel.binding.var) | self.memory(operand)",
+        "both = self.memory(kernel.binding.var)",
+    ),
+    (
+        "a field lies in the memory of its tuple",
+        "        while isinstance(owner, relax.TupleGetItem):\n            owner = owner.tuple_value\n",
+        "",
+    ),
+    (
+        "a tuple lies in the memory of its fields",
+        "            return frozenset().union(*map(self.memory, owner.fields[:]))",
+        "            return frozenset()",
+    ),
+)
+
+READ = _mutants(
+    "inplace/read_transform.py",
+    (
+        "inplace/test_memory_order.py",
+        "inplace/test_memory_plan.py",
+        "inplace/test_inplace_transform_params.py",
+        "-k",
+        "not_to_be_modified or own_is_refused or impure_calls or may_be_a_weight",
+    ),
+    (
+        "a pure call overwrites nothing that is not to be modified",
+        "                self._require_own(step, value)",
+        "                pass",
+    ),
+    (
+        "an input is not to be modified",
+        "        return buffer in self.leading or (weight",
+        "        return (weight",
+    ),
+    (
+        "nor a weight that is left out",
+        "(weight is not None and not weight.is_modifiable)",
+        "False",
+    ),
+    (
+        "impure calls keep their order",
+        "                step.after[self.last_impure] = None\n",
+        "                pass\n",
+    ),
+    (
+        "the result of a choice may be what a branch captures",
+        "            return self._with_captured(layout, value)",
+        "            return layout",
+    ),
+)
+
+# -- what TVM fuses -------------------------------------------------------------------------------
+
+FUSION = _mutants(
+    "inplace/fusion.py",
+    (
+        "inplace/test_fusion.py",
+        "inplace/test_memory_plan.py",
+    ),
+    (
+        "what is fused is known",
+        "    if not any(_may_fuse(block) for block in blocks):",
+        "    if True:",
+    ),
+    (
+        "through tuples, too",
+        "            computed.add(binding.var)\n    return False",
+        "            pass\n    return False",
+    ),
+    (
+        "what is dead is fused with nothing",
+        "        copy = relax.analysis.remove_all_unused(copy)\n",
+        "",
+    ),
+    (
+        "a view moves no element",
+        "isinstance(binding.var, relax.DataflowVar) or not self.effects.moves_nothing(kernel):",
+        "isinstance(binding.var, relax.DataflowVar):",
+    ),
+    (
+        "what leaves a dataflow block is copied",
+        "if not isinstance(binding.var, relax.DataflowVar) or not self.effects",
+        "if not self.effects",
+    ),
+    (
+        "each group is one",
+        "            group = len(fusion.group_of)\n",
+        "            group = 0\n",
+    ),
+    (
+        "a kernel that is given a tuple is fused with what makes it",
+        "    return isinstance(var.ty, (relax.TensorType, relax.TupleType))",
+        "    return isinstance(var.ty, relax.TensorType)",
+    ),
+    (
+        "kernels of several results are given to FuseOps as others",
+        "    types = ty.fields[:] if isinstance(ty, relax.TupleType) else [ty]",
+        "    types = [ty]",
+    ),
+)
+
+KERNELS = _mutants(
+    "ir/kernels.py",
+    ("ir/test_kernels.py",),
+    (
+        "operators of other attributes have other kernels",
+        "            StructuralKey(value.attrs),\n",
+        "",
+    ),
+    (
+        "other operators have other kernels",
+        "            value.op,\n",
+        "",
+    ),
+    (
+        "operands of other types have other kernels",
+        "        return position.get(arg), StructuralKey(arg.ty)",
+        "        return position.get(arg)",
+    ),
+    (
+        "an operand that is given twice is one",
+        "        return position.get(arg), StructuralKey(arg.ty)",
+        "        return StructuralKey(arg.ty)",
+    ),
+    (
+        "other constants have other kernels",
+        "    return StructuralKey(arg)\n",
+        "    return None\n",
+    ),
+    (
+        "operands in tuples, too",
+        "        return tuple(_key_of(field, position) for field in arg.fields[:])",
+        "        return len(arg.fields)",
+    ),
+    (
+        "several kernels are not one",
+        '    if len(calls) != 1 or calls[0].op != ir.Op.get("relax.call_tir"):',
+        '    if calls[0].op != ir.Op.get("relax.call_tir"):',
+    ),
+    (
+        "what is no kernel is none",
+        '    if len(calls) != 1 or calls[0].op != ir.Op.get("relax.call_tir"):',
+        "    if len(calls) != 1:",
+    ),
+)
+
+LEGALIZE_ONCE = _mutants(
+    "lower/legalize_once.py",
+    ("lower/test_legalize_once.py",),
+    (
+        "the kernel computes what the call does",
+        "            if not tvm_ffi.structural_equal(legalized.ty, call.ty):",
+        "            if False:",
+    ),
+    (
+        "what is given to the kernel is a variable of the call",
+        "            if legalized is None or None in legalized.operands:",
+        "            if legalized is None:",
+    ),
+    (
+        "operands are in the order of the kernel",
+        "relax.Tuple([given[index] for index in legalized.operands])",
+        "relax.Tuple(given)",
+    ),
+)
+
+WHOLE_BYTES = _mutants(
+    "ir/whole_bytes.py",
+    ("ir/test_whole_bytes.py",),
+    (
+        "a packed type has no whole bytes",
+        "    return bits % 8 != 0 or bits & (bits - 1) != 0",
+        "    return bits & (bits - 1) != 0",
+    ),
+    (
+        "or whole bytes that are no power of two",
+        "    return bits % 8 != 0 or bits & (bits - 1) != 0",
+        "    return bits % 8 != 0",
+    ),
+    (
+        "packed elements are not computed with",
+        '                return _reason(f"{name} computes with',
+        '                str(f"{name} computes with',
+    ),
+    (
+        "packed elements are not made",
+        "        packed = _packed_in(binding.var.ty)\n        if packed is not None:",
+        "        packed = _packed_in(binding.var.ty)\n        if False:",
+    ),
+    (
+        "a kernel is called",
+        '        return f"`{callee.name_hint}`", args\n    if not',
+        "        return None\n    if not",
+    ),
+    (
+        "what a function calls is looked at",
+        "                    pending.append((called, ",
+        "                    str((called, ",
+    ),
+    (
+        "a packed constant is refused",
+        "        reason = _packed_constant(function, bindings)\n",
+        "        reason = None\n",
+    ),
+    (
+        "in a branch, too",
+        "            bodies += [value.true_branch.body, value.false_branch.body]",
+        "            pass",
+    ),
+    (
+        "in a local function, too",
+        "            bodies.append(value.body.body)",
+        "            pass",
+    ),
+    (
+        "as an operand, too",
+        "            bodies += value.args[2:] if is_update(value) else value.args[:]",
+        "            pass",
+    ),
+    (
+        "in a tuple, too",
+        "        elif kind is relax.Tuple or kind is ir.GenericConst:",
+        "        elif kind is ir.GenericConst:",
+    ),
+    (
+        "a cast may say that there is a packed tensor",
+        "        if is_made or isinstance(binding, relax.MatchCast):",
+        "        if is_made:",
+    ),
+    (
+        "a call may make a packed tensor",
+        "        if is_made or isinstance(binding, relax.MatchCast):",
+        "        if isinstance(binding, relax.MatchCast):",
+    ),
+    (
+        "a function that updates is refused before it is lowered",
+        "    if reason is not None:\n        attrs",
+        "    if False:\n        attrs",
+    ),
+)
+
+# -- kernels that are fused -----------------------------------------------------------------------
+
+INLINING = _mutants(
+    "relayout/inlining.py",
+    ("relayout/test_inlining.py",),
+    (
+        "what could round otherwise is left",
+        "    if any(_could_round_otherwise(written[source], block) for source in sources):",
+        "    if False:",
+    ),
+    (
+        "no operation is simplified away",
+        "    if _operations(value) != _operations(analyzer.simplify(value)):",
+        "    if False:",
+    ),
+    (
+        "operations are counted",
+        "        found[kind, dtype] += 1",
+        "        found[kind, dtype] = 1",
+    ),
+    (
+        "a bfloat16 that is computed is rounded",
+        '        return not kinds <= {"TensorLoad", *_CHOICES}',
+        "        return False",
+    ),
+    (
+        "so is a float8",
+        '    if dtype.startswith(("bfloat", "float8", "float6", "float4")):',
+        '    if dtype.startswith("bfloat"):',
+    ),
+    (
+        "a quotient may be a product",
+        '{"Mul", "Div", "FloorDiv", "FloorMod", "Mod"}',
+        '{"Mul"}',
+    ),
+    (
+        "a difference is a sum",
+        '_SUMS = {"Add", "Sub"}',
+        '_SUMS = {"Add"}',
+    ),
+    (
+        "a function may do anything inside",
+        'kind in wanted or ("." in kind and kind not in _CHOICES)',
+        "kind in wanted",
+    ),
+    (
+        "a buffer that two blocks write is left",
+        "block.buffer in written or ",
+        "",
+    ),
+    (
+        "what is read before it is overwritten is not read afterwards",
+        " or block.buffer in read:",
+        ":",
+    ),
+    (
+        "a kernel of other blocks is left",
+        "        return function if _has_one_block(function) else None",
+        "        return function",
+    ),
+    (
+        "a name in an expression may hide another one",
+        " and not any(isinstance(node, tirx.Let) for node in nodes)",
+        "",
+    ),
+    (
+        "an element is read where the block has written it",
+        "(relax.Var, lambda var: at.get(var, var))",
+        "(relax.Var, lambda var: var)",
+    ),
+    (
+        "a large expression is left",
+        "    return len(nodes) <= _MOST_NODES and",
+        "    return",
+    ),
+)
+
+LIBRARY = _mutants(
+    "lower/kernel_libraries.py",
+    (
+        "lower/test_schedule_relayouts.py",
+        "lower/test_model_unchanged.py",
+        "lower/test_kernel_libraries.py",
+        "-k",
+        "numbers or one_memory or library or outputs or code or kernel_libraries",
+    ),
+    (
+        "kernels are compiled apart from the model's",
+        '    if target_of(target).kind.name != "llvm":',
+        "    if True:",
+    ),
+    (
+        "those of distinct memory are not compiled with the others",
+        "    return [group for group in (distinct, shared) if group]",
+        "    return [kernels] if kernels else []",
+    ),
+    (
+        "a kernel is compiled with what it calls",
+        "        together = {g for g, called in calls.items() if called & others}",
+        "        together = set()",
+    ),
+    (
+        "what is called is compiled with the kernel",
+        "        together = (together | others).union(*(calls[g] for g in others))",
+        "        together = together | others",
+    ),
+    (
+        "the others are all taken for shared memory",
+        "f.with_attr(_NO_ALIAS, False) for g, f in kernels.items() if g in others",
+        "f for g, f in kernels.items() if g in others",
+    ),
+    (
+        "a compiled function has the VM call them",
+        '    if exec_mode == "compiled":',
+        "    if False:",
+    ),
+    (
+        "a system library has a prefix",
+        "    if _is_system_library(target, system_lib):",
+        "    if False:",
+    ),
+    (
+        "the libraries of the module are kept",
+        "    libraries = list(attrs.get(_LIBRARIES, ()))",
+        "    libraries = []",
+    ),
+)
+
+# -- the function that is written -----------------------------------------------------------------
+
+WRITER = _mutants(
+    "inplace/function_writer.py",
+    (
+        "inplace/test_memory_plan.py",
+        "inplace/test_inplace_transform_params.py",
+        "-k",
+        "memory_plan or test_form or left_out or one_tuple or another_step or (before_and_after and cpu) or captures or local_function",
+    ),
+    (
+        "what others need of a step's tuple is read at once",
+        "            for kernel in step.kernels:\n                self._read_fields(kernel.binding.var)\n",
+        "",
+    ),
+    (
+        "a field is read where it is in the tuple",
+        '                field = self.blocks.bind("field", relax.TupleGetItem(field, index))\n',
+        '                field = self.blocks.bind("field", relax.TupleGetItem(field, 0))\n',
+    ),
+    (
+        "the outputs need fields of a step's tuple, too",
+        "    for output in graph.outputs:\n        visit(output, None)\n    return found",
+        "    return found",
+    ),
+    (
+        "so do the operands of other steps",
+        "                visit(part, step)\n",
+        "                pass\n",
+    ),
+    (
+        "so do tuples that are made of fields",
+        "            for field in value.fields[:]:\n                visit(field, by)\n",
+        "            pass\n",
+    ),
+    (
+        "a slot is replaced when its weight is spent",
+        "            weight in self.spent and weight.is_modifiable for",
+        "            weight.is_modifiable for",
+    ),
+    (
+        "a slot whose weight is left out is not emptied at the end",
+        "            if index in stays or not all(weight.is_modifiable for weight in weights):",
+        "            if index in stays:",
+    ),
+    (
+        "a function that leaves weights out returns another tuple",
+        "            weights[0].is_modifiable or self._is_own(index)",
+        "            True",
+    ),
+    (
+        "what leaves a fused step is no variable of its block",
+        "                if runs_in.get(made_in, made_in) is not runs_in.get(step, step):",
+        "                if False:",
+    ),
+    (
+        "an output that a fused step makes is no variable of its block",
+        "    for output in graph.outputs:\n        escaping.update(graph.variables(output))\n",
+        "",
+    ),
+    (
+        "a register holds a weight during one step only",
+        "                    self._finish(index)\n            self.reads = {}\n",
+        "                    self._finish(index)\n",
+    ),
+    (
+        "outputs that are weights are stored at the end",
+        "        waiting: set[int] = set(moved)",
+        "        waiting: set[int] = set()",
+    ),
+    (
+        "two outputs that are one tuple are one",
+        "        if output not in self.made:",
+        "        if True:",
+    ),
+    (
+        "a nested tuple may outlive its slot",
+        "                self.tuples.empty(weight)  # its tuple may outlive the slot that is replaced\n",
+        "                pass\n",
+    ),
+)
+
+SCHEDULE = _mutants(
+    "inplace/schedule.py",
+    ("inplace/test_memory_plan.py",),
+    (
+        "a weight that is left out is not freed",
+        "    kept |= {weight.buffer for weight in weights if not weight.is_modifiable}\n",
+        "",
+    ),
+)
+
+UPDATED = _mutants(
+    "inplace/updated_tuples.py",
+    (
+        "inplace/test_inplace_transform_params.py",
+        "-k",
+        "test_form and passes",
+    ),
+    (
+        "a new tuple of all fields of an old one is not taken for that",
+        "        if not fields or any(self.field_read.get(field)",
+        "        if True or any(self.field_read.get(field)",
+    ),
+)
+
+# -- what a kernel moves ---------------------------------------------------------------------------
+
+DESCRIPTIONS = [
+    *_mutants(
+        "relayout/coverage.py",
+        ("relayout/test_coverage.py",),
+        ("no box is no places", "        return size == 0\n", "        return True\n"),
+        (
+            "a run begins with the first place",
+            "return base == 0 and digits ==",
+            "return digits ==",
+        ),
+        ("so does the first part", "    if starts[0] != 0:\n", "    if False:\n"),
+        (
+            "each part ends where the next one begins",
+            "zip(groups, starts, ends, strict=True)",
+            "zip(groups[1:], starts[1:], ends[1:])",
+        ),
+        (
+            "rows change in a known order",
+            "    if not all(is_at_least_zero(b - a) for a, b in itertools.pairwise(order)):\n",
+            "    if False:\n",
+        ),
+        (
+            "and in no other rows",
+            "    if order[0] != 0 or order[-1] != (rows if rest == 0 else rows + 1):\n",
+            "    if False:\n",
+        ),
+        (
+            "a last tile is left out only where its rim is there",
+            "            if any(over(other, Polynomial.of(rim)) is not None for other in others):\n",
+            "            if True:\n",
+        ),
+        (
+            "each row is tiled",
+            "        if not _tile(there, below, known):\n",
+            "        if False:\n",
+        ),
+    ),
+    *_mutants(
+        "relayout/size.py",
+        ("relayout/test_size.py",),
+        (
+            "a negative term is not above 0",
+            "    return all(number >= 0 for number in terms_of(evaluate(size, values)).values())\n",
+            "    return True\n",
+        ),
+        (
+            "only what is linear is settled by its ends",
+            "unknown.high is not None and _is_linear_in(size, unknown)",
+            "unknown.high is not None",
+        ),
+        (
+            "both ends",
+            "            ends = (low, unknown.high)\n",
+            "            ends = (low, low)\n",
+        ),
+    ),
+    *_mutants(
+        "relayout/read_description.py",
+        ("relayout/test_read_description.py", "-k", "refused or any_loops or any_kernels"),
+        (
+            "each place is written once",
+            "        if not tile((box_of(piece) for piece in found), self._bits[output]):\n",
+            "        if False:\n",
+        ),
+        (
+            "what is read is not written",
+            "        if any(param in pieces for relayout in found for param in relayout.inputs):\n",
+            "        if False:\n",
+        ),
+        (
+            "shifted bits are in the element",
+            "        if not sizes.is_within(source.bit, source.width - field.width + 1):\n",
+            "        if False:\n",
+        ),
+        (
+            "values do not depend on their places",
+            "any(not any(v.same_as(s) for s in own) for v in",
+            "any(False for v in",
+        ),
+        (
+            "buffers are row-major",
+            "        if not bits or not plain or not starts:\n",
+            "        if not bits:\n",
+        ),
+        (
+            "no threads",
+            "        if body.kind not in _SERIAL or body.step is not None:\n",
+            "        if body.step is not None:\n",
+        ),
+        (
+            "loops have a length",
+            "            if not is_at_least_zero(size) and size not in self._dimensions:\n",
+            "            if False:\n",
+        ),
+        (
+            "stores have their conditions",
+            "        if not all(indices.holds(condition) is said for condition, said in store.conditions):\n",
+            "        if False:\n",
+        ),
+    ),
+    *_mutants(
+        "relayout/tir_forms.py",
+        ("relayout/test_read_description.py", "-k", "refused or any_loops or what_is_read"),
+        (
+            "unsigned indices may wrap around",
+            "            if not self.sizes.is_within(form if known[1] else form.plus(constant(half)), 2 * half):\n",
+            "            if False:\n",
+        ),
+        (
+            "numbers that are no sizes may be below 0",
+            "        if self.sizes.variables is not None and var not in self.sizes.variables:\n",
+            "        if False:\n",
+        ),
+        (
+            "unsigned comparisons, too",
+            '        if str(condition.a.ty) not in ("int32", "int64"):\n',
+            "        if False:\n",
+        ),
+        (
+            "a division towards 0 is another one below it",
+            "            if low is None or not self.sizes.is_at_least(low, 0):\n",
+            "            if False:\n",
+        ),
+    ),
+    *_mutants(
+        "relayout/index.py",
+        ("relayout/test_read_description.py", "-k", "refused or any_moves or what_is_read"),
+        (
+            "a rest is 0 or more",
+            "        return self.is_at_least(low, 0) and self.is_at_least(size - 1, high)\n",
+            "        return self.is_at_least(size - 1, high)\n",
+        ),
+        (
+            "and below the divisor",
+            "        return self.is_at_least(low, 0) and self.is_at_least(size - 1, high)\n",
+            "        return self.is_at_least(low, 0)\n",
+        ),
+        (
+            "divisors are above 0",
+            "        if by == 0 or not is_at_least_zero(by):",
+            "        if by == 0:",
+        ),
+    ),
+    *_mutants(
+        "relayout/cutting.py",
+        ("relayout/test_read_description.py", "-k", "refused or pad or loops"),
+        (
+            "a border is in the box",
+            "    if not is_at_least_zero(border) or not is_at_least_zero(digit.extent - border):\n",
+            "    if False:\n",
+        ),
+    ),
+    *_mutants(
+        "relayout/description_inverse.py",
+        ("relayout/test_description_inverse.py", "-k", "any_moves or slice or repeat"),
+        (
+            "every element is kept",
+            "    if not tile((box_of(piece) for piece in pieces), relayout.bits_of(source)):\n",
+            "    if False:\n",
+        ),
+    ),
+    *_mutants(
+        "relayout/byte_moves.py",
+        ("relayout/test_byte_moves.py", "relayout/test_description_inverse.py"),
+        (
+            "a bijection reads all",
+            "    return tile(boxes, relayout.bits_of(source))\n",
+            "    return True\n",
+        ),
+        (
+            "runs are of bytes",
+            "    if width is None or into is None or read is None or len(whole) < len(digits):\n",
+            "    if into is None or read is None:\n",
+        ),
+    ),
+    *_mutants(
+        "relayout/description_slices.py",
+        ("relayout/test_description_slices.py",),
+        (
+            "what is inside stays inside",
+            "    inside = all(is_at_least_zero(end, positive) for end in (low, step - 1 - high))\n",
+            "    inside = True\n",
+        ),
+        (
+            "an axis begins with its first position",
+            "    return inside and over(position, size) is not None\n",
+            "    return inside\n",
+        ),
+        (
+            "an input is sliced along one axis",
+            "            if axes.setdefault(param, found) != found:\n",
+            "            if axes.setdefault(param, found) is found is Ellipsis:\n",
+        ),
+        (
+            "all of it is along the axis",
+            "    if len(along) != 1:\n",
+            "    if len(along) > 1:\n",
+        ),
+    ),
+    *_mutants(
+        "relayout/description_blocks.py",
+        ("relayout/test_description_blocks.py",),
+        (
+            "what is inside stays inside",
+            "    return number + low // block if low // block == high // block else None\n",
+            "    return number + low // block\n",
+        ),
+        (
+            "in the same block on both sides",
+            "        if here is None or here != there:\n",
+            "        if here is None or there is None:\n",
+        ),
+        (
+            "blocks go on as far on both sides",
+            "        return [] if digit.read[at] == blocks * read else None\n",
+            "        return []\n",
+        ),
+        (
+            "no input is used twice",
+            "            if sum(source in other.inputs for other in relayouts) == 1:\n",
+            "            if True:\n",
+        ),
+        (
+            "the output is not larger",
+            "    if not is_at_least_zero(relayout.bits_of(source) - relayout.bits_of(relayout.output)):\n",
+            "    if False:\n",
+        ),
+        (
+            "a block fits into scratch memory",
+            "        if read * times > most * 8:\n",
+            "        if False:\n",
+        ),
+    ),
+]
+
 MUTANTS = [
+    *DESCRIPTIONS,
     *OWNERSHIP,
     *INPLACE,
     *TE_BLOCKS,
@@ -1106,4 +2196,18 @@ MUTANTS = [
     *BUILD,
     *USER,
     *PIPELINE,
+    *EFFECTS,
+    *EFFECT_ROWS,
+    *KERNEL_WRITES,
+    *MEMORY_ORDER,
+    *READ,
+    *FUSION,
+    *KERNELS,
+    *LEGALIZE_ONCE,
+    *WHOLE_BYTES,
+    *INLINING,
+    *LIBRARY,
+    *WRITER,
+    *SCHEDULE,
+    *UPDATED,
 ]

@@ -2,7 +2,8 @@
 
 Each mutant (`mutants.py`) is the installed package with one check broken, in a copy: its tests run on
 the copy, and at least one has to fail. Prints which do, and exits with 1 if a mutant survives.
-Arguments: words that a mutant's file or reason has; without any, all mutants.
+Arguments: words that a mutant's file or reason has; without any, all mutants. MUTATION_JOBS is how
+many run at a time, one per core if it is not set.
 """
 
 import concurrent.futures
@@ -24,6 +25,7 @@ INSTALLED = subprocess.run(
     text=True,
     check=True,
 ).stdout.strip()
+JOBS = int(os.environ.get("MUTATION_JOBS") or os.cpu_count())
 
 
 class BrokenMutantError(Exception):
@@ -57,7 +59,7 @@ def failures(tests, mutant=None):
 def main(words):
     mutants = [m for m in MUTANTS if not words or any(word in str(m) for word in words)]
     survivors = 0
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+    with concurrent.futures.ThreadPoolExecutor(JOBS) as pool:
         runs = [pool.submit(failures, mutant.tests, mutant) for mutant in mutants]
         without = {tests: pool.submit(failures, tests) for tests in {m.tests for m in mutants}}
         for mutant, run in zip(mutants, runs, strict=True):

@@ -89,6 +89,9 @@ LEFT = {
     "also through a block between": chain(lambda x, a: x * a, move, lambda x, a: a - x),
     "also a quotient": chain(lambda x, a: x / 4, lambda x, a: x + a),
     "what a function computes": chain(lambda x, a: te.exp(x), lambda x, a: x + a),
+    "a rounding to float8": chain(
+        lambda x, a: x.astype("float8_e4m3fn"), lambda x, a: x.astype("float32")
+    ),
     "a rounding to bfloat16": chain(
         lambda x, a: x.astype("bfloat16"), lambda x, a: x.astype("float32")
     ),
@@ -123,6 +126,30 @@ def test_the_bits_are_the_same(name):
     assert run(built(inlined), inlined, [array]) == run(built(kernel), kernel, [array])
 
 
+MOVED_OUT = """
+@T.prim_func(private=True, s_tir=True)
+def moved_out(a: T.Buffer((4, 4)), b: T.Buffer((4, 4)), out: T.Buffer((4, 4))):
+    kept = T.sblock_alloc_buffer((4, 4))
+    for i, j in T.grid(4, 4):
+        with T.sblock("kept"):
+            vi, vj = T.axis.remap("SS", [i, j])
+            kept[vi, vj] = a[vi, vj]
+    for i, j in T.grid(4, 4):
+        with T.sblock("cleared"):
+            vi, vj = T.axis.remap("SS", [i, j])
+            a[vi, vj] = b[vi, vj]
+    for i, j in T.grid(4, 4):
+        with T.sblock("out"):
+            vi, vj = T.axis.remap("SS", [i, j])
+            out[vi, vj] = kept[vj, vi]
+"""
+
+
+def test_what_is_read_before_it_is_overwritten():
+    """Inlined, it would be read afterwards."""
+    assert with_producers_inlined(from_source(MOVED_OUT)) is None
+
+
 def test_an_axis_of_one_element():
     """TVM writes it at 0, which is no index."""
 
@@ -140,6 +167,70 @@ def test_an_axis_of_one_element():
 def test_a_sum_of_several_is_left():
     kernel = kernel_of(lambda w: op.nn.softmax(w), ((16, 32), "float32"))
     assert with_producers_inlined(kernel) is None
+
+
+def test_a_sum_that_is_undone_is_left():
+    """The simplifier takes ``a + b - b`` for a; other sums and differences stay."""
+
+    def make(a):
+        total = te.compute((5, 7), lambda i, j: a[i, j] + a[i, 6 - j], "total")
+        return te.compute(
+            (5, 7), lambda i, j: total[i, j] - a[i, 6 - j] + (a[4 - i, j] - a[i, j]), "out"
+        )
+
+    assert with_producers_inlined(te_kernel(make, ((5, 7), "float32"))) is None
+
+
+def test_a_large_expression_is_left():
+    """Each block reads the one before it twice."""
+
+    def make(a):
+        value = a
+        for number in range(13):
+            value = doubled(value, f"step{number}")
+        return value
+
+    def doubled(value, name):
+        return te.compute((5, 7), lambda i, j: value[i, j] + value[4 - i, j], name)
+
+    assert with_producers_inlined(te_kernel(make, ((5, 7), "float32"))) is None
+
+
+WRITTEN_TWICE = """
+@T.prim_func(private=True, s_tir=True)
+def twice(a: T.Buffer((8,), "int32"), b: T.Buffer((8,), "int32"), out: T.Buffer((8,), "int32")):
+    for i in range(8):
+        with T.sblock("first"):
+            vi = T.axis.spatial(8, i)
+            out[vi] = a[vi]
+    for i in range(8):
+        with T.sblock("second"):
+            vi = T.axis.spatial(8, i)
+            out[vi] = b[vi]
+"""
+
+NAMED = """
+@T.prim_func(private=True, s_tir=True)
+def named(a: T.Buffer((8,), "int32"), out: T.Buffer((8,), "int32")):
+    x = T.int32()
+    moved = T.sblock_alloc_buffer((8,), "int32")
+    for i in range(8):
+        with T.sblock("moved"):
+            vi = T.axis.spatial(8, i)
+            moved[vi] = a[7 - vi]
+    for i in range(8):
+        with T.sblock("out"):
+            vi = T.axis.spatial(8, i)
+            out[vi] = T.Let(x * x, where={x: moved[vi]})
+"""
+
+
+def test_a_buffer_that_two_blocks_write_is_left():
+    assert with_producers_inlined(from_source(WRITTEN_TWICE)) is None
+
+
+def test_a_name_in_an_expression_is_left():
+    assert with_producers_inlined(from_source(NAMED)) is None
 
 
 def test_an_output_that_is_read_is_computed_again():

@@ -165,6 +165,15 @@ def test_one_element_from_elsewhere():
     assert "no blocks" in find_inplace_pairs(te.create_prim_func([a, last]))
 
 
+def test_same_indices_in_other_shapes():
+    """Random points do not find that ``a[1, j]`` has another number than the element at (1, j)."""
+
+    def first_columns(a):
+        return te.compute((1000, 4), lambda i, j: te.if_then_else(i < 2, a[i, j], 0))
+
+    assert found(te_kernel(first_columns, ((1000, 8), "int32"))) == [(0, 1, 8, 4)]
+
+
 def test_a_choice_by_data_is_none():
     def by_data(a, chosen):
         def element(i, j):
