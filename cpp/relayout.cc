@@ -81,9 +81,9 @@ static CheckedPiece CheckPiece(const char* function, ffi::PackedArgs args, int f
   TVM_FFI_CHECK(digits >= 0 && digits <= given && 3 * digits == given - 4, TypeError)
       << function << ": expected 3 numbers for each of " << digits << " digits, but got "
       << given - 4 << " numbers";
-  bool is_wrong = piece.element <= 0;
+  bool is_wrong = piece.element < 0;
   bool overflows = false;
-  bool is_empty = false;
+  bool is_empty = piece.element == 0;  // then steps may be anything: sizes of 0 are factors of them
   int64_t bytes = piece.element;
   for (int i = 0; i < digits; ++i) {
     const Digit digit{number(4 + 3 * i), number(5 + 3 * i), number(6 + 3 * i)};
@@ -92,8 +92,8 @@ static CheckedPiece CheckPiece(const char* function, ffi::PackedArgs args, int f
     is_wrong = is_wrong || digit.extent < 0 || (digit.extent > 1 && digit.into <= 0);
     overflows |= __builtin_mul_overflow(bytes, std::max<int64_t>(1, digit.extent), &bytes);
   }
-  TVM_FFI_CHECK(!is_wrong, ValueError)
-      << function << ": expected elements of 1 byte or more, extents of 0 or more, and steps into "
+  TVM_FFI_CHECK(!is_wrong || is_empty, ValueError)
+      << function << ": expected elements of 0 bytes or more, extents of 0 or more, and steps into "
       << "the output above 0, but got " << piece
       << "; nothing has changed. Compile the module again";
   if (is_empty) {

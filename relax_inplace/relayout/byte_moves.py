@@ -81,7 +81,11 @@ def _byte_move(piece: Piece) -> ByteMove | None:
     if width is None or into is None or read is None or len(whole) < len(digits):
         return None
     number = piece.flip if piece.fill is None else piece.fill
-    pattern = number.to_bytes(width, "little") if number and isinstance(width, int) else b""
+    pattern = b""
+    if number:
+        if not isinstance(width, int):
+            return None
+        pattern = number.to_bytes(width, "little")
     # The digit of a pattern is by itself in a description: here it is repeated.
     while whole and whole[-1].into == width and (source is None or whole[-1].read == width):
         width = width * whole.pop().extent

@@ -13,6 +13,8 @@ runtime then moves within it, by bounded scratch.
 
 from __future__ import annotations
 
+from typing import Any
+
 import tvm
 from tvm import ir, relax, tirx
 from tvm.s_tir import SBlock, SBlockRealize
@@ -29,9 +31,7 @@ __all__ = ["schedule_host_move"]
 _MOVER = "relax_inplace.relayout"
 
 
-def schedule_host_move(
-    function: tirx.PrimFunc, target: tvm.target.Target
-) -> tirx.PrimFunc | None:
+def schedule_host_move(function: tirx.PrimFunc, target: tvm.target.Target) -> tirx.PrimFunc | None:
     """The kernel as calls of the runtime, if it only moves whole bytes.
 
     Parameters
@@ -54,6 +54,9 @@ def schedule_host_move(
         return None
     assert kernel is not None
     params = kernel.params[:]
+    outputs = {relayout.output for relayout in relayouts}
+    if any(outputs.intersection(relayout.inputs) for relayout in relayouts):
+        return None  # what is read there depends on the order
     calls, pairs = [], []
     for relayout in relayouts:
         moves = byte_moves(relayout)
@@ -62,9 +65,8 @@ def schedule_host_move(
         calls += [_call(move, params, relayout.output) for move in moves]
         if len(moves) == 1 and is_bijection(relayout):
             pairs.append([moves[0].source, relayout.output])
-    if len({source for source, _ in pairs}) < len(relayouts):
+    if len(relayouts) > 1:
         pairs = []  # an input that several outputs are made of is not written over
-    outputs = {relayout.output for relayout in relayouts}
     buffers = buffer_params(kernel)
     reads = [_whole(buffer) for buffer in buffers if params.index(buffer) not in outputs]
     writes = [_whole(params[output]) for output in sorted(outputs)]
@@ -72,7 +74,7 @@ def schedule_host_move(
     scheduled = tirx.PrimFunc(
         kernel.params, SBlockRealize([], True, root), kernel.ret_type, kernel.attrs
     )
-    attrs = {"tirx.is_scheduled": True}
+    attrs: dict[str, Any] = {"tirx.is_scheduled": True}
     if pairs:
         attrs |= {INPLACE: pairs, "tirx.noalias": False}
     return scheduled.with_attr(attrs)

@@ -1,0 +1,116 @@
+"""Kernels that move whole bytes become calls of the runtime."""
+
+import numpy as np
+import pytest
+import tvm
+from inplace_kernels import TARGET, built, kernel_of, random_array, run
+from tvm.relax import op
+from tvm.script import from_source
+
+from relax_inplace import layout
+from relax_inplace.relayout.host_move import schedule_host_move
+from relax_inplace.relayout.inplace_kernel import INPLACE
+
+
+def test_before_and_after():
+    """A call for each piece; symbolic sizes are computed where it is called."""
+    kernel = kernel_of(op.permute_dims, (("n", 3), "float16"))
+    scheduled = schedule_host_move(kernel, TARGET)
+    calls = [line for line in scheduled.script().splitlines() if "call_packed" in line]
+    (call,) = calls
+    # Bytes of an element; where the first is read and written; of 2 digits how often, and how many
+    # bytes further it writes and reads.
+    numbers = "2, 0, 0, 2, 3, n * T.int64(2), 2, n, 2, 6"
+    assert numbers.replace("T.int64(2)", "2") in call.replace("T.int64(", "").replace(")", "")
+    assert list(map(list, scheduled.attrs[INPLACE])) == [[0, 1]]
+    assert not scheduled.attrs["tirx.noalias"]
+    assert schedule_host_move(kernel, tvm.target.Target("cuda", host="llvm")) is None
+
+
+def flipped(w):
+    return op.flip(w, 0)
+
+
+MOVES = {
+    "transpose": (op.permute_dims, True),
+    "a copy": (lambda w: op.reshape(w, (16, 6)), True),
+    "backwards": (flipped, True),
+    "tiles": (lambda w: layout.tiles.pack(w, 4, 4), True),
+    "three axes": (lambda w: op.permute_dims(op.reshape(w, (2, 6, 8)), (1, 0, 2)), True),
+    "some rows": (lambda w: op.strided_slice(w, [0], [2], [9]), False),
+    "each twice": (lambda w: op.repeat(w, 2, 0), False),
+    "with others": (lambda w: op.concat((w, op.permute_dims(w, (0, 1)))), False),
+}
+
+
+@pytest.mark.parametrize("dtype", ["int8", "float16", "bfloat16", "float32", "int64"])
+@pytest.mark.parametrize("name", MOVES)
+def test_numbers(name, dtype):
+    """In other memory; and where it was, if each byte goes to one place."""
+    function, is_bijection = MOVES[name]
+    kernel = kernel_of(function, ((12, 8), dtype))
+    scheduled = schedule_host_move(kernel, TARGET)
+    assert "call_packed" in scheduled.script()
+    assert (INPLACE in scheduled.attrs) == is_bijection
+    array = random_array(np.random.default_rng(0), (12, 8), dtype)
+    expected = run(built(kernel), kernel, [array])
+    compiled = built(scheduled)
+    assert run(compiled, scheduled, [array]) == expected
+    if is_bijection:
+        assert run(compiled, scheduled, [array], over=(0, 1)) == expected
+
+
+OTHERS = {
+    "what is computed": lambda w: op.add(op.permute_dims(w), op.permute_dims(w)),
+    "a cast": lambda w: op.astype(w, "float64"),
+    "a rim of zeros": lambda w: layout.tiles.pack(w, 5, 5),
+    "a sum": lambda w: op.sum(w, 1),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_is_not_for_it(name):
+    kernel = kernel_of(OTHERS[name], ((12, 8), "float32"))
+    assert schedule_host_move(kernel, TARGET) is None
+
+
+READS_WHAT_IT_WRITES = """
+@T.prim_func(private=True, s_tir=True)
+def exchanged(a: T.Buffer((4,), "int8"), b: T.Buffer((4,), "int8"), c: T.Buffer((4,), "int8")):
+    for i in range(4):
+        with T.sblock("c"):
+            v = T.axis.remap("S", [i])
+            c[v] = a[v]
+    for i in range(4):
+        with T.sblock("a"):
+            v = T.axis.remap("S", [i])
+            a[v] = b[3 - v]
+"""
+
+
+def test_what_is_read_and_written():
+    """The calls would be in the order of the parameters."""
+    assert schedule_host_move(from_source(READS_WHAT_IT_WRITES), TARGET) is None
+
+
+def test_several_results():
+    """Of one input: none of them lies in its memory."""
+    kernel = kernel_of(lambda w: op.split(w, 3, 1), ((4, 6), "float32"))
+    scheduled = schedule_host_move(kernel, TARGET)
+    assert scheduled.script().count("call_packed") == 3
+    assert INPLACE not in scheduled.attrs
+    array = random_array(np.random.default_rng(0), (4, 6), "float32")
+    assert run(built(scheduled), scheduled, [array]) == run(built(kernel), kernel, [array])
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 7, 64])
+def test_symbolic_sizes(n):
+    function = lambda w: layout.tiles.pack(w, 4, 4)  # noqa: E731
+    for make, shape in ((op.permute_dims, (n, 5)), (function, (n * 4, 8))):
+        kernel = kernel_of(make, (("n", 5) if make is op.permute_dims else ("n * 4", 8), "int8"))
+        scheduled = schedule_host_move(kernel, TARGET)
+        array = random_array(np.random.default_rng(0), shape, "int8")
+        args = [array], {"n": n}
+        expected = run(built(kernel), kernel, *args)
+        assert run(built(scheduled), scheduled, *args) == expected
+        assert run(built(scheduled), scheduled, *args, over=(0, 1)) == expected
