@@ -26,9 +26,9 @@ def test_transform():
 
 
 STORAGE = """
-    inplace_transform_params: of 2 new tensors 2 are allocated, 0 take a spent storage, 0 are written in place; peak 256, without donation 256
-    slot 0 -> allocated, 64 bytes
-    slot 1 -> allocated, 96 bytes
+    inplace_transform_params: of 2 new tensors 0 are allocated, 0 take a spent storage, 2 are written in place; peak 160, without donation 256
+    slot 0 -> in place of slot 0
+    slot 1 -> in place of slot 1
     """
 
 
@@ -36,7 +36,7 @@ def test_storage():
     text = output("plan", "-", "--target", "llvm", text=NAMED)
     assert text == dedent(PLAN) + "\n" + dedent(STORAGE)
     (plan,) = json.loads(output("plan", "-", "--target", "llvm", "--json", text=NAMED))
-    assert [one["takes"] for one in plan["storage"]["storages"]] == [None, None]
+    assert [one["takes"] for one in plan["storage"]["storages"]] == ["slot 0", "slot 1"]
     assert '"nonsense" is not defined' in error("plan", "-", "--target", "nonsense", text=NAMED)
 
 

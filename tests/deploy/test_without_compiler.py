@@ -19,7 +19,7 @@ PROGRAM = """
     transform = runtime.load_transform(sys.argv[1], tvm.cpu())
     params = runtime.load_params(sys.argv[2], tvm.cpu(), transform)
     runtime.transform_params(transform, params)
-    assert params.report.reused == 1, params.report
+    assert params.report.reused == 2, params.report
     runtime.save_params(params, "converted")
     x = tvm.runtime.tensor(np.ones((1, 64), "float32"))
     print(transform.vm["decode"](x, params._fields()).numpy().tobytes().hex())

@@ -28,7 +28,7 @@ try:
 except ValueError as error:
     print(error)
 
-# %% prints: vm.builtin.donate_storage in: %1
+# %% prints: vm.builtin.donate_storage in: %4
 text = compiled((4, 8), (4, 8)).as_text()
 lines = text[text.index("@inplace_transform_params") :].split("\n\n")[0].splitlines()
 second = next(i for i, line in enumerate(lines) if "i1" in line)
