@@ -1,8 +1,6 @@
 // What Linux says of the processors of a process; elsewhere, what the standard library says.
 #include "processors.h"
 
-#include <tvm/ffi/tvm_ffi.h>
-
 #include <algorithm>
 #include <cstdint>
 #include <cstdlib>
@@ -72,17 +70,14 @@ static int CountProcessors() {
 #endif
 
 int ThreadsToMove(int64_t bytes) {
-  int most;
+  static const int processors = CountProcessors();  // it reads files
+  int most = processors;
   if (const char* given = std::getenv("RELAX_INPLACE_NUM_THREADS")) {
     char* end = nullptr;
     const long number = std::strtol(given, &end, 10);
-    TVM_FFI_CHECK(end != given && *end == '\0' && number > 0, ValueError)
-        << "relax_inplace: the environment variable RELAX_INPLACE_NUM_THREADS is \"" << given
-        << "\"; set it to a number of threads, 1 or more, or unset it";
-    most = static_cast<int>(std::min<long>(number, kMostThreads));
-  } else {
-    static const int processors = CountProcessors();  // it reads files
-    most = processors;
+    if (end != given && *end == '\0' && number > 0) {
+      most = static_cast<int>(std::min<long>(number, kMostThreads));
+    }
   }
   return static_cast<int>(std::clamp<int64_t>(bytes / kBytesPerThread, 1, most));
 }

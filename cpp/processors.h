@@ -19,7 +19,9 @@ constexpr int kMostThreads = 64;
  * \brief How many threads are to move so many bytes: as many as the process may use processors
  *        (its affinity, and the quota of its cgroups), or the environment variable
  *        RELAX_INPLACE_NUM_THREADS; at most one for each megabyte.
- * \throws ValueError if the variable is set to what is no number of threads.
+ *
+ * What is no number of threads is not looked at: a conversion is under way, and an error would cost
+ * the weight that is being moved.
  */
 int ThreadsToMove(int64_t bytes);
 

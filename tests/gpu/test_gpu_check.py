@@ -56,7 +56,7 @@ def test_the_host(tmp_path):
     assert "13 of 13 checks passed" in done.stdout
     result = json.loads((folder / "result.json").read_text())
     (row,) = result["rows"]
-    assert row["reused"] == 6 and row["extra"] is not None and row["kernels"]
+    assert row["reused"] == 7 and row["extra"] is not None and row["kernels"]
 
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["cases"][0]["layer"][2]["digests"][0] = "0" * 32
