@@ -55,8 +55,7 @@ def convert(
             grown += new - bytes_out
             moved = bytes_out if is_filled else new
             done += moved
-            if moved or not new:  # in place: it was told when the slot was emptied
-                bar.update(moved, names.get(slot, slot))
+            bar.update(moved, names.get(slot, slot))
             if not is_filled:
                 freed()
 
