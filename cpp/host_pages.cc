@@ -1,11 +1,13 @@
-// madvise as Linux has it.
+// madvise as Linux has it, and mmap.
 #include "host_pages.h"
 
 #include <tvm/ffi/tvm_ffi.h>
 
+#include <algorithm>
 #include <cstdint>
+#include <new>
 
-#if defined(__linux__)
+#if defined(__unix__) || defined(__APPLE__)
 #include <sys/mman.h>
 #include <unistd.h>
 #endif
@@ -36,6 +38,35 @@ int64_t PageSize() { return 4096; }
 bool CanGiveBackPages(DLDevice) { return false; }
 
 void GiveBackPages(char*, char*) {}
+
+#endif
+
+#if defined(__unix__) || defined(__APPLE__)
+
+#if defined(MAP_POPULATE)
+constexpr int kAtOnce = MAP_POPULATE;  // one call of the system for all pages
+#else
+constexpr int kAtOnce = 0;
+#endif
+
+ScratchPages::ScratchPages(int64_t bytes) : bytes_(std::max<int64_t>(bytes, 1)) {
+  void* pages =
+      mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | kAtOnce, -1, 0);
+  data_ = pages == MAP_FAILED ? nullptr : static_cast<char*>(pages);
+}
+
+ScratchPages::~ScratchPages() {
+  if (data_ != nullptr) munmap(data_, bytes_);
+}
+
+#else
+
+constexpr std::align_val_t kPage{4096};
+
+ScratchPages::ScratchPages(int64_t bytes)
+    : bytes_(bytes), data_(static_cast<char*>(::operator new(bytes, kPage, std::nothrow))) {}
+
+ScratchPages::~ScratchPages() { ::operator delete(data_, kPage); }
 
 #endif
 

@@ -1,4 +1,4 @@
-// Pages of host memory that are given back to the system while their addresses stay allocated.
+// Pages of host memory, and when the system has them back.
 #ifndef RELAX_INPLACE_HOST_PAGES_H_
 #define RELAX_INPLACE_HOST_PAGES_H_
 
@@ -19,6 +19,25 @@ bool CanGiveBackPages(DLDevice device);
  *        they are written. Nothing if there are none.
  */
 void GiveBackPages(char* begin, char* end);
+
+/*!
+ * \brief Memory for a short while, of whole pages, which the system has back at once: of a heap
+ * what is freed may stay.
+ */
+class ScratchPages {
+ public:
+  /*! \brief `data` is null if there is no memory; its bytes are of any value. */
+  explicit ScratchPages(int64_t bytes);
+  ~ScratchPages();
+  ScratchPages(const ScratchPages&) = delete;
+  ScratchPages& operator=(const ScratchPages&) = delete;
+
+  char* data() const { return data_; }
+
+ private:
+  int64_t bytes_;
+  char* data_;
+};
 
 }  // namespace relax_inplace
 

@@ -13,12 +13,12 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstdlib>
-#include <new>
 #include <ostream>
 #include <utility>
 #include <vector>
 
 #include "device_wait.h"
+#include "host_pages.h"
 #include "processors.h"
 #include "registry.h"
 
@@ -155,15 +155,13 @@ static char* CheckTensor(const char* name, const DLTensor& tensor, const Reach& 
 static void MoveInPlace(char* memory, const Piece& piece, int threads) {
   if (piece.digits.empty()) return;
   const InPlaceMove move(piece, threads);
-  constexpr std::align_val_t kLine{64};
   const int64_t bytes = move.ScratchBytes();
   // All that is needed is allocated before the first byte changes.
-  auto* scratch = static_cast<char*>(::operator new(bytes, kLine, std::nothrow));
-  TVM_FFI_CHECK(scratch != nullptr, RuntimeError)
+  const ScratchPages scratch(bytes);
+  TVM_FFI_CHECK(scratch.data() != nullptr, RuntimeError)
       << "relax_inplace.relayout: out of memory: " << bytes << " bytes of scratch; nothing has "
       << "changed";
-  move.Run(memory, scratch);
-  ::operator delete(scratch, kLine);
+  move.Run(memory, scratch.data());
 }
 
 /*!
