@@ -1159,8 +1159,7 @@ def test_one_to_one_holds_one_temporary_wherever_it_goes(order):
 
 @needs_clear_refs
 def test_the_measurement_sees_a_second_copy():
-    """Of 4 weights; a system that takes idle pages back in between shows fewer."""
-    assert in_fresh_process(extra_weights, "compile", "straight", True, False) > 2.5
+    assert in_fresh_process(extra_weights, "compile", "straight", True, False) > 3.5
 
 
 @needs_clear_refs
