@@ -55,8 +55,6 @@ def schedule_host_move(function: tirx.PrimFunc, target: tvm.target.Target) -> ti
     assert kernel is not None
     params = kernel.params[:]
     outputs = {relayout.output for relayout in relayouts}
-    if any(outputs.intersection(relayout.inputs) for relayout in relayouts):
-        return None  # what is read there depends on the order
     calls, pairs = [], []
     for relayout in relayouts:
         moves = byte_moves(relayout)

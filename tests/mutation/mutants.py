@@ -2174,8 +2174,39 @@ DESCRIPTIONS = [
     ),
 ]
 
+HOST_MOVES = _mutants(
+    "relayout/host_move.py",
+    ("relayout/test_host_move.py",),
+    (
+        "an input of several outputs is not written over",
+        "    if len(relayouts) > 1:",
+        "    if False:",
+    ),
+    (
+        "what keeps only some of the bytes is not in place",
+        "        if len(moves) == 1 and is_bijection(relayout):",
+        "        if len(moves) == 1:",
+    ),
+    (
+        "a constant is no move",
+        "any(move.source is None or move.pattern for move in moves)",
+        "any(move.pattern for move in moves)",
+    ),
+    (
+        "bits that are turned over are no move",
+        "any(move.source is None or move.pattern for move in moves)",
+        "any(move.source is None for move in moves)",
+    ),
+    (
+        "what may be in place is not taken for distinct memory",
+        'attrs |= {INPLACE: pairs, "tirx.noalias": False}',
+        "attrs |= {INPLACE: pairs}",
+    ),
+)
+
 MUTANTS = [
     *DESCRIPTIONS,
+    *HOST_MOVES,
     *OWNERSHIP,
     *INPLACE,
     *TE_BLOCKS,

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import tvm
-from inplace_kernels import TARGET, built, kernel_of, random_array, run
+from inplace_kernels import TARGET, built, kernel_of, random_array, run, te_kernel
+from tvm import te, tirx
 from tvm.relax import op
 from tvm.script import from_source
 
@@ -89,18 +90,39 @@ def exchanged(a: T.Buffer((4,), "int8"), b: T.Buffer((4,), "int8"), c: T.Buffer(
 
 
 def test_what_is_read_and_written():
-    """The calls would be in the order of the parameters."""
+    """It has no description: the calls would be in the order of the parameters."""
     assert schedule_host_move(from_source(READS_WHAT_IT_WRITES), TARGET) is None
 
 
-def test_several_results():
+def turned_twice(a):
+    transposed = te.compute((6, 4), lambda i, j: a[j, i], "transposed")
+    return transposed, te.compute((4, 6), lambda i, j: a[3 - i, j], "backwards")
+
+
+SEVERAL = {
+    "parts": kernel_of(lambda w: op.split(w, 3, 1), ((4, 6), "float32")),
+    "all of it, twice": te_kernel(turned_twice, ((4, 6), "float32")),
+}
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+def test_several_results(name):
     """Of one input: none of them lies in its memory."""
-    kernel = kernel_of(lambda w: op.split(w, 3, 1), ((4, 6), "float32"))
+    kernel = SEVERAL[name]
     scheduled = schedule_host_move(kernel, TARGET)
-    assert scheduled.script().count("call_packed") == 3
+    assert scheduled.script().count("call_packed") == len(kernel.params) - 1
     assert INPLACE not in scheduled.attrs
     array = random_array(np.random.default_rng(0), (4, 6), "float32")
     assert run(built(scheduled), scheduled, [array]) == run(built(kernel), kernel, [array])
+
+
+def test_bits_that_are_turned_over():
+    """A move in a description; the runtime moves bytes as they are."""
+    kernel = te_kernel(
+        lambda a: te.compute((6, 4), lambda i, j: a[j, i] ^ tirx.const(0x88, "uint8"), "flipped"),
+        ((4, 6), "uint8"),
+    )
+    assert schedule_host_move(kernel, TARGET) is None
 
 
 @pytest.mark.parametrize("n", [0, 1, 2, 7, 64])
