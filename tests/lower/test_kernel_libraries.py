@@ -54,3 +54,12 @@ def test_a_library_for_each_kind_of_memory(calls, expected, monkeypatch):
     assert compiled == expected
     assert len(after.attrs["external_mods"]) == len(expected)
     assert not after.functions
+
+
+def test_libraries_that_are_there_stay():
+    """What a pass has compiled for an accelerator."""
+    library = tvm.tirx.build(kernels({}), LLVM)
+    mod = kernels({}).with_attr("external_mods", [library])
+    after = with_kernel_libraries(mod, LLVM, "default", "bytecode", None)
+    assert after.attrs["external_mods"][0].same_as(library)
+    assert len(after.attrs["external_mods"]) == 3
