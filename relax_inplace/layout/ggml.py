@@ -17,34 +17,37 @@ The tensors are bytes, as in the file: scales are moved, never read.
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any
+from collections.abc import Iterator
 
-from tvm import ir, relax, te, tirx
+from tvm import ir, relax
 
 from ._argument import require, require_equal, require_multiple, shape_of
-from ._kernel import NAME, call_kernel, of_known_type, takes_nn_tensors
+from ._declaration import Declaration, call_declared
+from ._kernel import of_known_type, takes_nn_tensors
 
-__all__ = ["deinterleave", "interleave"]
+__all__ = ["LAYOUTS", "deinterleave", "interleave"]
 
-_SCALE = 2  # bytes of a float16
-
-
-@dataclasses.dataclass(frozen=True)
-class _Block:
-    codes: int  # bytes
-    flip: int  # xor of each byte of codes
-    interleavings: tuple[tuple[int, int], ...]  # rows and bytes, as repack.cpp has them
-
-    @property
-    def size(self) -> int:
-        return _SCALE + self.codes
+_BYTES = {"q4_0": 18, "q8_0": 34}  # of a block
 
 
-_BLOCKS = {
-    "q4_0": _Block(16, 0x88, ((4, 4), (4, 8), (8, 8))),
-    "q8_0": _Block(32, 0, ((4, 4), (4, 8))),
-}
+def _plain(rows: int, bytes: int, codes: int, flip: str) -> str:
+    """A scale of 16 bits, then the codes: so many bytes."""
+    size = 16 + 8 * codes
+    return f"""
+        A r:{rows}, B @{size}+0 d:16 -> A, B, @{rows * size}+0 r d
+        A r, B @{size}+16 c:{codes // bytes} t:{bytes} b:8
+            -> A, B, @{rows * size}+{rows * 16} c r t b {flip}"""
+
+
+def _layouts() -> Iterator[tuple[str, str]]:
+    """Those that repack.cpp has, by block, rows and bytes."""
+    for rows, bytes in ((4, 4), (4, 8), (8, 8)):
+        yield f"q4_0 {rows}x{bytes}", _plain(rows, bytes, 16, "^0x88")
+    for rows, bytes in ((4, 4), (4, 8)):
+        yield f"q8_0 {rows}x{bytes}", _plain(rows, bytes, 32, "")
+
+
+LAYOUTS = {name: Declaration(text) for name, text in _layouts()}
 
 
 @takes_nn_tensors
@@ -70,32 +73,15 @@ def interleave(
         ``block_q8_0x4``.
     """
     where = "ggml.interleave"
-    form = _block(where, block, rows, bytes)
+    layout = _layout(where, block, rows, bytes)
     weight = of_known_type(where, weight)
     height, width = shape_of(where, "weight", weight, ("uint8",), ("N", "bytes of a row"))
     _require_rows(where, height, rows)
-    remedy = f"give whole rows as they are in a GGUF file: K / 32 blocks of {form.size} bytes"
-    require_multiple(where, f"bytes in a row of {block}", width, form.size, remedy)
+    remedy = f"give whole rows as they are in a GGUF file: K / 32 blocks of {_BYTES[block]} bytes"
+    require_multiple(where, f"bytes in a row of {block}", width, _BYTES[block], remedy)
 
-    def kernel(weight: te.Tensor) -> te.Tensor:
-        height, width = weight.shape
-
-        def byte(a: Any, b: Any, at: Any) -> ir.Expr:
-            code = at - rows * _SCALE
-            chunk = code // bytes
-            row = a * rows + chunk % rows
-            source = b * form.size + _SCALE + chunk // rows * bytes + code % bytes
-            return te.if_then_else(
-                at < rows * _SCALE,
-                weight[a * rows + at // _SCALE, b * form.size + at % _SCALE],
-                weight[row, source] ^ tirx.const(form.flip, "uint8"),
-            )
-
-        shape = (height // rows, width // form.size, rows * form.size)
-        return te.compute(shape, byte, "interleaved")
-
-    said: dict[str, str | int] = {NAME: where, "block": block, "rows": rows, "bytes": bytes}
-    return call_kernel(where, f"interleave_{block}_{rows}x{bytes}", kernel, weight, layout=said)
+    name = f"interleave_{block}_{rows}x{bytes}"
+    return call_declared(where, name, layout, weight)
 
 
 @takes_nn_tensors
@@ -117,51 +103,35 @@ def deinterleave(
         (N, K / 32 * S) uint8.
     """
     where = "ggml.deinterleave"
-    form = _block(where, block, rows, bytes)
+    layout = _layout(where, block, rows, bytes)
     weight = of_known_type(where, weight)
     axes = ("N / rows", "K / 32", "bytes of a block")
     *_, size = shape_of(where, "weight", weight, ("uint8",), axes)
-    because = f"{rows} rows of {form.size}"
+    because = f"{rows} rows of {_BYTES[block]}"
     remedy = "give what interleave returned, with the same `block` and `rows`"
-    require_equal(where, "bytes in a block", size, rows * form.size, because, remedy)
+    require_equal(where, "bytes in a block", size, rows * _BYTES[block], because, remedy)
 
-    def kernel(weight: te.Tensor) -> te.Tensor:
-        height, width, _ = weight.shape
-
-        def byte(i: Any, j: Any) -> ir.Expr:
-            a, row, b, at = i // rows, i % rows, j // form.size, j % form.size
-            code = at - _SCALE
-            chunk = code // bytes * rows + row
-            source = rows * _SCALE + chunk * bytes + code % bytes
-            return te.if_then_else(
-                at < _SCALE,
-                weight[a, b, row * _SCALE + at],
-                weight[a, b, source] ^ tirx.const(form.flip, "uint8"),
-            )
-
-        return te.compute((height * rows, width * form.size), byte, "rows")
-
-    said: dict[str, str | int] = {NAME: where, "block": block, "rows": rows, "bytes": bytes}
-    return call_kernel(where, f"deinterleave_{block}_{rows}x{bytes}", kernel, weight, layout=said)
+    name = f"deinterleave_{block}_{rows}x{bytes}"
+    return call_declared(where, name, layout, weight, is_back=True)
 
 
-def _block(where: str, name: str, rows: int, bytes: int) -> _Block:
+def _layout(where: str, block: str, rows: int, bytes: int) -> Declaration:
     require(
-        name in _BLOCKS,
+        block in _BYTES,
         where,
-        f"block={name!r} given",
-        " or ".join(repr(known) for known in _BLOCKS),
+        f"block={block!r} given",
+        " or ".join(repr(known) for known in _BYTES),
         "other blocks have no layout here",
     )
-    form = _BLOCKS[name]
+    known = [name.removeprefix(f"{block} ") for name in LAYOUTS if name.startswith(f"{block} ")]
     require(
-        (rows, bytes) in form.interleavings,
+        f"{rows}x{bytes}" in known,
         where,
-        f"{rows} rows by {bytes} bytes of {name} given",
-        " or ".join(f"{r} by {b}" for r, b in form.interleavings),
+        f"{rows} rows by {bytes} bytes of {block} given",
+        " or ".join(name.replace("x", " by ") for name in known),
         "choose what ggml's kernels read",
     )
-    return form
+    return LAYOUTS[f"{block} {rows}x{bytes}"]
 
 
 def _require_rows(where: str, height: ir.Expr, rows: int) -> None:

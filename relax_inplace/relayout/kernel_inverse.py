@@ -36,7 +36,6 @@ from tvm import ir, relax, sym, te, tirx
 from tvm.s_tir import SBlockRealize
 from tvm.tirx.buffer import BufferType
 
-from ..layout.pairs import undo_layout
 from .box_proof import equal, holds_everywhere
 from .exact_cast import cast_back, lossy
 
@@ -71,9 +70,6 @@ def undo_kernel(
         What it is called with besides tensors.
     """
     try:
-        known = undo_layout(kernel, name, operands[0], result)
-        if known is not None:
-            return known
         if len(operands) != 1:
             raise _Unproved("reads several tensors")
         return _undo_moves(kernel, name, operands[0], result, sizes)
