@@ -11,6 +11,7 @@ from 0 to below its extent; in the result it is where the same digits are in the
   many, or else an axis and these bits.
 - ``@144+16`` says that what follows in the tensor takes 144 bits, and begins at the 16th: a field
   of a struct.
+- ``1/2`` is a digit of extent 2 that is 1: the second half of what is outside of it.
 - ``^0x88``, at the end, turns over bits of the innermost digit.
 - Each line, with what follows it from an arrow on, is a piece. Together they say where every bit
   comes from, and where it goes to.
@@ -34,7 +35,7 @@ from ._kernel import call_kernel
 
 __all__ = ["Declaration", "call_declared"]
 
-_WORD = re.compile(r"(?P<name>[A-Za-z]\w*)(:(?P<extent>\d+))?|@(?P<size>\d+)\+(?P<start>\d+)")
+_WORD = re.compile(r"(?P<name>[A-Za-z]\w*)(:(?P<extent>\d+))?|@\d+\+\d+|\d+/\d+")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,11 +76,18 @@ class Declaration:
         found = _WORD.fullmatch(word)
         if found is None:
             raise ValueError(f"{word}: neither a digit nor a field")
-        if found["extent"]:
+        if found["name"] and found["extent"]:
             if found["name"] in self._extents:
                 raise ValueError(f"{word}: its extent is given twice")
             self._extents[found["name"]] = int(found["extent"])
         return found["name"] or word
+
+    def of_each(self, name: str) -> Declaration:
+        """The same for each index of an axis in front."""
+        lines = (line.split("->") for line in _lines_of(self.text))
+        return Declaration(
+            "\n".join(f"{name}, {read.strip()} -> {name}, {into.strip()}" for read, into in lines)
+        )
 
     @property
     def back(self) -> Declaration:
@@ -156,12 +164,13 @@ def _lines_of(text: str) -> list[str]:
 
 
 def _names(axes: Sequence[Sequence[str]]) -> Iterator[str]:
-    return (word for axis in axes for word in axis if not word.startswith("@"))
+    return (word for axis in axes for word in axis if word[0].isalpha())
 
 
-def _field(word: str) -> tuple[int, int]:
-    size, start = word[1:].split("+")
-    return int(size), int(start)
+def _two_numbers(word: str) -> tuple[int, int]:
+    """Bits of a field, and where it begins; or the only value of a digit, and its extent."""
+    one, two = re.split(r"[+/]", word.removeprefix("@"))
+    return int(one), int(two)
 
 
 def _whole(size: Size) -> int:
@@ -175,7 +184,9 @@ def _extent(axis: Sequence[str], extents: Mapping[str, Size]) -> tuple[Size, str
     unknown = None
     for word in reversed(axis):
         if word.startswith("@"):
-            known = _field(word)[0]
+            known = _two_numbers(word)[0]
+        elif not word[0].isalpha():
+            known = known * _two_numbers(word)[1]
         elif word in extents:
             known = known * extents[word]
         elif unknown is None:
@@ -187,17 +198,20 @@ def _extent(axis: Sequence[str], extents: Mapping[str, Size]) -> tuple[Size, str
 
 def _strides(
     words: Sequence[str], extents: Mapping[str, Size]
-) -> tuple[dict[str, Size], int, Size]:
+) -> tuple[dict[str, Size], Size, Size]:
     """Bits to the next value of each digit; where all are 0; and all bits."""
     width: Size = 1
-    base = 0
+    base: Size = 0
     strides: dict[str, Size] = {}
     for word in reversed(words):
         if word.startswith("@"):
-            size, start = _field(word)
+            size, start = _two_numbers(word)
             if not isinstance(width, int) or start + width > size:
                 raise ValueError(f"{word}: holds less than {width} bits")
             width, base = size, base + start
+        elif not word[0].isalpha():
+            value, extent = _two_numbers(word)
+            base, width = base + value * width, width * extent
         else:
             strides[word] = width
             width = width * extents[word]
