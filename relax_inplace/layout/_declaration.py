@@ -60,6 +60,9 @@ class Declaration:
         self._extents: dict[str, int] = {}
         self._lines = [self._line(line) for line in _lines_of(text)]
 
+    def __str__(self) -> str:
+        return "\n".join(_lines_of(self.text))
+
     def _line(self, line: str) -> _Line:
         moved, _, flip = line.partition("^")
         read, into = map(self._axes, moved.split("->"))
