@@ -13,7 +13,8 @@ from profiles import examples
 from relax_inplace.layout import LayoutError, ggml
 
 # Of make_block_q4_0x4, make_block_q4_Kx8 and so on (llama.cpp's ggml-cpu/repack.cpp), compiled and run
-# on `pattern` of 16 rows of 5 blocks: SHA-256 of the result.
+# on `pattern` of 16 rows of 5 blocks: SHA-256 of the result. KleidiAI's
+# kai_run_rhs_pack_nxk_qsi4c32pscalef16_qsu4c32s16s0 makes the bytes of q4_0 4x4, 4x8 and 8x8, too.
 GGML = {
     ("q4_0", 4, 4): "a34fdcbcad8dfbe9",
     ("q4_0", 4, 8): "b1c5e95bd0524165",
