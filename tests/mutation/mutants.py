@@ -462,50 +462,56 @@ CASTS = _mutants(
 
 # -- steps that run slice by slice ----------------------------------------------------------------
 
-SLICES = _mutants(
-    "relayout/kernel_slices.py",
-    ("relayout/test_kernel_slices.py", "inplace/test_slicing.py"),
-    (
-        "a value that is needed as a whole is not computed in slices",
-        "    if any(axes[source] is None for source in inner):\n        return None",
-        "    if False:\n        return None",
+SLICES = [
+    *_mutants(
+        "relayout/kernel_slices.py",
+        ("relayout/test_kernel_slices.py",),
+        (
+            "a value that is needed as a whole is not computed in slices",
+            "        if along is None:\n            return None",
+            "        if along is None:\n            continue",
+        ),
+        (
+            "one value is not read along two axes",
+            "            if any(axes.setdefault(source, found) != found for source, found in read.items()):\n",
+            "            if any(axes.setdefault(source, found) is Ellipsis for source, found in read.items()):\n",
+        ),
+        (
+            "a block of other stores is not cut",
+            "        if block is None or not isinstance(block.body, tirx.BufferStore):\n            return None",
+            "        if block is None or not isinstance(block.body, tirx.BufferStore):\n            continue",
+        ),
+        (
+            "a reduction reads its own element alone",
+            "    if before and not (steps and store.same_as(block.body) and _are_at(before, store.indices[:])):\n",
+            "    if before and not (steps and store.same_as(block.body)):\n",
+        ),
+        (
+            "what a reduction starts from is computed, too",
+            "    for part in (block.init, block.body):\n",
+            "    for part in (block.body,):\n",
+        ),
+        (
+            "what is an index is read",
+            "    if inner:\n",
+            "    if False:\n",
+        ),
     ),
-    (
-        "one value is not read along two axes",
-        "            if axes.setdefault(read.source, found) != found:",
-        "            axes.setdefault(read.source, found)\n            if False:",
+    *_mutants(
+        "inplace/slicing.py",
+        ("inplace/test_slicing.py",),
+        (
+            "only the axis depends on its length",
+            "        if operand_axes(whole.kernel, axis) != operand_axes(part.kernel, axis):\n",
+            "        if operand_axes(whole.kernel, axis) is None:\n",
+        ),
+        (
+            "a slice of it is as long as the slices",
+            "        if not tvm_ffi.structural_equal(call.ty, _with_rows(var.ty, slicing.axes[var], rows)):\n            return {}\n",
+            "",
+        ),
     ),
-    (
-        "an index computed from that of the slice reads other rows",
-        "            if found is not None or not index.min.same_as(spatial):",
-        "            if found is not None:",
-    ),
-    (
-        "an element is read at one index of the slice",
-        "            if found is not None or not index.min.same_as(spatial):",
-        "            if not index.min.same_as(spatial):",
-    ),
-    (
-        "a region of several rows is more than the slice",
-        "            if not (isinstance(index.extent, tirx.IntImm) and int(index.extent) == 1):\n                return -1\n",
-        "",
-    ),
-    (
-        "a region whose extent depends on the row is more than the slice",
-        "        if any(var.same_as(spatial) for var in tirx.analysis.undefined_vars(index.extent)):\n            return -1\n",
-        "",
-    ),
-    (
-        "the number of the row is part of no value",
-        "    return len(uses) == len(indices)",
-        "    return True",
-    ),
-    (
-        "a block that writes several buffers is not cut",
-        "        if len(written) != 1:\n            return None\n",
-        "",
-    ),
-)
+]
 
 SLICING = _mutants(
     "inplace/cones.py",
@@ -2119,13 +2125,23 @@ DESCRIPTIONS = [
         ("relayout/test_description_slices.py",),
         (
             "what is inside stays inside",
-            "    inside = all(is_at_least_zero(end, positive) for end in (low, step - 1 - high))\n",
-            "    inside = True\n",
+            "    return all(is_at_least_zero(end, positive) for end in (low, step - 1 - high))\n",
+            "    return True\n",
         ),
         (
             "an axis begins with its first position",
-            "    return inside and over(position, size) is not None\n",
-            "    return inside\n",
+            "    if outer is None or not _is_free((outer, low, step), size):\n",
+            "    if not _is_free((outer or 0, low, step), size):\n",
+        ),
+        (
+            "what is read as a whole does not depend on the length",
+            "            elif not _is_free((base, *(stride for _, stride in reach)), size):\n                return None\n",
+            "",
+        ),
+        (
+            "what is left of the length depends on it",
+            "            found |= {var for arg in unknown.args for var in _variables_in(arg)}\n",
+            "            pass\n",
         ),
         (
             "an input is sliced along one axis",
@@ -2134,8 +2150,8 @@ DESCRIPTIONS = [
         ),
         (
             "all of it is along the axis",
-            "    if len(along) != 1:\n",
-            "    if len(along) > 1:\n",
+            "    if len(along) != 1 or not _is_free(",
+            "    if len(along) > 1 or not _is_free(",
         ),
     ),
     *_mutants(
