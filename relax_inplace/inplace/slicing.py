@@ -152,9 +152,8 @@ def find_slicing(graph: TransformGraph, steps: Sequence[Step], kernels: Kernels)
             if operand_shape is None or operand_shape[axis] != slicing.length:
                 return None
             slicing.axes[operand] = axis
-    one, two = tirx.const(1, "int64"), tirx.const(2, "int64")
-    calls = [_calls_of_slices(slicing, rows) for rows in (one, two, _ROWS)]
-    return slicing if all(calls) and _are_same_kernels(slicing, kernels, calls[-1]) else None
+    calls = _calls_of_slices(slicing)
+    return slicing if calls and _are_same_kernels(slicing, kernels, calls) else None
 
 
 _ROWS = tirx.Var("rows", "int64")  # one for all, so that kernels are known again
@@ -170,12 +169,12 @@ def _operands(graph: TransformGraph, kernel: Kernel) -> dict[relax.Var, Operand]
     return found
 
 
-def _calls_of_slices(slicing: Slicing, rows: ir.Expr) -> dict[Kernel, ir.Call]:
-    """The operators of slices; none if one does not make a slice, as type inference sees it."""
+def _calls_of_slices(slicing: Slicing) -> dict[Kernel, ir.Call]:
+    """The operators of slices of any length; none if one is not inferred to make a slice."""
     calls = {}
     for kernel, operands in slicing.operands.items():
         stand_ins: dict[relax.Var, relax.Expr] = {
-            var: relax.Var(var.name, _with_rows(operand.ty, slicing.axes[operand], rows))
+            var: relax.Var(var.name, _with_rows(operand.ty, slicing.axes[operand], _ROWS))
             for var, operand in operands.items()
             if operand in slicing.axes
         }
@@ -184,7 +183,7 @@ def _calls_of_slices(slicing: Slicing, rows: ir.Expr) -> dict[Kernel, ir.Call]:
         except Exception:  # what TVM raises where the types of operands do not fit
             return {}
         var = kernel.binding.var
-        if not tvm_ffi.structural_equal(call.ty, _with_rows(var.ty, slicing.axes[var], rows)):
+        if not tvm_ffi.structural_equal(call.ty, _with_rows(var.ty, slicing.axes[var], _ROWS)):
             return {}
         calls[kernel] = call
     return calls

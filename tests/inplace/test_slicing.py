@@ -107,6 +107,7 @@ WHOLE = [
     "R.zeros_like(a)",
     "R.strided_slice(a, axes=[0], begin=[0], end=[4])",  # of another length
     "R.broadcast_to(a, (8, 6))",  # of a slice it would be as long
+    "R.squeeze(R.expand_dims(a, axis=1))",  # of one row it is another axis, too
 ]
 
 
@@ -255,6 +256,11 @@ def test_an_output_is_in_no_cone():
     steps = ["a = R.exp(w)", "b = R.negative(a)", "t = R.tanh(b)"]
     assert ways(steps, "t", result="t, b") == []
     assert ways(steps, "b", result="t, b") == [["a", "b"]]
+
+
+def test_what_is_made_of_no_slice_is_not_as_long_as_one():
+    steps = ["a = R.exp(w)", "f = R.full(R.shape([8, 6]), v)", "t = R.add(a, f)"]
+    assert axes_of(steps, v="()") is None
 
 
 def test_a_field_of_what_a_step_makes(monkeypatch):
