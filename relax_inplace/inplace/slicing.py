@@ -4,9 +4,9 @@ Definition
 ----------
 A result is *independent* along its first axis if slice ``a:b`` of it is computed from slices
 ``a:b`` of its operands, along one axis each, and from operands as a whole, by the same operators.
-That is read off the kernels: the variable of the result's axis is the whole of one index of an
-operand, or is in none of its indices, and is used for nothing else. So the slices are computed by
-the same arithmetic, and the bits are the same.
+That is read off the kernels (:mod:`..relayout.kernel_slices`), and again off those of slices of any
+length: only the axis may depend on it. So the slices are computed by the same arithmetic, and the
+bits are the same.
 """
 
 from __future__ import annotations
@@ -152,7 +152,11 @@ def find_slicing(graph: TransformGraph, steps: Sequence[Step], kernels: Kernels)
             if operand_shape is None or operand_shape[axis] != slicing.length:
                 return None
             slicing.axes[operand] = axis
-    return slicing if all(_types_agree(slicing, rows) for rows in (1, 2)) else None
+    calls = _calls_of_slices(slicing)
+    return slicing if calls and _are_same_kernels(slicing, kernels, calls) else None
+
+
+_ROWS = tirx.Var("rows", "int64")  # one for all, so that kernels are known again
 
 
 def _operands(graph: TransformGraph, kernel: Kernel) -> dict[relax.Var, Operand]:
@@ -165,21 +169,37 @@ def _operands(graph: TransformGraph, kernel: Kernel) -> dict[relax.Var, Operand]
     return found
 
 
-def _types_agree(slicing: Slicing, rows: int) -> bool:
-    """Whether each operator makes a slice of slices, as type inference sees it."""
+def _calls_of_slices(slicing: Slicing) -> dict[Kernel, ir.Call]:
+    """The operators of slices of any length; none if one is not inferred to make a slice."""
+    calls = {}
     for kernel, operands in slicing.operands.items():
         stand_ins: dict[relax.Var, relax.Expr] = {
-            var: relax.Var(var.name, sliced_type(operand.ty, slicing.axes[operand], rows))
+            var: relax.Var(var.name, _with_rows(operand.ty, slicing.axes[operand], _ROWS))
             for var, operand in operands.items()
             if operand in slicing.axes
         }
         try:
             call = relax.BlockBuilder().normalize(with_operands(kernel.binding.value, stand_ins))
         except Exception:  # what TVM raises where the types of operands do not fit
-            return False
+            return {}
         var = kernel.binding.var
-        expected = sliced_type(var.ty, slicing.axes[var], rows)
-        if not tvm_ffi.structural_equal(call.ty, expected):
+        if not tvm_ffi.structural_equal(call.ty, _with_rows(var.ty, slicing.axes[var], _ROWS)):
+            return {}
+        calls[kernel] = call
+    return calls
+
+
+def _are_same_kernels(slicing: Slicing, kernels: Kernels, calls: Mapping[Kernel, ir.Call]) -> bool:
+    """Whether kernels of slices of any length read as those of the whole do.
+
+    What is made of the length as a number is read otherwise, or not at all.
+    """
+    for kernel, call in calls.items():
+        axis = slicing.axes[kernel.binding.var]
+        whole, part = kernels.of(kernel.binding.value), kernels.of(call)
+        if whole is None or part is None or whole.operands != part.operands:
+            return False
+        if operand_axes(whole.kernel, axis) != operand_axes(part.kernel, axis):
             return False
     return True
 
@@ -200,8 +220,12 @@ def with_operands(call: ir.Call, operands: Mapping[relax.Var, relax.Expr]) -> ir
 
 def sliced_type(ty: relax.TensorType, axis: int, rows: int) -> relax.TensorType:
     """The type of a slice of so many rows along an axis."""
+    return _with_rows(ty, axis, tirx.const(rows, "int64"))
+
+
+def _with_rows(ty: relax.TensorType, axis: int, rows: ir.Expr) -> relax.TensorType:
     shape = list(ty.shape.values[:])
-    shape[axis] = tirx.const(rows, "int64")
+    shape[axis] = rows
     return relax.TensorType(shape, ty.dtype, ty.vdevice)
 
 

@@ -8,15 +8,17 @@ be made slice by slice, by the same kernel on smaller tensors.
 
 Of each piece one digit goes along the whole axis, alone; along it the input is read along an axis
 of the same size, or it stays where it is. All other digits stay in one position of the axis, on
-both sides.
+both sides. If the size of the axis is symbolic, nothing but the axis depends on it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+from tvm import relax
 
 from .description import Digit, Piece, Relayout
-from .size import Size, Unknown, divided, factors_in, is_at_least_zero, over
+from .size import Size, Unknown, divided, factors_in, is_at_least_zero, over, unknowns_in
 
 __all__ = ["sliced_axes"]
 
@@ -55,10 +57,12 @@ def sliced_axes(
             found = _axis_of(along.read[at], size, shapes[param], steps[param])
             if found == -1:
                 return None
+            reach = [(digit.extent, digit.read[at]) for digit in inner]
             if found is not None:
-                reach = [(digit.extent, digit.read[at]) for digit in inner]
                 if not _stays(base, reach, steps[param][found], size, positive):
                     return None
+            elif not _is_free((base, *(stride for _, stride in reach)), size):
+                return None
             if axes.setdefault(param, found) != found:
                 return None
     return axes
@@ -82,10 +86,10 @@ def _parts(
     along: list[Digit] = []
     others: list[Digit] = []
     for digit in piece.digits:
-        length = over(step, digit.into)
-        if length is not None and is_at_least_zero(length - digit.extent, positive):
+        if is_at_least_zero(step - 1 - digit.into * (digit.extent - 1), positive):
             others.append(digit)
             continue
+        length = over(step, digit.into)
         if length is not None:  # from inside a position to further ones
             outer = over(digit.extent, length)
             if outer is None:
@@ -99,10 +103,11 @@ def _parts(
                 return None
             along.append(Digit(size, digit.into, digit.read))
             digit = _times(digit, outer, size)
-        if digit.extent != 1 and over(digit.into, step * size) is None:
-            return None
-        others.append(digit)
-    if len(along) != 1:
+        if digit.extent != 1:
+            if over(digit.into, step * size) is None:
+                return None
+            others.append(digit)
+    if len(along) != 1 or not _is_free((digit.extent for digit in others), size):
         return None
     inside = [(digit.extent, digit.into) for digit in others]
     return (along[0], others) if _stays(piece.into, inside, step, size, positive) else None
@@ -130,9 +135,15 @@ def _stays(
 ) -> bool:
     """Whether all places are in the first position of an axis, but for the axis itself."""
     position, low = divided(base, step)
+    outer = over(position, size)
+    if outer is None or not _is_free((outer, low, step), size):
+        return False
     high = low
     for extent, stride in digits:
-        if over(stride, step * size) is not None:
+        times = over(stride, step * size)
+        if not _is_free((stride if times is None else times,), size):
+            return False
+        if times is not None:
             continue
         reach = stride * (extent - 1)
         if is_at_least_zero(stride, positive):
@@ -141,5 +152,20 @@ def _stays(
             low = low + reach
         else:
             return False
-    inside = all(is_at_least_zero(end, positive) for end in (low, step - 1 - high))
-    return inside and over(position, size) is not None
+    return all(is_at_least_zero(end, positive) for end in (low, step - 1 - high))
+
+
+def _is_free(numbers: Iterable[Size], size: Size) -> bool:
+    """Whether numbers do not depend on the size of the axis."""
+    own = _variables_in(size)
+    return all(own.isdisjoint(_variables_in(number)) for number in numbers)
+
+
+def _variables_in(size: Size) -> set[relax.Var]:
+    found = set()
+    for unknown in unknowns_in(size):
+        if unknown.kind == "size":
+            found.add(unknown.variable)
+        else:
+            found |= {var for arg in unknown.args for var in _variables_in(arg)}
+    return found

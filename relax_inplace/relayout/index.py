@@ -120,6 +120,14 @@ class Form:
         return self._hash
 
 
+def _is_sign_of(r: Unknown, rest: Polynomial, by: int) -> bool:
+    """Whether ``rest // by`` is 0 where r is, and 1 otherwise: a sum of r and a constant rises."""
+    if r.high is None or not terms_of(rest).keys() <= terms_of(Polynomial.of(r) + 1).keys():
+        return False
+    quotients = [divided(evaluate(rest, {r: value}), by)[0] for value in (0, 1, r.high)]
+    return quotients == [0, 1, 1]
+
+
 def constant(size: Size) -> Form:
     """A form without digits."""
     return Form({}, size)
@@ -189,15 +197,11 @@ class Sizes:
     def _small(rest: Polynomial, by: int, low: int, high: int) -> Size:
         if low == high:
             return low
-        one = rest - (by - 1)
-        inside = unknowns_in(rest)
-        (r, *others) = inside
-        is_sign = not others and one == Polynomial.of(r) and (r.high or by + 1) <= by
+        (r, *others) = unknowns_in(rest)
+        is_sign = not others and _is_sign_of(r, rest, by)
         shift = low  # an unknown is 0 or more
         small = rest - shift * by
-        return shift + Polynomial.of(
-            Unknown("//", (small, by), high - low, r if is_sign and not shift else None)
-        )
+        return shift + Polynomial.of(Unknown("//", (small, by), high - low, r if is_sign else None))
 
     def suppose(self, extents: Iterable[Size]) -> None:
         """From here on, what is proved is of a box that has points."""

@@ -1,52 +1,35 @@
-"""The inverse of a kernel that moves elements: proved, then written as a kernel.
+"""The kernel that undoes a kernel.
 
 Definition
 ----------
-A kernel of one loop nest computes, for each ``i`` of a box ``I``, and each place once::
-
-    B[p(i)] = F(A[q(i)])      or, where c(i) does not hold, anything else
-
-It is undone by ``A[x] = F'(B[p(r(x))])``, where ``F'`` undoes ``F``, if for all places ``x`` of
-``A``
-
-1. ``r(x)`` is in ``I``,
-2. ``q(r(x)) = x``,
-3. ``c(r(x))`` holds,
-
-and no two ``i`` have the same ``p(i)``. TVM finds ``r`` (``IndexMap.inverse``, by the iterators of
-``detect_iter_map``); where it comes from does not matter, as 1 to 3 are proved of it: by TVM's
-analyzer, sizes being any numbers from 0 on. ``F`` is a chain of exact casts, ``xor`` with a
-constant, and ``not``.
-
-So a blocked layout, with or without a rim that is filled up, has its inverse, and what leaves out,
-repeats or mixes elements has none.
-
-A kernel that a layout has made says which (:mod:`relax_inplace.layout.pairs`): the layout knows
-what undoes it.
+A kernel's description (:mod:`.read_description`) is turned round (:mod:`.description_inverse`), and
+made a kernel again (:mod:`.description_kernel`): of the same shapes, the other way round, and of
+the same sizes, whatever they are. Where nothing moves it is a reshape. What is computed is undone
+before, element by element, by a kernel of its own, which fusion makes one with it.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import tvm_ffi
-from tvm import ir, relax, sym, te, tirx
-from tvm.s_tir import SBlockRealize
+from tvm import ir, relax, te, tirx
 from tvm.tirx.buffer import BufferType
 
-from .box_proof import equal, holds_everywhere
-from .exact_cast import cast_back, lossy
+from .description import Computed, Digit, Piece, Relayout, normal
+from .description_inverse import inverse
+from .description_kernel import kernel_of
+from .fields import bits_of
+from .inlining import with_producers_inlined
+from .read_description import read_relayouts
+from .size import Size, over
+from .te_block import buffer_params
 
 __all__ = ["Made", "make_elementwise", "undo_kernel"]
 
 # Makes the operand of a call again from its result, in the function that is being built.
 Made: TypeAlias = Callable[[relax.Expr], relax.Expr]
-
-
-class _Unproved(Exception):  # noqa: N818  never leaves this file
-    """Why a kernel is not known to have an inverse."""
 
 
 def undo_kernel(
@@ -69,12 +52,8 @@ def undo_kernel(
     sizes : sequence of tvm.ir.Expr
         What it is called with besides tensors.
     """
-    try:
-        if len(operands) != 1:
-            raise _Unproved("reads several tensors")
-        return _undo_moves(kernel, name, operands[0], result, sizes)
-    except _Unproved as error:
-        return f"`{name}` {error}"
+    undone = _undone(kernel, f"undo_{name.replace('.', '_')}", [*operands, result], sizes)
+    return f"`{name}` {undone}" if isinstance(undone, str) else undone
 
 
 def make_elementwise(name: str, function: Callable[[ir.Expr], ir.Expr]) -> Made:
@@ -88,250 +67,112 @@ def make_elementwise(name: str, function: Callable[[ir.Expr], ir.Expr]) -> Made:
     )
 
 
-# -- what a kernel does --------------------------------------------------------------------------
+def _undone(
+    kernel: tirx.PrimFunc,
+    name: str,
+    types: Sequence[relax.TensorType],
+    sizes: Sequence[ir.Expr],
+) -> Made | str:
+    relayouts = read_relayouts(with_producers_inlined(kernel) or kernel)
+    if isinstance(relayouts, str):
+        return relayouts
+    back = inverse(relayouts[0])
+    if isinstance(back, str):
+        return back
+    tensors = buffer_params(kernel)
+    if len(tensors) != 2 or len(types) != 2:
+        return "has other tensors than its call"
+    if [str(tensor.ty.dtype) for tensor in tensors] != [str(ty.dtype) for ty in types]:
+        return "is called with tensors of other dtypes"
+    known = _sizes_of_call(kernel, types, sizes)
+    if isinstance(known, str):
+        return known
+    value, moves = back.pieces[0].value, _as_moves(back)
+    params = {at: kernel.params[at] for at, _ in back.bits}
+    dtypes = {at: str(param.ty.dtype) for at, param in params.items()}
+    if value is not None:
+        dtypes = dict.fromkeys(dtypes, dtypes[back.output])
+    made = kernel_of(moves, {at: param.ty.shape[:] for at, param in params.items()}, dtypes)
+    if isinstance(made, str):
+        return made
+    stays = len(set(dtypes.values())) == 1 and _stays(moves)
+    numbers = [known.get(str(param.name)) for param in made.params[:] if not _is_tensor(param)]
+    shown = {var for ty in types for var in relax.analysis.tir_vars_in_type(ty)[:]}
+    if not all(n is not None and set(tirx.analysis.undefined_vars(n)) <= shown for n in numbers):
+        return "depends on more than the sizes of its tensors"
+
+    def undo(given: relax.Expr) -> relax.Expr:
+        builder = relax.BlockBuilder.current()
+        if value is not None:
+            given = builder.emit(make_elementwise(f"{name}_numbers", _function(value))(given))
+        if stays:
+            return relax.op.reshape(given, types[0].shape)
+        args = [given, *map(relax.prim_value, numbers)]
+        return relax.op.call_tir(builder.add_func(made, name), relax.Tuple(args), types[0])
+
+    return undo
 
 
-@dataclasses.dataclass
-class _Moves:
-    """What a kernel computes: see the definition."""
-
-    box: dict[relax.Var, ir.Expr]  # the extent of each index
-    writes: list[ir.Expr]
-    reads: list[ir.Expr]
-    conditions: list[ir.Expr]
-    undone: list[Callable[[ir.Expr], ir.Expr]]  # what undoes F, step by step
-
-
-def _moves_of(kernel: tirx.PrimFunc) -> _Moves:
-    tensors = [param for param in kernel.params[:] if _is_tensor(param)]
-    if len(tensors) != 2:
-        raise _Unproved("has other tensors than its call")
-    if any(len(tensor.ty.strides) for tensor in tensors):
-        raise _Unproved("has strides")
-    box, block = _only_block(kernel.body)
-    store = block.body
-    if not isinstance(store, tirx.BufferStore) or not store.buffer.same_as(tensors[1]):
-        raise _Unproved("does not write each element once")
-    moves = _Moves(box, store.indices[:], [], [], [])
-    load = _loaded(store.value, moves)
-    if not load.source.same_as(tensors[0]):
-        raise _Unproved("reads what it has written")
-    moves.reads = load.indices[:]
-    if any(_loads_in(expr) for expr in (*moves.writes, *moves.reads, *moves.conditions)):
-        raise _Unproved("moves elements to where others say")
-    return moves
+def _stays(relayout: Relayout) -> bool:
+    """Whether all bits are where they were."""
+    return len({size for _, size in relayout.bits}) == 1 and all(
+        piece.inputs[0][1] == piece.into
+        and not piece.flip
+        and all(digit.read == (digit.into,) for digit in piece.digits)
+        for piece in relayout.pieces
+    )
 
 
 def _is_tensor(param: relax.Var) -> bool:
     return isinstance(param.ty, BufferType)
 
 
-def _only_block(body: tirx.Stmt) -> tuple[dict[relax.Var, ir.Expr], Any]:
-    """The block that does everything, and its indices, each from 0 to below its extent."""
-    several = _Unproved("is more than one block of independent elements")
-    if isinstance(body, SBlockRealize) and not body.block.iter_vars:
-        if body.block.alloc_buffers or body.block.match_buffers:
-            raise several
-        body = body.block.body
-    loops: dict[relax.Var, ir.Expr] = {}
-    while isinstance(body, tirx.For):
-        if body.thread_binding is not None or not _is_number(body.min, 0):
-            raise _Unproved("is scheduled already")
-        loops[body.loop_var] = body.extent
-        body = body.body
-    if not isinstance(body, SBlockRealize):
-        raise several
-    block = body.block
-    if block.init is not None or block.alloc_buffers or block.match_buffers:
-        raise several
-    if not _is_number(body.predicate, 1):
-        raise _Unproved("is scheduled already")
-    box = {}
-    for index, value in zip(block.iter_vars[:], body.iter_values[:], strict=True):
-        extent = loops.pop(value, None) if isinstance(value, relax.Var) else None
-        if extent is None or index.iter_type != tirx.IterVar.DataPar:
-            raise several
-        if not _is_number(index.dom.min, 0) or not tvm_ffi.structural_equal(
-            index.dom.extent, extent
-        ):
-            raise _Unproved("is scheduled already")
-        box[index.var] = extent
-    if loops:  # which may run no times
-        raise several
-    return box, block
-
-
-def _is_number(expr: ir.Expr, number: int) -> bool:
-    return isinstance(expr, tirx.IntImm) and int(expr) == number
-
-
-def _loaded(value: ir.Expr, moves: _Moves) -> ir.TensorLoad:
-    """The element that a value is computed from; notes how."""
-    while not isinstance(value, ir.TensorLoad):
-        if isinstance(value, tirx.Select):
-            value = _side(value.condition, value.true_value, value.false_value, moves)
-        elif isinstance(value, ir.Call) and value.op.same_as(_IF):
-            condition, if_true, if_false = value.args[:]
-            value = _side(condition, if_true, if_false, moves)
-        elif isinstance(value, tirx.Cast):
-            source, target = str(value.value.ty.dtype), str(value.ty.dtype)
-            back = cast_back(source, target)
-            if back is None:
-                raise _Unproved(f"casts: {lossy(source, target)}")
-            moves.undone.append(back)
-            value = value.value
-        elif isinstance(value, tirx.BitwiseNot):
-            moves.undone.append(lambda done: ~done)
-            value = value.a
-        elif isinstance(value, tirx.BitwiseXor) and isinstance(value.b, tirx.IntImm):
-            moves.undone.append(_flip(value.b))
-            value = value.a
-        else:
-            raise _Unproved("computes new numbers")
-    return value
-
-
-_IF = ir.Op.get("prim.if_then_else")
-
-
-def _side(condition: ir.Expr, if_true: ir.Expr, if_false: ir.Expr, moves: _Moves) -> ir.Expr:
-    """The side that reads an element; notes when it is chosen."""
-    reads = bool(_loads_in(if_true))
-    moves.conditions.append(condition if reads else tirx.Not(condition))
-    return if_true if reads else if_false
-
-
-def _loads_in(expr: ir.Expr) -> list[ir.TensorLoad]:
-    loads: list[ir.TensorLoad] = []
-    tvm_ffi.structural_walk(expr, (ir.TensorLoad, lambda load: loads.append(load)))
-    return loads
-
-
-def _flip(bits: ir.Expr) -> Callable[[ir.Expr], ir.Expr]:
-    return lambda value: value ^ bits
-
-
-# -- that it can be undone -----------------------------------------------------------------------
-
-
-def _undo_moves(
-    kernel: tirx.PrimFunc,
-    name: str,
-    operand: relax.TensorType,
-    result: relax.TensorType,
-    sizes: Sequence[ir.Expr],
-) -> Made:
-    moves = _in_sizes_of_call(_moves_of(kernel), _sizes_of_call(kernel, operand, result, sizes))
-    shape = list(operand.shape.values[:])
-    at = [tirx.Var(f"x{axis}", index.ty.dtype) for axis, index in enumerate(moves.reads)]
-    places = {var: _as(extent, var.ty.dtype) for var, extent in zip(at, shape, strict=True)}
-    unknown = {
-        var
-        for expr in (*shape, *moves.box.values(), *moves.reads, *moves.writes, *moves.conditions)
-        for var in tirx.analysis.undefined_vars(expr)
-        if var not in moves.box
-    }
-    if not unknown <= {
-        v for ty in (operand, result) for v in relax.analysis.tir_vars_in_type(ty)[:]
-    }:
-        raise _Unproved("depends on more than the sizes of its tensors")
-    found = _inverse_of(moves.reads, moves.box, at)
-    there = dict(zip(moves.box, found, strict=True))
-    goals = [there[index] >= 0 for index in moves.box]
-    goals += [there[index] < extent for index, extent in moves.box.items()]
-    for index, var in zip(moves.reads, at, strict=True):
-        goals.append(equal(_substitute(index, there), var))
-    goals += [_substitute(condition, there) for condition in moves.conditions]
-    if not holds_everywhere(goals, places):
-        raise _Unproved("is not proved to keep every element")
-    if not _are_distinct(moves.writes, moves.box):
-        raise _Unproved("is not proved to write each element once")
-    sources = [sym.Analyzer().simplify(_substitute(index, there)) for index in moves.writes]
-    variables = sorted(unknown, key=lambda var: str(var.name))
-
-    def kernel_back(given: te.Tensor, *numbers: ir.Expr) -> te.Tensor:
-        own = dict(zip(variables, numbers, strict=True))
-
-        def element(*places: relax.Var) -> ir.Expr:
-            here = {var: _as(place, var.ty.dtype) for var, place in zip(at, places, strict=True)}
-            value = given[tuple(_as(_substitute(s, {**own, **here}), "int64") for s in sources)]
-            for undone in moves.undone:
-                value = undone(value)
-            return value
-
-        return te.compute([_substitute(dim, own) for dim in shape], element, "restored")
-
-    return lambda value: relax.BlockBuilder.current().call_te(
-        kernel_back, value, *variables, primfunc_name_hint=f"undo_{name.replace('.', '_')}"
+def _function(value: Computed) -> Callable[[ir.Expr], ir.Expr]:
+    (slot,) = value.slots
+    return lambda element: tvm_ffi.structural_map(
+        value.value, (relax.Var, lambda var: element if var.same_as(slot) else var), order="post"
     )
+
+
+def _as_moves(back: Relayout) -> Relayout:
+    """The same, of what is computed of each element that is read: it stays where that was."""
+    value = back.pieces[0].value
+    if value is None:
+        return back
+    (slot,) = value.slots
+    before, after = bits_of(str(slot.ty)), value.bits
+
+    def there(size: Size) -> Size:
+        elements = over(size, before)
+        assert elements is not None
+        return elements * after
+
+    def moved(piece: Piece) -> Piece:
+        digits = [Digit(d.extent, d.into, (there(d.read[0]),)) for d in piece.digits]
+        ((param, base),) = piece.inputs
+        whole = Digit(after, 1, (1,))
+        return Piece((*digits, whole), piece.into, ((param, there(base)),))
+
+    bits = ((at, size if at == back.output else there(size)) for at, size in back.bits)
+    return Relayout(back.output, normal(map(moved, back.pieces)), tuple(bits))
 
 
 def _sizes_of_call(
-    kernel: tirx.PrimFunc,
-    operand: relax.TensorType,
-    result: relax.TensorType,
-    sizes: Sequence[ir.Expr],
-) -> dict[relax.Var, ir.Expr]:
-    """What the variables in the kernel's shapes are in its call."""
-    known: dict[relax.Var, ir.Expr] = {}
-    tensors = [param for param in kernel.params[:] if _is_tensor(param)]
-    if [str(t.ty.dtype) for t in tensors] != [str(ty.dtype) for ty in (operand, result)]:
-        raise _Unproved("is called with tensors of other dtypes")
+    kernel: tirx.PrimFunc, types: Sequence[relax.TensorType], sizes: Sequence[ir.Expr]
+) -> dict[str, ir.Expr] | str:
+    """What the variables in a kernel's shapes are in its call, by name."""
     numbers = [param for param in kernel.params[:] if not _is_tensor(param)]
     if len(numbers) != len(sizes):
-        raise _Unproved("takes other numbers than it is given")
+        return "takes other numbers than it is given"
     pairs = list(zip(numbers, sizes, strict=True))
-    for tensor, ty in zip(tensors, (operand, result), strict=True):
+    for tensor, ty in zip(buffer_params(kernel), types, strict=True):
         pairs += zip(tensor.ty.shape[:], ty.shape.values[:], strict=True)
+    variables: dict[str, relax.Var] = {}
+    known: dict[str, ir.Expr] = {}
     for var, size in pairs:
         if isinstance(var, relax.Var):
-            known.setdefault(var, _as(size, var.ty.dtype))
+            name = str(var.name)
+            if not variables.setdefault(name, var).same_as(var):
+                return "has two sizes of one name"
+            known.setdefault(name, size)
     return known
-
-
-def _in_sizes_of_call(moves: _Moves, known: Mapping[relax.Var, ir.Expr]) -> _Moves:
-    def all_of(exprs: Sequence[ir.Expr]) -> list[ir.Expr]:
-        return [_substitute(expr, known) for expr in exprs]
-
-    return _Moves(
-        dict(zip(moves.box, all_of(list(moves.box.values())), strict=True)),
-        all_of(moves.writes),
-        all_of(moves.reads),
-        all_of(moves.conditions),
-        moves.undone,
-    )
-
-
-def _substitute(expr: ir.Expr, values: Mapping[relax.Var, ir.Expr]) -> ir.Expr:
-    return tvm_ffi.structural_map(expr, (relax.Var, lambda var: values.get(var, var)), order="post")
-
-
-def _as(number: ir.Expr, dtype: Any) -> ir.Expr:
-    """A number of that dtype; a constant stays one."""
-    if isinstance(number, tirx.IntImm):
-        return tirx.const(int(number), str(dtype))
-    return number if str(number.ty.dtype) == str(dtype) else number.astype(str(dtype))
-
-
-def _inverse_of(
-    exprs: Sequence[ir.Expr], box: Mapping[relax.Var, ir.Expr], at: Sequence[relax.Var]
-) -> list[ir.Expr]:
-    """The indices that come to be at a place, as TVM finds them: not proved yet."""
-    ranges = [ir.Range.from_min_extent(tirx.const(0, str(v.ty.dtype)), e) for v, e in box.items()]
-    try:
-        inverse = tirx.IndexMap(list(box), list(exprs), None).inverse(ranges)
-    except RuntimeError:  # "Could not parse mapping as sum of iterators" and its like
-        raise _Unproved("is not proved to move elements only") from None
-    found = inverse.map_indices(list(at))
-    return [_as(index, var.ty.dtype) for index, var in zip(found, box, strict=True)]
-
-
-def _are_distinct(exprs: Sequence[ir.Expr], box: Mapping[relax.Var, ir.Expr]) -> bool:
-    """Whether no two points of the box have the same place."""
-    plain = {expr for expr in exprs if isinstance(expr, relax.Var)}
-    if all(index in plain for index in box):
-        return True
-    at = [tirx.Var(f"y{axis}", expr.ty.dtype) for axis, expr in enumerate(exprs)]
-    here = dict(zip(at, exprs, strict=True))
-    back = [_substitute(index, here) for index in _inverse_of(exprs, box, at)]
-    return holds_everywhere([equal(b, i) for b, i in zip(back, box, strict=True)], box)

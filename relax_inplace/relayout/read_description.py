@@ -299,7 +299,7 @@ def _computed(
     body = tvm_ffi.structural_map(value, (ir.TensorLoad, lambda load: of_load[load]))
     own = list(slots.values())
     if any(not any(v.same_as(s) for s in own) for v in tirx.analysis.undefined_vars(body)):
-        raise NoRelayout("computes with an index")
+        raise NoRelayout("computes new numbers, with an index")
     return Computed(body, tuple(own), bits_of(str(value.ty))), list(slots)
 
 

@@ -93,7 +93,7 @@ class Undoing:
             legalized = self._kernels.of(call) if len(operands) == 1 else None
             if legalized is None:
                 return refused
-            undone = undo_kernel(legalized.kernel, name, operands, results[0], [])
+            undone = self._undone(legalized.kernel, name, operands, results[0], [])
             if isinstance(undone, str):  # what is wrong there says nothing of the operator
                 return refused
         return [Undo(f"undo_{name}", undone)]
@@ -104,10 +104,19 @@ class Undoing:
         given = call.args[1].fields[:] if isinstance(call.args[1], relax.Tuple) else []
         sizes = [number for number in given if isinstance(number.ty, ir.PrimType)]
         sizes += call.args[2].values[:] if len(call.args) > 2 else []
+        return self._undone(self.mod[call.args[0]], name, operands, result, sizes)
+
+    def _undone(
+        self,
+        kernel: tirx.PrimFunc,
+        name: str,
+        operands: _Types,
+        result: relax.TensorType,
+        sizes: Sequence[ir.Expr],
+    ) -> Made | str:
         types = relax.TupleType([*operands, result, relax.ShapeType(sizes)])
-        key = (call.args[0], structural.StructuralKey(types))
+        key = kernel, name, structural.StructuralKey(types)
         if key not in self._known:
-            kernel = self.mod[call.args[0]]
             self._known[key] = undo_kernel(kernel, name, operands, result, sizes)
         return self._known[key]
 

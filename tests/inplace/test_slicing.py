@@ -1,6 +1,9 @@
 """Which operators run slice by slice, and along which axes of what they read."""
 
+import dataclasses
+
 import pytest
+from tvm import te
 from tvm.script import from_source
 
 from relax_inplace.inplace import slicing
@@ -67,6 +70,8 @@ SLICED = {
     "R.flip(a, axis=1)": 0,
     "R.concat((a, v), axis=1)": 0,
     "R.take(a, R.const([0, 2]), axis=1)": 0,
+    'R.take(v, R.astype(a, "int32"), axis=0)': 0,
+    "R.tile(a, (1, 2))": 0,
     "R.strided_slice(a, axes=[1], begin=[1], end=[4])": 0,
     "R.expand_dims(a, axis=1)": 0,
     "R.repeat(a, 2, axis=1)": 0,
@@ -85,13 +90,11 @@ WHOLE = [
     "R.add(a, R.permute_dims(R.reshape(a, (6, 8))))",  # two axes of one value
     "R.concat((a, v), axis=0)",
     "R.take(a, R.const([0, 2]), axis=0)",
-    'R.take(v, R.astype(a, "int32"), axis=0)',
     "R.reshape(a, (6, 8))",
     "R.reshape(a, (8, 2, 3))",  # it names the shape
     "R.broadcast_to(R.expand_dims(a, 0), (2, 8, 6))",
     "R.repeat(a, 2, axis=0)",
     "R.tile(a, (2, 1))",
-    "R.tile(a, (1, 2))",  # its index is v0 % 8
     "R.strided_slice(a, axes=[0], begin=[1], end=[4])",
     "R.strided_slice(a, axes=[0], begin=[0], end=[8], strides=[2])",
     "R.nn.pad(a, (1, 1, 0, 0))",
@@ -104,6 +107,7 @@ WHOLE = [
     "R.zeros_like(a)",
     "R.strided_slice(a, axes=[0], begin=[0], end=[4])",  # of another length
     "R.broadcast_to(a, (8, 6))",  # of a slice it would be as long
+    "R.squeeze(R.expand_dims(a, axis=1))",  # of one row it is another axis, too
 ]
 
 
@@ -163,9 +167,31 @@ def test_a_weight_that_is_read_whole_and_sliced():
 )
 def test_what_no_type_shows(steps, options, monkeypatch):
     """Type inference need not compare the sizes of operands: these are refused without it."""
-    monkeypatch.setattr(slicing, "_types_agree", lambda *_: True)
+    monkeypatch.setattr(slicing, "_calls_of_slices", lambda *_: {slicing: None})
+    monkeypatch.setattr(slicing, "_are_same_kernels", lambda *_: True)
     assert axes_of(["a = R.exp(w)", "t = R.negative(a)"]) is not None
     assert axes_of(steps, **options) is None
+
+
+def test_a_kernel_that_computes_with_the_length(monkeypatch):
+    """A slice of it is not what it is of a slice, though each row is made of the one there."""
+
+    def of_length(self, call, known=Kernels.of):
+        found = known(self, call)
+        if found.name != "tir_tanh":
+            return found
+
+        def kernel(x):
+            length = te.const(1, "float32") * x.shape[0].astype("float32")
+            return te.compute(x.shape, lambda *at: x[at] / length, "mean")
+
+        x = te.placeholder(call.ty.shape.values, "float32", "x")
+        return dataclasses.replace(found, kernel=te.create_prim_func([x, kernel(x)]))
+
+    assert axes_of(["a = R.exp(w)", "t = R.tanh(a)"]) is not None
+    monkeypatch.setattr(Kernels, "of", of_length)
+    assert axes_of(["a = R.exp(w)", "t = R.negative(a)"]) is not None
+    assert axes_of(["a = R.exp(w)", "t = R.tanh(a)"]) is None
 
 
 # -- shapes ------------------------------------------------------------------------------------
@@ -232,9 +258,15 @@ def test_an_output_is_in_no_cone():
     assert ways(steps, "b", result="t, b") == [["a", "b"]]
 
 
+def test_what_is_made_of_no_slice_is_not_as_long_as_one():
+    steps = ["a = R.exp(w)", "f = R.full(R.shape([8, 6]), v)", "t = R.add(a, f)"]
+    assert axes_of(steps, v="()") is None
+
+
 def test_a_field_of_what_a_step_makes(monkeypatch):
     """It has no name of its own by which it could be read in slices."""
-    monkeypatch.setattr(slicing, "_types_agree", lambda *_: True)
+    monkeypatch.setattr(slicing, "_calls_of_slices", lambda *_: {slicing: None})
+    monkeypatch.setattr(slicing, "_are_same_kernels", lambda *_: True)
     steps = ["s = R.split(w, 2, axis=1)", "a = R.exp(s[0])", "t = R.negative(a)", "u = s[1]"]
     assert ways(steps, "t", result="t, u") == []
 

@@ -340,105 +340,99 @@ TE_BLOCKS = _mutants(
 
 # -- kernels that are undone ----------------------------------------------------------------------
 
-INVERSES = _mutants(
-    "relayout/kernel_inverse.py",
-    ("restore/test_inverse.py", "restore/test_restore.py", "-k", "inverse.py or last_step"),
-    (
-        "every element is kept: proved",
-        "    if not holds_everywhere(goals, places):",
-        "    if False:",
+INVERSES = [
+    *_mutants(
+        "relayout/kernel_inverse.py",
+        ("restore/test_inverse.py", "-k", "kernel or sizes or shows"),
+        (
+            "dtypes are those of the call",
+            '        return "is called with tensors of other dtypes"',
+            "        pass",
+        ),
+        (
+            "sizes are told from each other by name",
+            "            if not variables.setdefault(name, var).same_as(var):\n",
+            "            if variables.setdefault(name, var) is None:\n",
+        ),
+        (
+            "sizes are those that tensors show",
+            "set(tirx.analysis.undefined_vars(n)) <= shown",
+            "True",
+        ),
     ),
-    (
-        "the place that an element is found at is in the box: not below it",
-        "    goals = [there[index] >= 0 for index in moves.box]\n    goals += [",
-        "    goals = [",
+    *_mutants(
+        "relayout/kernel_inverse.py",
+        ("relayout/test_kernel_inverse.py", "-k", "stays or bfloat16"),
+        (
+            "what is longer is no other shape of it",
+            "    return len({size for _, size in relayout.bits}) == 1 and all(\n",
+            "    return all(\n",
+        ),
+        (
+            "what is moved does not stay",
+            "        and all(digit.read == (digit.into,) for digit in piece.digits)\n",
+            "",
+        ),
+        (
+            "what is turned over does not stay",
+            "        and not piece.flip\n",
+            "",
+        ),
+        (
+            "numbers are undone before they are moved",
+            "        if value is not None:\n            given",
+            "        if False:\n            given",
+        ),
     ),
-    (
-        "the place that an element is found at is in the box: not beyond it",
-        "    goals += [there[index] < extent for index, extent in moves.box.items()]\n",
-        "",
+    *_mutants(
+        "relayout/description_inverse.py",
+        ("relayout/test_description_inverse.py",),
+        (
+            "every element is kept",
+            "    if not tile((box_of(piece) for piece in pieces), relayout.bits_of(source)):\n",
+            "    if False:\n",
+        ),
+        (
+            "what moves is not undone as what computes",
+            "    if len(first.slots) != 1 or len(computed) < len(values):\n",
+            "    if len(first.slots) != 1:\n",
+        ),
+        (
+            "elements are computed in one way",
+            "    if not all(tvm_ffi.structural_equal(_as_function(v), _as_function(first)) for v in computed):\n",
+            "    if False:\n",
+        ),
+        (
+            "a cast loses nothing",
+            '                return f"casts: {lossy(source, target)}"',
+            "                back = lambda made: made.astype(source)",
+        ),
+        (
+            "what is done last is undone first",
+            "    for step in steps:\n        made",
+            "    for step in reversed(steps):\n        made",
+        ),
+        (
+            "not of a bool is not of a byte",
+            "isinstance(value, tirx.BitwiseNot) and is_integer",
+            "isinstance(value, tirx.BitwiseNot)",
+        ),
     ),
-    (
-        "the element that is found is the one that is wanted",
-        "        goals.append(equal(_substitute(index, there), var))",
-        "        pass",
+    *_mutants(
+        "relayout/index.py",
+        ("relayout/test_size.py",),
+        (
+            "a rest is there or not, and no more",
+            "    return quotients == [0, 1, 1]\n",
+            "    return quotients[:2] == [0, 1]\n",
+        ),
+        (
+            "what rises with a rest is a multiple of it",
+            "    if r.high is None or not terms_of(rest).keys() <= terms_of(Polynomial.of(r) + 1).keys():\n",
+            "    if r.high is None:\n",
+        ),
     ),
-    (
-        "where a choice does not hold, nothing was kept",
-        "    goals += [_substitute(condition, there) for condition in moves.conditions]\n",
-        "",
-    ),
-    (
-        "each place is written once",
-        "    if not _are_distinct(moves.writes, moves.box):",
-        "    if False:",
-    ),
-    (
-        "the other side of a choice is taken where it does not hold",
-        "condition if reads else tirx.Not(condition)",
-        "condition",
-    ),
-    (
-        "a cast loses nothing",
-        '            if back is None:\n                raise _Unproved(f"casts: {lossy(source, target)}")',
-        "            if back is None:\n                back = lambda value: value.astype(source)",
-    ),
-    (
-        "steps are undone, the last one first",
-        "            for undone in moves.undone:",
-        "            for undone in reversed(moves.undone):",
-    ),
-    (
-        "what reads what it has written is no move",
-        "    if not load.source.same_as(tensors[0]):",
-        "    if False:",
-    ),
-    (
-        "a kernel of strided buffers is not row-major",
-        "    if any(len(tensor.ty.strides) for tensor in tensors):",
-        "    if False:",
-    ),
-    (
-        "places that data give are any",
-        "    if any(_loads_in(expr) for expr in (*moves.writes, *moves.reads, *moves.conditions)):",
-        "    if False:",
-    ),
-    (
-        "a predicate leaves elements out",
-        "    if not _is_number(body.predicate, 1):",
-        "    if False:",
-    ),
-    (
-        "loops start at 0",
-        "        if body.thread_binding is not None or not _is_number(body.min, 0):",
-        "        if body.thread_binding is not None:",
-    ),
-    (
-        "a loop that is no index may run no times",
-        "    if loops:  # which may run no times",
-        "    if False:",
-    ),
-    (
-        "indices are independent",
-        "        if extent is None or index.iter_type != tirx.IterVar.DataPar:",
-        "        if extent is None:",
-    ),
-    (
-        "a block with an init is a reduction",
-        "    if block.init is not None or block.alloc_buffers or block.match_buffers:",
-        "    if block.alloc_buffers or block.match_buffers:",
-    ),
-    (
-        "a kernel of several tensors mixes them",
-        "        if len(operands) != 1:",
-        "        if False:",
-    ),
-    (
-        "dtypes are those of the call",
-        '        raise _Unproved("is called with tensors of other dtypes")',
-        "        pass",
-    ),
-)
+]
 
 CASTS = _mutants(
     "relayout/exact_cast.py",
@@ -462,50 +456,56 @@ CASTS = _mutants(
 
 # -- steps that run slice by slice ----------------------------------------------------------------
 
-SLICES = _mutants(
-    "relayout/kernel_slices.py",
-    ("relayout/test_kernel_slices.py", "inplace/test_slicing.py"),
-    (
-        "a value that is needed as a whole is not computed in slices",
-        "    if any(axes[source] is None for source in inner):\n        return None",
-        "    if False:\n        return None",
+SLICES = [
+    *_mutants(
+        "relayout/kernel_slices.py",
+        ("relayout/test_kernel_slices.py",),
+        (
+            "a value that is needed as a whole is not computed in slices",
+            "        if along is None:\n            return None",
+            "        if along is None:\n            continue",
+        ),
+        (
+            "one value is not read along two axes",
+            "            if any(axes.setdefault(source, found) != found for source, found in read.items()):\n",
+            "            if any(axes.setdefault(source, found) is Ellipsis for source, found in read.items()):\n",
+        ),
+        (
+            "a block of other stores is not cut",
+            "        if block is None or not isinstance(block.body, tirx.BufferStore):\n            return None",
+            "        if block is None or not isinstance(block.body, tirx.BufferStore):\n            continue",
+        ),
+        (
+            "a reduction reads its own element alone",
+            "    if before and not (steps and store.same_as(block.body) and _are_at(before, store.indices[:])):\n",
+            "    if before and not (steps and store.same_as(block.body)):\n",
+        ),
+        (
+            "what a reduction starts from is computed, too",
+            "    for part in (block.init, block.body):\n",
+            "    for part in (block.body,):\n",
+        ),
+        (
+            "what is an index is read",
+            "    if inner:\n",
+            "    if False:\n",
+        ),
     ),
-    (
-        "one value is not read along two axes",
-        "            if axes.setdefault(read.source, found) != found:",
-        "            axes.setdefault(read.source, found)\n            if False:",
+    *_mutants(
+        "inplace/slicing.py",
+        ("inplace/test_slicing.py",),
+        (
+            "only the axis depends on its length",
+            "        if operand_axes(whole.kernel, axis) != operand_axes(part.kernel, axis):\n",
+            "        if operand_axes(whole.kernel, axis) is None:\n",
+        ),
+        (
+            "a slice of it is as long as the slices",
+            "        if not tvm_ffi.structural_equal(call.ty, _with_rows(var.ty, slicing.axes[var], _ROWS)):\n            return {}\n",
+            "",
+        ),
     ),
-    (
-        "an index computed from that of the slice reads other rows",
-        "            if found is not None or not index.min.same_as(spatial):",
-        "            if found is not None:",
-    ),
-    (
-        "an element is read at one index of the slice",
-        "            if found is not None or not index.min.same_as(spatial):",
-        "            if not index.min.same_as(spatial):",
-    ),
-    (
-        "a region of several rows is more than the slice",
-        "            if not (isinstance(index.extent, tirx.IntImm) and int(index.extent) == 1):\n                return -1\n",
-        "",
-    ),
-    (
-        "a region whose extent depends on the row is more than the slice",
-        "        if any(var.same_as(spatial) for var in tirx.analysis.undefined_vars(index.extent)):\n            return -1\n",
-        "",
-    ),
-    (
-        "the number of the row is part of no value",
-        "    return len(uses) == len(indices)",
-        "    return True",
-    ),
-    (
-        "a block that writes several buffers is not cut",
-        "        if len(written) != 1:\n            return None\n",
-        "",
-    ),
-)
+]
 
 SLICING = _mutants(
     "inplace/cones.py",
@@ -2092,15 +2092,6 @@ DESCRIPTIONS = [
         ),
     ),
     *_mutants(
-        "relayout/description_inverse.py",
-        ("relayout/test_description_inverse.py", "-k", "any_moves or slice or repeat"),
-        (
-            "every element is kept",
-            "    if not tile((box_of(piece) for piece in pieces), relayout.bits_of(source)):\n",
-            "    if False:\n",
-        ),
-    ),
-    *_mutants(
         "relayout/byte_moves.py",
         ("relayout/test_byte_moves.py", "relayout/test_description_inverse.py"),
         (
@@ -2119,13 +2110,23 @@ DESCRIPTIONS = [
         ("relayout/test_description_slices.py",),
         (
             "what is inside stays inside",
-            "    inside = all(is_at_least_zero(end, positive) for end in (low, step - 1 - high))\n",
-            "    inside = True\n",
+            "    return all(is_at_least_zero(end, positive) for end in (low, step - 1 - high))\n",
+            "    return True\n",
         ),
         (
             "an axis begins with its first position",
-            "    return inside and over(position, size) is not None\n",
-            "    return inside\n",
+            "    if outer is None or not _is_free((outer, low, step), size):\n",
+            "    if not _is_free((outer or 0, low, step), size):\n",
+        ),
+        (
+            "what is read as a whole does not depend on the length",
+            "            elif not _is_free((base, *(stride for _, stride in reach)), size):\n                return None\n",
+            "",
+        ),
+        (
+            "what is left of the length depends on it",
+            "            found |= {var for arg in unknown.args for var in _variables_in(arg)}\n",
+            "            pass\n",
         ),
         (
             "an input is sliced along one axis",
@@ -2134,8 +2135,8 @@ DESCRIPTIONS = [
         ),
         (
             "all of it is along the axis",
-            "    if len(along) != 1:\n",
-            "    if len(along) > 1:\n",
+            "    if len(along) != 1 or not _is_free(",
+            "    if len(along) > 1 or not _is_free(",
         ),
     ),
     *_mutants(

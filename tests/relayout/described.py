@@ -106,4 +106,6 @@ def _numpy(value, known):
         return np.array(value.value, numpy_dtype(str(value.ty)))
     if isinstance(value, tirx.Cast):
         return _numpy(value.value, known).astype(numpy_dtype(str(value.ty)))
+    if isinstance(value, tirx.BitwiseNot):
+        return ~_numpy(value.a, known)
     return _NUMPY[type(value).__name__](_numpy(value.a, known), _numpy(value.b, known))

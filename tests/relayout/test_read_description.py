@@ -223,7 +223,11 @@ REFUSED = {
         NOT_ONCE,
     ),
     "its own output": (DATA, "for i in range(8): B[i] = B[7 - i]", "reads what it writes"),
-    "an index in a value": (DATA, "for i in range(8): B[i] = A[i] * i", "computes with an index"),
+    "an index in a value": (
+        DATA,
+        "for i in range(8): B[i] = A[i] * i",
+        "computes new numbers, with an index",
+    ),
     "a square": (
         DATA,
         "for i in range(8): B[i * i % 8] = A[i]",

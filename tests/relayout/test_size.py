@@ -111,3 +111,19 @@ def test_quotients_of_one_size_are_compared():
     assert is_at_least_zero(down + 1 - up)
     assert (up - down) * rest == rest
     assert not is_at_least_zero(down - up)
+
+
+def test_what_is_left_is_there_or_not():
+    """A quotient is a sign where it is 0 with a rest, and 1 with any other."""
+    left = Unknown("%", (n, 4), 3)
+    rest = Polynomial.of(left)
+
+    def sign_of(size, by):
+        (quotient,) = unknowns_in(Sizes().floordiv(size, by))
+        return quotient.sign_of
+
+    assert sign_of(rest + 3, 4) == left
+    assert sign_of(rest * 2 + 7, 8) == left
+    assert sign_of(rest * 3 + 3, 4) is None  # 0, 1, 2, 3
+    assert sign_of(rest + 2, 4) is None  # 0, 0, 1, 1
+    assert sign_of(rest * rest + 8, 9) is None  # 0, 1, 1, 1, but it does not rise for sure
