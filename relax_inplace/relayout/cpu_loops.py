@@ -15,8 +15,8 @@ share a few places of the cache, and are there for one visit only. Tiles run alo
 input for as many elements as the processor can know pages of the output, then come the next rows.
 
 Where a size is not a multiple of a tile, the last tile begins earlier, and writes some elements a
-second time. So tiles may not write over what they read; rows compute each element once, from what
-was there before. Outer loops are one parallel loop.
+second time; or, in a nest that may write over what it reads, what makes no tile is rows: these
+compute each element once, from what was there before. Outer loops are one parallel loop.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from typing import TypeAlias
 import tvm_ffi
 from tvm import ir, relax, sym, tirx
 
-from .register_transpose import VECTOR_BYTES, transpose_block
+from .register_transpose import VECTOR_BYTES, transpose_square
 
 __all__ = [
     "Access",
@@ -144,6 +144,15 @@ class Nest:
         """Whether it is not worth a second thread."""
         count = _points(self.loops)
         return count is not None and count * self.output.size < _SMALL
+
+    def part(self, along: Loop, begin: int, extent: int) -> Nest:
+        """A part of the box: so many values of a loop."""
+        part = Loop(along.var, constant(extent))
+        loops = [part if each.var.same_as(along.var) else each for each in self.loops]
+        at = {along.var: constant(begin)}
+        output = self.output.inside(at, loops)
+        inputs = {var: access.inside(at, loops) for var, access in self.inputs.items()}
+        return dataclasses.replace(self, loops=loops, output=output, inputs=inputs)
 
     def computed(self, at: At, instead: At | None = None) -> ir.Expr:
         """An element; some that it is computed from may be elsewhere."""
@@ -283,9 +292,18 @@ def loops_of(nest: Nest, *, parallel: bool, over_inputs: bool) -> tirx.Stmt:
         Whether it may write over what it reads: each element over those it is computed from.
     """
     tiles = _tiles_of(nest) if nest.is_vector else None
-    if tiles is None or (over_inputs and not tiles.are_exact):
-        return rows_of(nest, parallel=parallel)
-    return _in_tiles(nest, tiles, parallel)
+    left = []
+    for cut in (tiles.written, tiles.read) if tiles is not None and over_inputs else ():
+        extent = integer(cut.loop.extent)
+        if extent is None:
+            return rows_of(nest, parallel=parallel)
+        if extent % cut.size:
+            whole = extent - extent % cut.size
+            left.append(rows_of(nest.part(cut.loop, whole, extent - whole), parallel=parallel))
+            nest = nest.part(cut.loop, 0, whole)
+    if left:
+        return sequence([loops_of(nest, parallel=parallel, over_inputs=True), *left])
+    return rows_of(nest, parallel=parallel) if tiles is None else _in_tiles(nest, tiles, parallel)
 
 
 # -- rows ------------------------------------------------------------------------------------------
@@ -391,11 +409,6 @@ class _Tiles:
     def columns(self) -> int:
         """Of a tile of an input."""
         return self.read.size
-
-    @property
-    def are_exact(self) -> bool:
-        """Whether none is there twice."""
-        return self.written.is_exact and self.read.is_exact
 
 
 @dataclasses.dataclass
@@ -567,7 +580,7 @@ def _transposed(tiles: _Tiles, lines: relax.Var, turned: relax.Var) -> tirx.Stmt
             place = (column + j) * tiles.rows + row
             return tirx.BufferStore(turned, vector, [_places(place, lanes)])
 
-        return transpose_block(lanes, lanes, lanes.bit_length() - 1, load, store)
+        return transpose_square(lanes, load, store)
 
     return loop(
         "square_column",

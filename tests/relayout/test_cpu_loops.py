@@ -2,6 +2,7 @@
 
 import math
 
+import inplace_kernels
 import numpy as np
 import pytest
 import tvm
@@ -17,6 +18,7 @@ from kernels_of import (
     symbol,
     tensors_of,
 )
+from moving_kernels import COMPUTED, LAYOUTS, OPERATORS
 from profiles import examples
 from tvm import relax, te, tirx
 from tvm.relax import op
@@ -126,6 +128,18 @@ def test_a_concatenation_is_two_copies():
 def test_divisions_become_loops():
     made = scheduled(lambda x: ggml.interleave(x), ((64, 18 * 4), "uint8"))
     assert not nodes(made, (tirx.FloorDiv, tirx.FloorMod, tirx.Select))
+
+
+@pytest.mark.parametrize("name", {**OPERATORS, **COMPUTED, **LAYOUTS})
+def test_no_index_is_divided(name):
+    """Sizes are, and numbers of tasks: towards 0. So TVM has nothing below 0 to round wrong."""
+    function, tensors = {**OPERATORS, **COMPUTED, **LAYOUTS}[name]
+    for kernel in inplace_kernels.kernels_of(function, *tensors):
+        made = schedule_cpu_compute(kernel, LLVM)
+        loops = {loop.loop_var for loop in nodes(made, tirx.For)}
+        loops |= {bind.var for bind in nodes(made, tirx.Bind)}
+        for divided in nodes(made, (tirx.FloorDiv, tirx.FloorMod)):
+            assert not loops & set(tirx.analysis.undefined_vars(divided))
 
 
 def test_one_element():
