@@ -98,7 +98,7 @@ def assert_right(scheduled, inputs, expected, sizes=None):
     """The scheduled kernel writes these bytes, into memory of its own and over each input."""
     function = built(scheduled)
     assert run(function, scheduled, inputs, sizes) == expected
-    for pair in scheduled.attrs["relax_inplace.inplace"]:
+    for pair in scheduled.attrs.get("relax_inplace.inplace", ()):
         over = [int(index) for index in pair]
         assert run(function, scheduled, inputs, sizes, over) == expected
 

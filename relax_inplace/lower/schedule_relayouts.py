@@ -12,12 +12,9 @@ of its own, which schedule what is left).
 
 from __future__ import annotations
 
-import contextlib
-
 import tvm
 import tvm_ffi
-from tvm import ir, relax, sym, tirx
-from tvm.s_tir import SBlock
+from tvm import ir, relax, tirx
 
 from ..ir.updates import bindings_of
 from ..relayout import rules_for
@@ -64,39 +61,8 @@ def _first(function: tirx.PrimFunc, target: tvm.target.Target) -> tirx.PrimFunc 
     for rule in rules_for(target):
         scheduled = rule(function, target)
         if scheduled is not None:
-            return None if _may_divide_negatives(scheduled) else scheduled
+            return scheduled
     return None
-
-
-def _may_divide_negatives(function: tirx.PrimFunc) -> bool:
-    """Whether a number that is rounded down by a division is not sure to be positive.
-
-    TVM lowers such divisions wrong: ``(5 - v) // 3 * 3 + (2 - v) % 3``, for v below 6, comes out as
-    3 - v (src/tirx/transform/lower_intrin.cc). Producers that are inlined may make one.
-    """
-    analyzer = sym.Analyzer()
-    divided: list[ir.Expr] = []
-
-    def loop(one: tirx.For) -> None:
-        analyzer.bind(one.loop_var, ir.Range.from_min_extent(one.min, one.extent))
-
-    def block(one: SBlock) -> None:
-        for axis in one.iter_vars[:]:
-            analyzer.bind(axis.var, axis.dom)
-
-    def divide(one: ir.Expr) -> None:
-        divided.append(one.a)
-
-    kinds = [(tirx.For, loop), (SBlock, block), ((tirx.FloorDiv, tirx.FloorMod), divide)]
-    tvm_ffi.structural_walk(function.body, kinds)
-    if not divided:
-        return False
-    with contextlib.ExitStack() as scopes:
-        for param in function.params[:]:
-            for size in getattr(param.ty, "shape", ()):
-                for var in tirx.analysis.undefined_vars(size):
-                    scopes.enter_context(analyzer.constraint_scope(var >= 0))
-        return not all(analyzer.can_prove(number >= 0) for number in divided)
 
 
 def _is_scheduled(function: tirx.PrimFunc) -> bool:

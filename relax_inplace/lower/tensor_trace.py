@@ -24,7 +24,7 @@ from ..ir.byte_size import LargestOf, Size, largest, size_of, tensors_in
 from ..ir.effects import EffectTable
 from ..ir.tuple_objects import GET_ITEM, MAKE_TUPLE
 from ..op import BUILTIN, is_statement
-from ..relayout.inplace_kernel import INPLACE
+from ..relayout.description_blocks import INPLACE
 from .shape_heap import MAKE_SHAPE, MATCH_SHAPE, ShapeHeap
 
 __all__ = ["ALLOC_STORAGE", "ALLOC_TENSOR", "KILL", "Chance", "Place", "Tensor", "TensorTrace"]

@@ -11,8 +11,7 @@ from collections.abc import Callable, Sequence
 import tvm
 from tvm import tirx
 
-from .cpu_inplace import schedule_cpu_inplace
-from .cpu_relayout import schedule_cpu_relayout
+from .cpu_compute import schedule_cpu_compute
 from .gpu_inplace import schedule_gpu_inplace
 from .gpu_relayout import schedule_gpu_relayout
 from .host_move import schedule_host_move
@@ -30,5 +29,5 @@ def rules_for(target: tvm.target.Target) -> Sequence[Rule]:
     if target.kind.name == "cuda":
         return schedule_gpu_inplace, schedule_gpu_relayout
     if target.kind.name == "llvm":
-        return schedule_host_move, schedule_cpu_inplace, schedule_cpu_relayout
+        return schedule_host_move, schedule_cpu_compute
     return ()

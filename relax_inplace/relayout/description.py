@@ -9,7 +9,8 @@ output is
 - bit ``base + sum(d * digit.read)`` of an input, xor a bit of ``flip``: the piece *moves*;
 - or a bit of the constant ``fill``: it reads nothing;
 - or the first bit of an element that ``value`` *computes*, from the elements that begin at
-  ``base + sum(d * digit.read)`` of its inputs.
+  ``base + sum(d * digit.read)`` of its inputs. Of an input :data:`NUMBER`, that is
+  the number itself.
 
 Bits are counted from the lowest of the first byte on. Bit k of ``flip`` and ``fill`` is that for
 the k-th value of the innermost digit.
@@ -29,7 +30,9 @@ from tvm import ir, relax
 from .coverage import Box
 from .size import Size, nominal, over
 
-__all__ = ["Computed", "Digit", "Piece", "Relayout", "box_of", "normal"]
+__all__ = ["NUMBER", "Computed", "Digit", "Piece", "Relayout", "box_of", "normal"]
+
+NUMBER = -1  # instead of a parameter: no element is read, the place is the number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +81,7 @@ class Piece:
     into : Size
         The place in the output where all digits are 0, in bits.
     inputs : tuple
-        Of each input the parameter, and the place where all digits are 0, in bits.
+        Of each input the parameter, or NUMBER, and the place where all digits are 0, in bits.
     flip : int
     fill : int or None
     value : Computed or None
@@ -121,7 +124,7 @@ class Relayout:
     @property
     def inputs(self) -> tuple[int, ...]:
         """The parameters that are read."""
-        return tuple(sorted({param for piece in self.pieces for param, _ in piece.inputs}))
+        return tuple(sorted({p for piece in self.pieces for p, _ in piece.inputs} - {NUMBER}))
 
 
 def box_of(piece: Piece) -> Box:

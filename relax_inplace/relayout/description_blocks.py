@@ -5,8 +5,10 @@ Definition
 The output may lie in the memory of an input, from its first byte, if there are two numbers of bits,
 ``written`` and ``read``, such that bits of the output from ``written * t`` on, up to the next
 block, are made of bits of the input from ``read * t`` on, up to the next one, and of other inputs;
-if ``written`` is not above ``read``; and if the output is not larger than the input. Blocks are
-then made one after another, each from a copy of what is there: see :mod:`.inplace_kernel`.
+if ``written`` is not above ``read``; and if the output is not larger than the input. Then a block
+that is read before it is written reads what the input held, if no block further on has been
+written. Blocks of the same size may be made in any order. Where those of the output are smaller,
+block t is written where blocks up to t were: these have to be read by then.
 
 Each digit of a piece is *outer*, and goes one block further on both sides with ``written`` bits of
 the output; or *inner*, or is two digits, of which one is outer and one is inner. What inner digits
@@ -22,9 +24,13 @@ import math
 from collections.abc import Iterator, Sequence
 
 from .description import Digit, Piece, Relayout
+from .fields import bits_of
 from .size import Size, divided, is_at_least_zero, over
 
-__all__ = ["Blocks", "find_blocks", "in_blocks"]
+__all__ = ["INPLACE", "MOST_SCRATCH", "Blocks", "Parts", "find_blocks", "in_blocks", "parts_of"]
+
+INPLACE = "relax_inplace.inplace"  # of a kernel: pairs of parameters that may be one memory
+MOST_SCRATCH = 256 * 1024  # bytes for each thread
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,8 +96,12 @@ def in_blocks(relayout: Relayout, source: int, most: int) -> Blocks | str:
 def _candidates(relayout: Relayout, source: int) -> Iterator[tuple[int, int]]:
     for piece in relayout.pieces:
         for at, (param, _) in enumerate(piece.inputs):
-            for digit in piece.digits if param == source else ():
-                read, written = digit.read[at], digit.into
+            if param != source:
+                continue
+            sizes: list[tuple[Size, Size]] = [(d.read[at], d.into) for d in piece.digits]
+            if piece.value is not None:
+                sizes.append((bits_of(str(piece.value.slots[at].ty)), piece.value.bits))
+            for read, written in sizes:
                 if isinstance(read, int) and isinstance(written, int) and 0 < written <= read:
                     yield read, written
 
@@ -101,29 +111,52 @@ def _is_local(piece: Piece, source: int, read: int, written: int) -> bool:
     for at, (param, base) in enumerate(piece.inputs):
         if param != source:
             continue
-        inner: list[Digit] = []
-        for digit in piece.digits:
-            parts = _parts(digit, at, read, written)
-            if parts is None:
-                return False
-            inner += parts
-        bits = piece.value.bits if piece.value is not None else 1
-        there = _block_of(base, [(d.extent, d.read[at]) for d in inner], read, bits)
-        here = _block_of(piece.into, [(d.extent, d.into) for d in inner], written, bits)
-        if here is None or here != there:
+        parts = parts_of(piece, written)
+        if parts is None:
+            return False
+        if any(d.read[at] * written != d.into * read for d in parts.outer):
+            return False
+        bits = 1 if piece.value is None else bits_of(str(piece.value.slots[at].ty))
+        there = _block_of(base, [(d.extent, d.read[at]) for d in parts.inner], read, bits)
+        if there != parts.number:
             return False
     return True
 
 
-def _parts(digit: Digit, at: int, read: int, written: int) -> list[Digit] | None:
-    """What of a digit stays in a block; None if it leaves it otherwise than by whole ones."""
-    blocks = over(digit.into, written)
-    if blocks is not None:
-        return [] if digit.read[at] == blocks * read else None
-    length = over(written, digit.into)
-    if length is not None and digit.read[at] * length == read and over(digit.extent, length):
-        return [Digit(length, digit.into, digit.read)]
-    return [digit] if isinstance(digit.into, int) and digit.into < written else None
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """The digits of a piece, those from block to block and those in one: see the definition.
+
+    Attributes
+    ----------
+    number : Size
+        Of the block where all digits are 0.
+    outer, inner : tuple of Digit
+    """
+
+    number: Size
+    outer: tuple[Digit, ...]
+    inner: tuple[Digit, ...]
+
+
+def parts_of(piece: Piece, written: int) -> Parts | None:
+    """The digits of a piece that writes blocks of so many bits; None if one of them is neither."""
+    outer: list[Digit] = []
+    inner: list[Digit] = []
+    for digit in piece.digits:
+        length = over(written, digit.into)
+        count = over(digit.extent, length) if length is not None else None
+        if over(digit.into, written) is not None:
+            outer.append(digit)
+        elif length is not None and count is not None and count != 1:
+            steps = tuple(step * length for step in digit.read)
+            outer.append(Digit(count, digit.into * length, steps))
+            inner.append(Digit(length, digit.into, digit.read))
+        else:
+            inner.append(digit)
+    bits = piece.value.bits if piece.value is not None else 1
+    number = _block_of(piece.into, [(d.extent, d.into) for d in inner], written, bits)
+    return None if number is None else Parts(number, tuple(outer), tuple(inner))
 
 
 def _block_of(

@@ -32,7 +32,7 @@ from tvm.s_tir.schedule import SBlockRV
 from tvm.target import Target
 
 from .box_proof import analyzer_of
-from .cpu_inplace import INPLACE
+from .description_blocks import INPLACE
 from .gpu_flat import THREADS, divisor, lanes_of, schedule_flat, spread, write_groups
 from .gpu_nest import bytes_of, nest_of
 from .gpu_relayout import schedule_gpu_nest

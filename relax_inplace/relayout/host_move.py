@@ -20,8 +20,8 @@ from tvm import ir, relax, tirx
 from tvm.s_tir import SBlock, SBlockRealize
 
 from .byte_moves import ByteMove, byte_moves, is_bijection
+from .description_blocks import INPLACE
 from .inlining import with_producers_inlined
-from .inplace_kernel import INPLACE
 from .read_description import read_relayouts
 from .size import Size, expression
 from .te_block import buffer_params

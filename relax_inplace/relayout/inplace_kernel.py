@@ -40,11 +40,10 @@ import tvm_ffi
 from tvm import ir, relax, sym, tirx
 
 from .box_proof import equal, holds_everywhere
+from .description_blocks import MOST_SCRATCH
 from .te_block import TEBlock, buffer_params, loads_in, te_blocks
 
 __all__ = [
-    "INPLACE",
-    "MOST_SCRATCH",
     "Block",
     "InplacePair",
     "blocks_along",
@@ -53,8 +52,6 @@ __all__ = [
     "is_same_position",
 ]
 
-INPLACE = "relax_inplace.inplace"  # of a kernel: pairs of parameters that may be one memory
-MOST_SCRATCH = 256 * 1024  # bytes for each thread
 
 _SAMPLES = 12
 _IF = ir.Op.get("prim.if_then_else")

@@ -22,7 +22,7 @@ from tvm.tirx.buffer import BufferType
 
 from .coverage import tile
 from .cutting import Cut, changed_box, new_digit, resolve
-from .description import Computed, Digit, Piece, Relayout, box_of, normal
+from .description import NUMBER, Computed, Digit, Piece, Relayout, box_of, normal
 from .fields import Field, ValueReader, bits_of
 from .index import Counter, Form, NoRelayout, Restart, Sizes, constant
 from .size import Size, is_at_least_zero
@@ -42,7 +42,7 @@ _SERIAL = (
 )
 
 
-def read_relayouts(kernel: tirx.PrimFunc) -> list[Relayout] | str:
+def read_relayouts(kernel: tirx.PrimFunc, *, elements: bool = False) -> list[Relayout] | str:
     """What a kernel does to bits, for each of its outputs, or why that is not read.
 
     Parameters
@@ -50,6 +50,9 @@ def read_relayouts(kernel: tirx.PrimFunc) -> list[Relayout] | str:
     kernel : tvm.tirx.PrimFunc
         Without intermediate buffers: :func:`relax_inplace.relayout.inlining.with_producers_inlined`
         makes it so.
+    elements : bool
+        Whether all values are computed from whole elements, and from numbers of the point, even
+        those that only move bits: as loops over elements need it.
 
     Returns
     -------
@@ -59,7 +62,7 @@ def read_relayouts(kernel: tirx.PrimFunc) -> list[Relayout] | str:
     sizes = Sizes(_variables_of(kernel))
     for _ in range(_MOST_RESTARTS):
         try:
-            return _Kernel(kernel, sizes).relayouts()
+            return _Kernel(kernel, sizes, elements).relayouts()
         except Restart:
             continue
         except NoRelayout as error:
@@ -86,9 +89,10 @@ class _Store:
 class _Kernel:
     """A kernel that is read."""
 
-    def __init__(self, kernel: tirx.PrimFunc, sizes: Sizes) -> None:
+    def __init__(self, kernel: tirx.PrimFunc, sizes: Sizes, elements: bool) -> None:
         self._kernel = kernel
         self._sizes = sizes
+        self._elements = elements
         self._params: dict[relax.Var, tuple[int, list[Size]]] = {}
         self._bits: dict[int, Size] = {}
         self._dimensions: set[Size] = set()
@@ -136,8 +140,9 @@ class _Kernel:
         found = normal(pieces)
         if not tile((box_of(piece) for piece in found), self._bits[output]):
             raise NoRelayout("is not proved to write each element once")
-        used = {output, *(param for piece in found for param, _ in piece.inputs)}
-        return Relayout(output, found, tuple((param, self._bits[param]) for param in sorted(used)))
+        read = {param for piece in found for param, _ in piece.inputs if param != NUMBER}
+        used = sorted({output, *read})
+        return Relayout(output, found, tuple((param, self._bits[param]) for param in used))
 
     # -- a store -----------------------------------------------------------------------------------
 
@@ -192,9 +197,9 @@ class _Kernel:
         values = ValueReader(indices, self._params)
         write, value = store.store, store.store.value
         _, place = values.place(write.buffer, write.indices[:])
-        fields = values.fields(value)
+        fields = None if self._elements else values.fields(value)
         if fields is None or any(field.is_sign for field in fields):
-            made, elements = _computed(value, values, indices)
+            made, elements = _computed(value, values, indices, self._elements)
             return [_piece(self._sizes, box, place, elements, value=made)]
         return [_piece_of(self._sizes, box, place, field) for field in fields]
 
@@ -277,9 +282,9 @@ def _piece(
 
 
 def _computed(
-    value: ir.Expr, values: ValueReader, indices: IndexReader
+    value: ir.Expr, values: ValueReader, indices: IndexReader, numbers: bool
 ) -> tuple[Computed, list[tuple[int, Form]]]:
-    """A value as an expression of elements, and where these begin."""
+    """A value as an expression of elements, and of numbers if they may be; and where these are."""
     chosen: dict[ir.Expr, ir.Expr] = {}
     for expr in _nodes(value):
         choice = choice_of(expr)
@@ -288,22 +293,43 @@ def _computed(
     if chosen:
         kinds = (tirx.Select, ir.Call)
         value = tvm_ffi.structural_map(value, (kinds, lambda expr: chosen.get(expr, expr)))
-        return _computed(value, values, indices)  # a side may be a choice again
-    slots: dict[tuple[int, Form], relax.Var] = {}
-    of_load: dict[ir.Expr, relax.Var] = {}
-    for load in loads_in(value):
-        place = values.place(load.source, load.indices[:])
-        if place not in slots:
-            slots[place] = tirx.Var(f"x{len(slots)}", str(load.ty))
-        of_load[load] = slots[place]
-    body = tvm_ffi.structural_map(value, (ir.TensorLoad, lambda load: of_load[load]))
+        return _computed(value, values, indices, numbers)  # a side may be a choice again
+    slots: dict[tuple[str, int, Form], relax.Var] = {}
+    slot_of: dict[ir.Expr, relax.Var] = {}
+    for part in (*loads_in(value), *(_numbers_in(value) if numbers else ())):
+        is_load = isinstance(part, ir.TensorLoad)
+        place = (
+            values.place(part.source, part.indices[:]) if is_load else (NUMBER, indices.form(part))
+        )
+        key = str(part.ty), *place
+        if key not in slots:
+            slots[key] = tirx.Var(f"x{len(slots)}", key[0])
+        slot_of[part] = slots[key]
+    body = tvm_ffi.structural_map(value, (ir.TensorLoad, lambda load: slot_of[load]))
+    instead = (ir.Expr, lambda expr: slot_of.get(expr, expr))
+    body = tvm_ffi.structural_map(body, instead, order="pre")  # not what the largest are made of
     own = list(slots.values())
     if any(not any(v.same_as(s) for s in own) for v in tirx.analysis.undefined_vars(body)):
         raise NoRelayout("computes new numbers, with an index")
-    return Computed(body, tuple(own), bits_of(str(value.ty))), list(slots)
+    return Computed(body, tuple(own), bits_of(str(value.ty))), [key[1:] for key in slots]
 
 
 def _nodes(value: ir.Expr) -> list[ir.Expr]:
     found: list[ir.Expr] = []
     tvm_ffi.structural_walk(value, ((tirx.Select, ir.Call), lambda expr: found.append(expr)))
+    return found
+
+
+def _numbers_in(value: ir.Expr) -> list[ir.Expr]:
+    """The largest parts of a value that are indices: by how much to shift."""
+    found: list[ir.Expr] = []
+
+    def visit(expr: ir.Expr) -> tvm_ffi.WalkResult:
+        is_number = str(expr.ty) in ("int32", "int64") and not loads_in(expr)
+        if is_number and tirx.analysis.undefined_vars(expr):
+            found.append(expr)
+        is_read = is_number or isinstance(expr, ir.TensorLoad)
+        return tvm_ffi.WalkResult.SKIP if is_read else tvm_ffi.WalkResult.ADVANCE
+
+    tvm_ffi.structural_walk(value, (ir.Expr, visit), order="pre")
     return found

@@ -213,19 +213,22 @@ class Module:
     @R.function
     def transform_params(params: R.Tuple(R.Tensor((2, 3), "uint32"))):
         with R.dataflow():
-            flat = R.reshape(params[0], R.shape([6]))
+            flat = R.reshape(WEIGHT, R.shape([6]))
             out = (R.flip(flat, axis=0),)
             R.output(out)
         return out
 """
 
 
-def test_a_division_of_negatives_is_not_made():
+@pytest.mark.parametrize(
+    ("weight", "factor"), [("params[0]", 1), ('R.multiply(params[0], R.const(3, "uint32"))', 3)]
+)
+def test_a_division_of_negatives_is_not_made(weight, factor):
     """Inlined, the index is (5 - v) // 3 * 3 + (2 - v) % 3, which TVM lowers to 3 - v."""
-    mod = InplaceTransformParams()(from_source(FLIPPED))
+    mod = InplaceTransformParams()(from_source(FLIPPED.replace("WEIGHT", weight)))
     fusing = relax.get_default_pipeline(LLVM)
     vm = relax.VirtualMachine(tvm.compile(mod, LLVM, relax_pipeline=fusing), tvm.cpu())
     array = np.arange(6, dtype="uint32").reshape(2, 3)
     weights = tvm_ffi.Array([tvm.runtime.tensor(array)])
     vm["inplace_transform_params"](weights)
-    assert weights[0].numpy().tobytes() == array.reshape(6)[::-1].tobytes()
+    assert weights[0].numpy().tobytes() == (array.reshape(6)[::-1] * factor).tobytes()

@@ -213,90 +213,88 @@ TUPLE_STATE = _mutants(
 
 # -- kernels that write over what they read -------------------------------------------------------
 
-INPLACE = _mutants(
-    "relayout/inplace_kernel.py",
-    ("relayout/test_inplace_kernel.py",),
-    (
-        "each block is computed from the one there: proved, not only tried",
-        "            if _is_local(block, written, reads, read):",
-        "            if True:",
+COMPUTED = [
+    *_mutants(
+        "relayout/cpu_compute.py",
+        ("relayout/test_cpu_compute.py",),
+        (
+            "what may lie in its input is not taken for other memory",
+            'attrs |= {INPLACE: pairs, "tirx.noalias": False}',
+            "attrs |= {INPLACE: pairs}",
+        ),
+        (
+            "a block is read before it is written",
+            '            return loop("block", total, self._in_scratch, tirx.ForKind.PARALLEL)\n',
+            "            return loop(\n"
+            '                "block", total, lambda at: self._block(at, None), tirx.ForKind.PARALLEL\n'
+            "            )\n",
+        ),
+        (
+            "so is the first one of those that become smaller",
+            "        first = self._in_scratch(constant(0))\n",
+            "        first = self._block(constant(0), None)\n",
+        ),
+        (
+            "phases are for blocks that are at most half as large",
+            "        if read >= 2 * written:\n",
+            "        if read > written:\n",
+        ),
+        (
+            "those that are not go one after the other",
+            '        return loop("block", total, self._in_scratch)\n',
+            '        return loop("block", total, self._in_scratch, tirx.ForKind.PARALLEL)\n',
+        ),
+        (
+            "a phase reads nothing that it writes",
+            "        extent = tirx.min(start, total - start)\n",
+            "        extent = total - start\n",
+        ),
+        (
+            "a copy ends where the weight does",
+            "        if not self._is_whole:\n",
+            "        if False:\n",
+        ),
+        (
+            "several ways are allowed where no scratch is needed",
+            "    return direct or sorted(found, key=lambda blocks: blocks.read)[:1]\n",
+            "    return list(found)\n",
+        ),
+        (
+            "other memory gets what is the same in vectors",
+            "    if not pairs and not is_exact:\n",
+            "    if False:\n",
+        ),
+        (
+            "what is not the same in vectors is made one by one",
+            "is_vector = is_exact and (",
+            "is_vector = (",
+        ),
     ),
-    (
-        "a block lies in front of the end of the one that it is computed from",
-        "            if read.elements * before < written.elements * after:\n                continue\n",
-        "",
+    *_mutants(
+        "relayout/cpu_loops.py",
+        ("relayout/test_cpu_compute.py", "relayout/test_cpu_loops.py", "-k", "not any"),
+        (
+            "tiles that are there twice are not over what they read",
+            "        if extent % cut.size:\n",
+            "        if False:\n",
+        ),
+        (
+            "a size that is smaller than a tile has rows",
+            "    return tirx.IfThenElse(fits, in_tiles, rows_of(nest, parallel=parallel))\n",
+            "    return in_tiles\n",
+        ),
+        (
+            "rows are vectors where what is read is one after the other, too",
+            "or not all(s in (0, 1) for s in steps):",
+            ":",
+        ),
+        (
+            "nothing is divided by 0",
+            "        by = each.extent if integer(each.extent) else tirx.max(each.extent, constant(1))\n",
+            "        by = each.extent\n",
+        ),
     ),
-    (
-        "the result is not larger",
-        "    if not holds_everywhere([whole[0] <= whole[1]], {}):",
-        "    if False:",
-    ),
-    (
-        "an element in its place is not larger than what was there",
-        "may_stay = before >= after and all(",
-        "may_stay = all(",
-    ),
-    (
-        "same elements have the same number only in the same shape",
-        "    if _are_same(at, there) and _are_same(shape, other):",
-        "    if _are_same(at, there):",
-    ),
-    (
-        "all that is read of an element has the same number",
-        "all(is_same_position(block, read.load) for read in reads)",
-        "any(is_same_position(block, read.load) for read in reads)",
-    ),
-    (
-        "buffers are row-major",
-        "    if not plain or not (offset is None or _is_number(offset, 0)):\n        return None\n",
-        "",
-    ),
-    (
-        "elements have whole bytes",
-        "    return dtype.itemsize if dtype.bits % 8 == 0 and dtype.lanes == 1 else None",
-        "    return dtype.itemsize",
-    ),
-    (
-        "two outputs are not computed from an input that one overwrites",
-        "            if sum(buffer in others for others in sources) > 1:",
-        "            if False:",
-    ),
-    (
-        "places that data give are any",
-        "    if any(loads_in(index) for read in reads for index in read.load.indices[:]):",
-        "    if False:",
-    ),
-    (
-        "a block fits into scratch memory",
-        "        for read in blocks_along(source, MOST_SCRATCH // before):",
-        "        for read in blocks_along(source, 1 << 40):",
-    ),
-    (
-        "the other side of a choice is read where it does not hold",
-        "[*conditions, *(tirx.Not(c) for c in known)]",
-        "[*conditions, *known]",
-    ),
-    (
-        "a choice by data is no condition on indices",
-        "            known = [] if loads_in(condition) else [condition]",
-        "            known = [tirx.const(False)] if loads_in(condition) else [condition]",
-    ),
-    (
-        "a condition of a choice is read, too",
-        "            found.extend(_reads(condition, conditions))\n",
-        "",
-    ),
-    (
-        "intermediate buffers are none of the kernel's parameters",
-        "    if any(buffer not in params for buffer in written) or len(set(written)) != len(written):",
-        "    if any(buffer not in params for buffer in written):",
-    ),
-    (
-        "a block is cut where the size divides, of a multiple and a rest",
-        "math.gcd(int(modular.coeff), int(modular.base))",
-        "int(modular.coeff)",
-    ),
-)
+]
 
 TE_BLOCKS = _mutants(
     "relayout/te_block.py",
@@ -2149,13 +2147,18 @@ DESCRIPTIONS = [
         ),
         (
             "in the same block on both sides",
-            "        if here is None or here != there:\n",
-            "        if here is None or there is None:\n",
+            "        if there != parts.number:\n",
+            "        if there is None:\n",
         ),
         (
             "blocks go on as far on both sides",
-            "        return [] if digit.read[at] == blocks * read else None\n",
-            "        return []\n",
+            "        if any(d.read[at] * written != d.into * read for d in parts.outer):\n",
+            "        if False:\n",
+        ),
+        (
+            "all bits of an element are read",
+            "        bits = 1 if piece.value is None else bits_of(str(piece.value.slots[at].ty))\n",
+            "        bits = 1\n",
         ),
         (
             "no input is used twice",
@@ -2171,6 +2174,11 @@ DESCRIPTIONS = [
             "a block fits into scratch memory",
             "        if read * times > most * 8:\n",
             "        if False:\n",
+        ),
+        (
+            "each piece is computed from the block there",
+            "        if all(_is_local(piece, source, read, written) for piece in relayout.pieces):\n",
+            "        if any(_is_local(piece, source, read, written) for piece in relayout.pieces):\n",
         ),
     ),
 ]
@@ -2209,7 +2217,7 @@ MUTANTS = [
     *DESCRIPTIONS,
     *HOST_MOVES,
     *OWNERSHIP,
-    *INPLACE,
+    *COMPUTED,
     *TE_BLOCKS,
     *INVERSES,
     *CASTS,

@@ -6,6 +6,7 @@ import numpy as np
 from inplace_kernels import numpy_dtype
 from tvm import relax, tirx
 
+from relax_inplace.relayout.description import NUMBER
 from relax_inplace.relayout.size import evaluate, unknowns_in
 
 
@@ -79,6 +80,9 @@ def _pattern(pattern, extents, count):
 def _computed(computed, reads, bits, dtypes, count):
     known = {}
     for slot, (param, there) in zip(computed.slots, reads, strict=True):
+        if param == NUMBER:
+            known[slot] = there.astype(str(slot.ty))
+            continue
         dtype = numpy_dtype(dtypes[param])
         element = bits[param][there[:, None] + np.arange(8 * dtype.itemsize)]
         known[slot] = np.packbits(element, axis=1, bitorder="little").view(dtype).reshape(-1)
@@ -94,6 +98,7 @@ _NUMPY = {
     "BitwiseAnd": np.bitwise_and,
     "BitwiseOr": np.bitwise_or,
     "BitwiseXor": np.bitwise_xor,
+    "BitwiseNot": np.invert,
     "LShift": np.left_shift,
     "RShift": np.right_shift,
 }
@@ -106,6 +111,5 @@ def _numpy(value, known):
         return np.array(value.value, numpy_dtype(str(value.ty)))
     if isinstance(value, tirx.Cast):
         return _numpy(value.value, known).astype(numpy_dtype(str(value.ty)))
-    if isinstance(value, tirx.BitwiseNot):
-        return ~_numpy(value.a, known)
-    return _NUMPY[type(value).__name__](_numpy(value.a, known), _numpy(value.b, known))
+    operands = [value.a] if isinstance(value, tirx.BitwiseNot) else [value.a, value.b]
+    return _NUMPY[type(value).__name__](*(_numpy(operand, known) for operand in operands))

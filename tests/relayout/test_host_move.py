@@ -9,8 +9,8 @@ from tvm.relax import op
 from tvm.script import from_source
 
 from relax_inplace import layout
+from relax_inplace.relayout.description_blocks import INPLACE
 from relax_inplace.relayout.host_move import schedule_host_move
-from relax_inplace.relayout.inplace_kernel import INPLACE
 
 
 def test_before_and_after():

@@ -14,7 +14,7 @@ from tvm import relax, te, tirx
 from tvm.script import from_source
 
 from relax_inplace import layout
-from relax_inplace.relayout.description import Digit, Piece
+from relax_inplace.relayout.description import NUMBER, Digit, Piece
 from relax_inplace.relayout.inlining import with_producers_inlined
 from relax_inplace.relayout.read_description import read_relayouts
 
@@ -36,10 +36,10 @@ def tensors_of(kernel, sizes):
     }
 
 
-def assert_described(kernel, *all_sizes, is_sane=False):
+def assert_described(kernel, *all_sizes, is_sane=False, elements=False):
     """Each output is bitwise what its description says, with each of the sizes."""
     kernel = with_producers_inlined(kernel)
-    found = read_relayouts(kernel)
+    found = read_relayouts(kernel, elements=elements)
     assert not isinstance(found, str), found
     outputs = [relayout.output for relayout in found]
     function = built(kernel)
@@ -344,6 +344,35 @@ def test_any_loops_around_stores(name):
     assert apply(relayout, {0: given.tobytes()}, {0: "int16", 1: "int16"}) == given[::-1].tobytes()
 
 
+# -- whole elements --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", {**OPERATORS, **LAYOUTS})
+def test_as_whole_elements(name):
+    """What moves, too, is an expression of elements, and of numbers by which these are shifted."""
+    function, tensors = {**OPERATORS, **LAYOUTS}[name]
+    sizes = {"n": 50, "k": 100} if "rim" in name else SIZES
+    for kernel in kernels_of(function, *tensors):
+        found = assert_described(kernel, sizes, elements=True)
+        assert all(piece.value is not None for relayout in found for piece in relayout.pieces)
+
+
+def test_numbers_are_digits_of_an_input():
+    def nibbles(a):
+        def element(i, j):
+            by = (j % 2 * 4 + 1).astype("uint8")
+            return (a[i, j // 2] >> by).astype("int32") + j.astype("int32")
+
+        return te.compute((5, 12), element)
+
+    (relayout,) = assert_described(te_kernel(nibbles, ((5, 6), "uint8")), {}, elements=True)
+    (piece,) = relayout.pieces
+    assert piece.inputs == ((0, 0), (NUMBER, 1), (NUMBER, 0))
+    assert [digit.extent for digit in piece.digits] == [5, 6, 2]
+    assert [digit.read for digit in piece.digits] == [(48, 0, 0), (8, 0, 2), (0, 4, 1)]
+    assert relayout.inputs == (0,)
+
+
 # -- what it looks like ----------------------------------------------------------------------------
 
 
@@ -450,7 +479,7 @@ def moves_of_any_size(draw):
 @given(moves_of_any_size())
 def test_any_moves_of_any_size(drawn):
     kernel, count, expected = drawn
-    found = read_relayouts(kernel)
+    found = read_relayouts(kernel, elements=elements)
     assert not isinstance(found, str), found
     for sizes in ({"n": 3, "k": 5}, {"n": 1, "k": 1}, {"n": 4, "k": 0}, {"n": 6, "k": 2}):
         array = np.arange(count(sizes), dtype="int16")

@@ -1,5 +1,8 @@
-"""The schedule rule for relayouts on a CPU: what it makes, and every bit of it."""
+"""Loops for a CPU into memory of its own: rows and tiles, and every bit of them."""
 
+import math
+
+import inplace_kernels
 import numpy as np
 import pytest
 import tvm
@@ -15,14 +18,15 @@ from kernels_of import (
     symbol,
     tensors_of,
 )
+from moving_kernels import COMPUTED, LAYOUTS, OPERATORS
 from profiles import examples
 from tvm import relax, te, tirx
 from tvm.relax import op
 from tvm.script import tirx as T
 from tvm.target import Target
 
-from relax_inplace.layout import ggml, tiles
-from relax_inplace.relayout.cpu_relayout import schedule_cpu_relayout
+from relax_inplace.layout import awq, faster_transformer, ggml, tiles
+from relax_inplace.relayout.cpu_compute import schedule_cpu_compute
 
 LLVM = Target({"kind": "llvm"})
 DTYPES = [
@@ -42,7 +46,7 @@ N, M = symbol("n"), symbol("m")
 
 def scheduled(function, *tensors):
     (kernel,) = kernels_of(function, *tensors)
-    found = schedule_cpu_relayout(kernel, LLVM)
+    found = schedule_cpu_compute(kernel, LLVM)
     assert found is not None
     assert found.attrs["tirx.is_scheduled"]
     assert [p.ty for p in found.params] == [p.ty for p in kernel.params]
@@ -63,26 +67,26 @@ def test_rows_are_vectors():
 
     @T.prim_func(private=True, s_tir=True)
     def expected(
-        x0: T.Buffer((T.int64(8192), T.int64(64)), "float32"),
-        compute: T.Buffer((T.int64(8192), T.int64(64)), "float16"),
+        x0: T.Buffer((T.int64(8192), T.int64(64)), "float16"),
+        compute: T.Buffer((T.int64(8192), T.int64(64)), "float32"),
     ):
         T.func_attr({"op_pattern": 0, "tirx.is_scheduled": True, "tirx.noalias": True})
         with T.sblock("root"):
             T.reads()
             T.writes()
-            x0_float32 = T.decl_buffer((T.int64(524288),), data=x0.data)
-            compute_float16 = T.decl_buffer((T.int64(524288),), "float16", data=compute.data)
+            x0_float16 = T.decl_buffer((T.int64(524288),), "float16", data=x0.data)
+            compute_float32 = T.decl_buffer((T.int64(524288),), data=compute.data)
             for task in T.parallel(T.int64(64)):
                 for vector in range(T.int64(512)):
                     for lane in T.vectorized(T.int64(16)):
-                        compute_float16[task * T.int64(8192) + vector * T.int64(16) + lane] = (
+                        compute_float32[task * T.int64(8192) + vector * T.int64(16) + lane] = (
                             T.Cast(
-                                "float16",
-                                x0_float32[task * T.int64(8192) + vector * T.int64(16) + lane],
+                                "float32",
+                                x0_float16[task * T.int64(8192) + vector * T.int64(16) + lane],
                             )
                         )
 
-    made = scheduled(lambda x: op.astype(x, "float16"), ((8192, 64), "float32"))
+    made = scheduled(lambda x: op.astype(x, "float32"), ((8192, 64), "float16"))
     tvm.ir.assert_structural_equal(made, expected)
 
 
@@ -115,12 +119,6 @@ def test_symbolic_sizes_have_the_same_tiles():
     assert not nodes(made.with_body(choice.else_case), tirx.Shuffle)
 
 
-def test_short_runs_move_as_one_element():
-    """Two float16 next to each other are a uint32: a transposition of 4 x 4 squares."""
-    made = scheduled(lambda x: op.permute_dims(x, [1, 0, 2]), ((64, 64, 2), "float16"))
-    assert {str(shuffle.ty.dtype) for shuffle in nodes(made, tirx.Shuffle)} == {"uint32x4"}
-
-
 def test_a_concatenation_is_two_copies():
     made = scheduled(lambda x, y: op.concat([x, y], 1), ((9, 64), "int8"), ((9, M), "int8"))
     assert not nodes(made, (tirx.Select, tirx.IfThenElse))
@@ -132,31 +130,16 @@ def test_divisions_become_loops():
     assert not nodes(made, (tirx.FloorDiv, tirx.FloorMod, tirx.Select))
 
 
-def _sum(x):
-    k = te.reduce_axis((0, x.shape[1]), "k")
-    return te.compute((x.shape[0],), lambda i: te.sum(x[i, k], k))
-
-
-def _of(*tensors):
-    return te.create_prim_func(list(tensors))
-
-
-def test_what_it_leaves_to_others():
-    x = te.placeholder((64, 64), "float32", "x")
-    at = te.placeholder((64,), "int64", "at")
-    gathered = te.compute((64, 64), lambda i, j: x[at[i], j])
-    for kernel in (
-        _of(x, _sum(x)),
-        _of(x, at, gathered),
-        _of(x, te.compute((64, 64), lambda i, j: te.exp(x[i, j]))),
-    ):
-        assert schedule_cpu_relayout(kernel, LLVM) is None
-    (moved,) = kernels_of(op.permute_dims, ((64, 64), "float32"))
-    assert schedule_cpu_relayout(moved, LLVM) is not None
-    assert schedule_cpu_relayout(schedule_cpu_relayout(moved, LLVM), LLVM) is None
-    assert schedule_cpu_relayout(moved, Target("c")) is None
-    (empty,) = kernels_of(op.permute_dims, ((0, 64), "float32"))
-    assert schedule_cpu_relayout(empty, LLVM) is None
+@pytest.mark.parametrize("name", {**OPERATORS, **COMPUTED, **LAYOUTS})
+def test_no_index_is_divided(name):
+    """Sizes are, and numbers of tasks: towards 0. So TVM has nothing below 0 to round wrong."""
+    function, tensors = {**OPERATORS, **COMPUTED, **LAYOUTS}[name]
+    for kernel in inplace_kernels.kernels_of(function, *tensors):
+        made = schedule_cpu_compute(kernel, LLVM)
+        loops = {loop.loop_var for loop in nodes(made, tirx.For)}
+        loops |= {bind.var for bind in nodes(made, tirx.Bind)}
+        for divided in nodes(made, (tirx.FloorDiv, tirx.FloorMod)):
+            assert not loops & set(tirx.analysis.undefined_vars(divided))
 
 
 def test_one_element():
@@ -165,6 +148,20 @@ def test_one_element():
         x = np.full(shape, 1.5, "float32")
         (result,) = run_kernel(made, [x], [(shape, "float16")])
         assert_same_bits(result, x.astype("float16"))
+
+
+def test_a_number_may_be_another_one_in_each_lane():
+    """By how much to shift: eight values of a word are one vector."""
+    target = Target({"kind": "llvm", "mcpu": "haswell"})
+    (kernel,) = kernels_of(*DEQUANTIZED["rows"])
+    made = schedule_cpu_compute(kernel, target)
+    (lanes,) = {
+        int(each.extent) for each in nodes(made, tirx.For) if each.kind == tirx.ForKind.VECTORIZED
+    }
+    assert lanes == 8
+    # x86 without F16C would take it apart again.
+    made = schedule_cpu_compute(kernel, LLVM)
+    assert all(each.kind != tirx.ForKind.VECTORIZED for each in nodes(made, tirx.For))
 
 
 # -- numbers ---------------------------------------------------------------------------------------
@@ -188,6 +185,59 @@ def test_symbolic_sizes():
             x = random_elements(generator, (n, m), "float16")
             (result,) = call([x], [((m, n), "float16")])
             assert_same_bits(result, x.T)
+
+
+def te_of(function):
+    return lambda *x: relax.BlockBuilder.current().call_te(function, *x)
+
+
+def _value(words, word, by, scale):
+    code = words[word] >> (by * 4).astype("uint32") & tirx.const(15, "uint32")
+    return (code.astype("float16") - tirx.const(7, "float16")) * scale
+
+
+@te_of
+def by_rows(w, s):
+    n, k = w.shape
+    return te.compute(
+        (n, k * 8), lambda i, j: _value(w, (i, j // 8), j % 8, s[i, j // 32]), "dequantized"
+    )
+
+
+@te_of
+def by_columns(w, s):
+    n, k = w.shape
+    return te.compute(
+        (k * 8, n), lambda j, i: _value(w, (i, j // 8), j % 8, s[i, j // 32]), "dequantized"
+    )
+
+
+@te_of
+def from_columns_of_words(w, s):
+    k, n = w.shape
+    return te.compute(
+        (k * 8, n), lambda j, i: _value(w, (j // 8, i), j % 8, s[j // 32, i]), "dequantized"
+    )
+
+
+# 4 bits each, 32 of one scale: q4f16_1 of MLC-LLM.
+DEQUANTIZED = {
+    "rows": (by_rows, ((50, 24), "uint32"), ((50, 6), "float16")),
+    "columns": (by_columns, ((50, 24), "uint32"), ((50, 6), "float16")),
+    "words in columns": (from_columns_of_words, ((24, 50), "uint32"), ((6, 50), "float16")),
+    "rows of any number": (by_rows, ((N, 24), "uint32"), ((N, 6), "float16")),
+    "columns, any number": (by_columns, ((N, 24), "uint32"), ((N, 6), "float16")),
+}
+
+
+@te_of
+def clamped(x):
+    return te.compute(x.shape, lambda i, j: x[tirx.min(tirx.max(i - 2, 0), 60), j] * 2, "clamped")
+
+
+@te_of
+def with_columns(x):
+    return te.compute(x.shape[::-1], lambda j, i: x[i, j] + j.astype("float32"), "added")
 
 
 MOVES = {
@@ -249,6 +299,23 @@ MOVES = {
     ),
     "neighbours": (tiles.pack_vnni, [((70, 64), "int8")]),
     "neighbours, undone": (tiles.unpack_vnni, [((32, 70, 2), "bfloat16")]),
+    "cast, heads": (
+        lambda x: op.permute_dims(op.astype(x, "float32"), [0, 2, 1, 3]),
+        [((2, 33, 5, 24), "float16")],
+    ),
+    "cast, short runs": (
+        lambda x: op.permute_dims(op.astype(x, "float32"), [1, 0, 2]),
+        [((37, 51, 12), "int8")],
+    ),
+    "cast, a few columns": (
+        lambda x: op.permute_dims(op.astype(x, "float32")),
+        [((300, 3), "int8")],
+    ),
+    "padded": (lambda x: op.nn.pad(op.negative(x), (1, 2, 0, 3)), [((20, 40), "float32")]),
+    "words, wider": (lambda x: op.astype(x, "int32"), [((33, 70), "uint8")]),
+    "a clamped row": (clamped, [((64, 96), "float32")]),
+    "its column added": (with_columns, [((64, 96), "float32")]),
+    **{f"dequantized, {name}": (f, list(x)) for name, (f, *x) in DEQUANTIZED.items()},
     "ggml": (lambda x: ggml.interleave(x, rows=8, bytes=8), [((16, 180), "uint8")]),
     "ggml, undone": (lambda x: ggml.deinterleave(x), [((4, N, 72), "uint8")]),
 }
@@ -259,7 +326,7 @@ def test_as_tvm_does_without_a_schedule(name):
     function, tensors = MOVES[name]
     generator = np.random.default_rng(0)
     for kernel in kernels_of(function, *tensors):
-        made = schedule_cpu_relayout(kernel, LLVM)
+        made = schedule_cpu_compute(kernel, LLVM)
         assert made is not None
         known = tensors_of(kernel, {"n": 19, "m": 45})
         inputs = [random_elements(generator, *tensor) for tensor in known[: len(tensors)]]
@@ -337,10 +404,8 @@ def test_any_chain(data):
         return known[0]
 
     for kernel in kernels_of(chain, (shape, dtype)):
-        made = schedule_cpu_relayout(kernel, LLVM)
-        if made is None:  # not one of operators that move whole tensors
-            assert "reshape" in str(kernel) or len(nodes(kernel, tvm.s_tir.SBlock)) > 2
-            continue
+        made = schedule_cpu_compute(kernel, LLVM)
+        assert made is not None
         (given_, *outputs) = tensors_of(kernel, {})
         x = random_elements(np.random.default_rng(0), *given_)
         results = run_kernel(made, [x], outputs)
@@ -393,3 +458,135 @@ def _as_relax(kernel, shape, dtype):
         return builder.call_te(kernel, x)
 
     return scheduled(call, (shape, dtype))
+
+
+# -- bits ------------------------------------------------------------------------------------------
+
+
+def to_columns(bits):
+    return lambda x: faster_transformer.to_mixed_gemm(x, bits=bits)
+
+
+def from_columns(bits):
+    return lambda x: faster_transformer.from_mixed_gemm(x, bits=bits)
+
+
+def spread(x):
+    """(n, m) bytes to (m, 2n): each in two, and transposed."""
+
+    def kernel(x):
+        height, width = x.shape
+        return te.compute(
+            (width, height * 2),
+            lambda j, i: (x[i // 2, j] >> (i % 2 * 4).astype("uint8")) & tirx.const(15, "uint8"),
+            "spread",
+        )
+
+    return relax.BlockBuilder.current().call_te(kernel, x)
+
+
+BITS = {
+    **{
+        f"{way.__name__}, int{bits}, {height} x {width}": (
+            way(bits),
+            ((height, width * bits // 8), "int8"),
+        )
+        for way in (to_columns, from_columns)
+        for bits in (4, 8)
+        for height, width in ((64, 64), (192, 448), (320, 128))
+    },
+    "words to groups": (lambda x: awq.codes_to_groups(x, "int32"), ((40, 13), "int32")),
+    "words from groups": (lambda x: awq.codes_from_groups(x, "int32"), ((264, 131), "uint32")),
+    "words to groups, any size": (
+        lambda x: awq.codes_to_groups(x, "int32"),
+        ((328, N), "int32"),
+    ),
+    "words from groups, any size": (
+        lambda x: awq.codes_from_groups(x, "uint32"),
+        ((136, N), "uint32"),
+    ),
+    "spread": (spread, ((37, 200), "uint8")),
+    "spread, any size": (spread, ((N, M), "uint8")),
+    "spread, one row": (spread, ((1, 200), "uint8")),
+}
+
+
+@pytest.mark.parametrize("name", BITS)
+def test_bits_as_tvm_does_without_a_schedule(name):
+    function, tensor = BITS[name]
+    (kernel,) = kernels_of(function, tensor)
+    made = scheduled(function, tensor)
+    run, plain = compile_kernel(made), compile_kernel(kernel)
+    for sizes in ({"n": 19, "m": 45}, {"n": 3, "m": 1}):
+        operand, *results = tensors_of(kernel, sizes)
+        x = random_elements(np.random.default_rng(0), *operand)
+        assert_same_bits(run([x], results)[0], plain([x], results)[0])
+
+
+@pytest.mark.parametrize("way", [to_columns, from_columns])
+@pytest.mark.parametrize("shape", [(N * 64, 96), (192, N * 64)])
+def test_blocks_of_any_number(way, shape):
+    """Such a size is a parameter of the kernel. What cannot be cut is right, too."""
+    (kernel,) = kernels_of(way(4), (shape, "int8"))
+    made = scheduled(way(4), (shape, "int8"))
+    known = [int(size) if isinstance(size, int) else 3 * 64 for size in shape]
+    x = random_elements(np.random.default_rng(0), known, "int8")
+    results = []
+    for function in (kernel, made):
+        result = tvm.runtime.tensor(np.zeros(known, "int8"))
+        tensors = iter([tvm.runtime.tensor(x), result])
+        args = [next(tensors) if hasattr(p.ty, "shape") else 3 for p in function.params]
+        mod = tvm.IRModule({"main": function.with_attr("global_symbol", "main")})
+        tvm.compile(mod, LLVM)["main"](*args)
+        results.append(result.numpy())
+    assert_same_bits(*results)
+    assert results[0].any()
+
+
+@given(st.data())
+@examples(40)
+def test_any_order_of_the_bits(data):
+    """Of two elements, parts of some bits each, in any order of parts and of blocks of any size."""
+    extents = data.draw(
+        st.lists(st.sampled_from([1, 2, 2, 3, 4, 8, 16, 70]), min_size=2, max_size=5)
+    )
+    while math.prod(extents) > 30_000:
+        extents[int(np.argmax(extents))] //= 2
+    dtype = data.draw(st.sampled_from(["uint8", "uint16", "uint32"]))
+    bits = np.dtype(dtype).itemsize * 8
+    parts = data.draw(st.sampled_from([1, 2, 4]))
+    order = data.draw(st.permutations(range(len(extents) + 1)))
+    rank = data.draw(st.integers(0, len(order)))
+    size = bits // (2 * parts)
+    mask = (1 << size) - 1
+    x = random_elements(np.random.default_rng(0), (2, *extents), dtype)
+
+    shifts = (np.arange(parts) * 2 * size).astype(dtype)
+    low, high = ((x[i][..., None] >> shifts) & dtype_of(dtype, mask) for i in (0, 1))
+    result = (low | high << dtype_of(dtype, size)).transpose(order)
+    shape = [math.prod(result.shape[:rank]), math.prod(result.shape[rank:])]
+    all_extents = [*extents, parts]
+
+    def kernel(x):
+        def element(i, j):
+            place, left = i * shape[1] + j, math.prod(shape)
+            digits = {}
+            for axis in order:
+                left //= all_extents[axis]
+                digits[axis] = place // left % all_extents[axis]
+            *at, part = (digits[axis] for axis in range(len(order)))
+            by = (part * (2 * size)).astype(dtype)
+            both = [(x[(half, *at)] >> by) & tirx.const(mask, dtype) for half in (0, 1)]
+            return both[0] | both[1] << tirx.const(size, dtype)
+
+        return te.compute(shape, element, "moved")
+
+    made = scheduled(
+        lambda x: relax.BlockBuilder.current().call_te(kernel, x), ((2, *extents), dtype)
+    )
+    (found,) = run_kernel(made, [x], [(shape, dtype)])
+    assert_same_bits(found, result.reshape(shape))
+
+
+def dtype_of(dtype, number):
+    return np.dtype(dtype).type(number)
