@@ -1,258 +1,401 @@
-"""What a nest of loops reads and writes, in sectors of a GPU's memory.
+"""Kernels for CUDA, built of parts: what a thread block does, and what of it a thread.
 
-Definition: a *sector* is 32 bytes, the least that the memory is read and written in. For some
-outputs that are computed together, a kernel *moves* the sectors that its reads and writes touch,
-and *needs* the bytes that it reads and writes. Both are counted at a few places, from the addresses
-there. They are to choose a schedule with, and prove nothing.
+Definition
+----------
+A *nest* is a launch: thread blocks in ``blockIdx.x``, of which there may be 2^31 - 1, and threads.
+A thread makes *groups* of consecutive units, at most 16 bytes, in registers, and writes a group at
+once; words that lie side by side it reads at once. All of a group is read before it is written. In
+a *flat* nest, neighbouring threads make neighbouring groups. Indices are int64; TVM narrows those
+that fit into 32 bits (NarrowDataType).
+
+All buffers are rows of integers. Where an output may be the memory of an input, all that a kernel
+touches is addressed from one pointer: TVM makes each pointer that it hands to a kernel
+``__restrict__`` (split_host_device.cc).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-import tvm_ffi
 from tvm import ir, relax, tirx
-from tvm.s_tir import Schedule
-from tvm.s_tir.schedule import LoopRV, SBlockRV
+from tvm.s_tir import SBlock, SBlockRealize
 
-from .te_block import TEBlock, loads_in
+from .fields import bits_of
+from .gpu_units import Part, Read
+from .size import Size, expression, nominal, over
 
 __all__ = [
-    "PARTS",
-    "Nest",
-    "Traffic",
-    "Unknown",
-    "bytes_of",
-    "flat_runs",
-    "nest_of",
-    "number_of",
-    "traffic_of",
-    "value_of",
+    "THREADS",
+    "Memory",
+    "Source",
+    "are_rows",
+    "ceil",
+    "copied",
+    "flat_nest",
+    "group",
+    "lanes_of",
+    "local",
+    "loop",
+    "place",
+    "sequence",
+    "threads",
+    "unravel",
+    "wide",
 ]
 
-PARTS = (0, 0.3, 0.5, 0.9)  # of the output: where it is looked at
+THREADS = 256  # of a thread block
+_ACCESS = 128  # bits that a thread reads or writes at once
+_UNROLLED = 16
+_UNION_VALUE = 15  # kTVMFFIAnyUnionValue in tirx/builtin.h
 
-_SECTOR = 32  # bytes
-_SIZE = 4096  # stands for a symbolic size
-_IF = ir.Op.get("prim.if_then_else")
-
-
-@dataclasses.dataclass
-class Nest:
-    """A block that writes each element of one buffer, and where it is in the schedule."""
-
-    place: SBlockRV
-    block: TEBlock
-    loads_and_conditions: list[tuple[ir.TensorLoad, tuple[ir.Expr, ...]]]
-
-    @property
-    def loads(self) -> list[ir.TensorLoad]:
-        """All that is read."""
-        return [load for load, _ in self.loads_and_conditions]
-
-    @property
-    def output(self) -> relax.Var:
-        """The buffer that is written."""
-        return self.block.buffer
-
-    @property
-    def inputs(self) -> list[relax.Var]:
-        """The buffers that are read, each once."""
-        return list(dict.fromkeys(load.source for load in self.loads))
-
-    @property
-    def sizes(self) -> list[int]:
-        """Of the axes; a symbolic one has some size."""
-        return [number_of(extent) for extent in self.block.box.values()]
-
-    def size_of(self, index: relax.Var) -> int:
-        """Of the axis that an index is of."""
-        return number_of(self.block.box[index])
-
-    @property
-    def widest(self) -> int:
-        """Bytes of the largest element."""
-        return max(bytes_of(buffer) for buffer in (self.output, *self.inputs))
-
-    def loops(self, schedule: Schedule) -> list[LoopRV]:
-        """One for each index, in the order of the output's axes."""
-        realize = self.block.realize
-        axes = [axis.var for axis in realize.block.iter_vars[:]]
-        names = dict(zip(axes, realize.iter_values[:], strict=True))
-        loops = {schedule.get(loop).loop_var: loop for loop in schedule.get_loops(self.place)}
-        return [loops[names[index]] for index in self.block.box]
+_Body = Callable[[Any], tirx.Stmt]
 
 
-def nest_of(place: SBlockRV, block: TEBlock) -> Nest | None:
-    """None if it reads where its data says, or has no elements that are moved in bytes."""
-    nest = Nest(place, block, list(_conditional_loads(block.value, ())))
-    if any(loads_in(index) for load in nest.loads for index in load.indices[:]):
-        return None
-    buffers = (nest.output, *nest.inputs)
-    if (
-        not block.box
-        or 0 in nest.sizes
-        or any(len(b.ty.strides) or not bytes_of(b) for b in buffers)
-    ):
-        return None
-    return nest
+# -- statements ------------------------------------------------------------------------------------
 
 
-def _conditional_loads(
-    value: ir.Expr, conditions: tuple[ir.Expr, ...]
-) -> Iterator[tuple[ir.TensorLoad, tuple[ir.Expr, ...]]]:
-    """The loads in an expression, each with the conditions under which its value is taken."""
-    found = []
-
-    def visit(expr: ir.Expr) -> tvm_ffi.WalkResult:
-        if isinstance(expr, ir.TensorLoad):
-            found.append((expr, conditions))
-        elif isinstance(expr, tirx.Select):
-            take(expr.condition, expr.true_value, expr.false_value)
-            return tvm_ffi.WalkResult.SKIP
-        elif isinstance(expr, ir.Call) and expr.op.same_as(_IF):
-            take(*expr.args[:])
-            return tvm_ffi.WalkResult.SKIP
-        return tvm_ffi.WalkResult.ADVANCE
-
-    def take(condition: ir.Expr, if_true: ir.Expr, if_false: ir.Expr) -> None:
-        found.extend(_conditional_loads(condition, conditions))
-        by_index = not loads_in(condition)
-        for side, holds in ((if_true, condition), (if_false, tirx.Not(condition))):
-            found.extend(_conditional_loads(side, (*conditions, holds) if by_index else conditions))
-
-    tvm_ffi.structural_walk(value, (ir.Expr, visit), order="pre")
-    yield from found
+def sequence(*statements: tirx.Stmt) -> tirx.Stmt:
+    """One after another."""
+    return tirx.SeqStmt(list(statements)) if len(statements) > 1 else statements[0]
 
 
-def bytes_of(buffer: relax.Var) -> int:
-    """Of an element; 0 if there are no vectors of it."""
-    # Of bool, codegen_cuda.cc makes vectors of 16 bits an element.
-    dtype = tvm_ffi.dtype(name := str(buffer.ty.dtype))
-    return 0 if name == "bool" or dtype.lanes != 1 or dtype.bits % 8 else dtype.bits // 8
+def loop(extent: Any, body: _Body, kind: int = tirx.ForKind.UNROLLED, tag: str = "") -> tirx.Stmt:
+    """A loop of int32; of a thread's index if there is a tag."""
+    zero, thread = tirx.const(0, "int32"), None
+    if isinstance(extent, int):
+        if extent == 1 and not tag:
+            return body(zero)
+        extent = tirx.const(extent, "int32")
+    if tag:
+        kind = tirx.ForKind.THREAD_BINDING
+        thread = tirx.IterVar(None, tirx.Var(tag, "int32"), tirx.IterVar.ThreadIndex, tag)
+    var = tirx.Var(tag[:-2] or "i", "int32")
+    return tirx.For(var, zero, extent, kind, body(var), thread_binding=thread)
 
 
-class Unknown(Exception):  # noqa: N818  a reason to choose another schedule
-    """An address that is not computed here."""
+def threads(count: int, body: _Body, most: int = THREADS) -> tirx.Stmt:
+    """So many things, neighbours by neighbouring threads."""
+    times = -(-count // most)
+    kind = tirx.ForKind.UNROLLED if times <= _UNROLLED else tirx.ForKind.SERIAL
+
+    def one(number: Any) -> tirx.Stmt:
+        done = body(number)
+        return done if count % most == 0 else tirx.IfThenElse(number < count, done, None)
+
+    def thread(index: Any) -> tirx.Stmt:
+        return loop(times, lambda time: one(time * most + index), kind)
+
+    return loop(most, thread, tag="threadIdx.x")
 
 
-_BINARY: dict[type, Any] = {
-    tirx.Add: np.add,
-    tirx.Sub: np.subtract,
-    tirx.Mul: np.multiply,
-    tirx.FloorDiv: np.floor_divide,
-    tirx.FloorMod: np.mod,
-    tirx.Min: np.minimum,
-    tirx.Max: np.maximum,
-    tirx.LT: np.less,
-    tirx.LE: np.less_equal,
-    tirx.GT: np.greater,
-    tirx.GE: np.greater_equal,
-    tirx.EQ: np.equal,
-    tirx.NE: np.not_equal,
-    tirx.And: np.logical_and,
-    tirx.Or: np.logical_or,
-}
+def unravel(number: Any, extents: Sequence[Any]) -> list[Any]:
+    """The point of a box that has a number."""
+    point = []
+    for extent in reversed(extents[1:]):
+        quotient, rest = _divided(number, extent)
+        point.append(rest)
+        number = quotient
+    return [number, *reversed(point)] if extents else []
 
 
-def value_of(expr: ir.Expr, at: Mapping[relax.Var, Any]) -> Any:
-    """An expression of indices at some points: a number, or an array of the points' shape.
+def _divided(number: Any, by: Any) -> tuple[Any, Any]:
+    zero = tirx.const(0, str(number.ty))
+    if isinstance(by, int):
+        return (number, zero) if by == 1 else (tirx.floordiv(number, by), tirx.floormod(number, by))
+    # C's quotient: to lower the other one TVM would have to prove that nothing is below 0.
+    return tirx.max(tirx.truncdiv(number, by), zero), tirx.max(tirx.truncmod(number, by), zero)
 
-    Raises
-    ------
-    Unknown
-        It has other operations than those of index arithmetic.
+
+def ceil(size: Size, by: int) -> Any:
+    """The quotient rounded up."""
+    if isinstance(size, int):
+        return -(-size // by)
+    return tirx.truncdiv(expression(size) + (by - 1), tirx.const(by, "int64"))
+
+
+def wide(number: Any) -> Any:
+    """As int64."""
+    return number if str(number.ty) == "int64" else number.astype("int64")
+
+
+def place(base: Size, steps: Sequence[Size], digits: Sequence[Any]) -> Any:
+    """Where something is, as int64."""
+    total = expression(base)
+    for step, digit in zip(steps, digits, strict=True):
+        total = total if step == 0 else total + wide(digit) * expression(step)
+    return total
+
+
+def local(dtype: str, count: int, name: str) -> relax.Var:
+    """Registers of a thread: indices are constants once loops are unrolled."""
+    return tirx.decl_buffer((count,), dtype, name, scope="local")
+
+
+def copied(count: int, into: relax.Var, there: Any, source: relax.Var, start: Any) -> tirx.Stmt:
+    """Neighbours, at once."""
+
+    def one(lane: Any) -> tirx.Stmt:
+        value = tirx.BufferLoad(source, [start + lane.astype(str(start.ty))])
+        return tirx.BufferStore(into, value, [there + lane.astype(str(there.ty))])
+
+    return loop(count, one, tirx.ForKind.VECTORIZED)
+
+
+# -- memory ----------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where a read is found.
+
+    Attributes
+    ----------
+    buffer : relax.Var
+    at : callable
+        Of the digits of a part: the index.
+    row : int
+        How many of the innermost digit's values lie side by side, from a multiple of as many on.
     """
-    if isinstance(expr, tirx.IntImm):
-        return int(expr)
-    if isinstance(expr, relax.Var):
-        return at.get(expr, _SIZE)
-    if isinstance(expr, tirx.Not):
-        return np.logical_not(value_of(expr.a, at))
-    if isinstance(expr, tirx.Cast):
-        return value_of(expr.value, at)
-    if type(expr) in _BINARY:
-        with np.errstate(divide="ignore"):
-            return _BINARY[type(expr)](value_of(expr.a, at), value_of(expr.b, at))
-    raise Unknown
+
+    buffer: relax.Var
+    at: Callable[[Sequence[Any]], Any]
+    row: int
 
 
-def number_of(size: ir.Expr) -> int:
-    """A size; some number for a symbolic one."""
-    return int(value_of(size, {}))
+class Memory:
+    """The parameters of a kernel, as rows of integers.
+
+    Parameters
+    ----------
+    function : tvm.tirx.PrimFunc
+    bits : mapping
+        Of each parameter that is read or written.
+    is_one : bool
+        Whether some may be the same memory.
+    """
+
+    def __init__(self, function: tirx.PrimFunc, bits: Mapping[int, Size], is_one: bool) -> None:
+        self._function = function
+        self._bits = dict(sorted(bits.items()))
+        self._views: dict[tuple[int, str], relax.Var] = {}
+        first, *others = self._bits
+        pointer = function.params[first].data
+        self._base = tirx.Var("base", pointer.ty) if is_one else None
+        self._away = {param: tirx.Var(f"away{param}", "int64") for param in others}
+
+    def view(self, param: int, dtype: str) -> relax.Var:
+        """A parameter as a row of a dtype."""
+        if (param, dtype) not in self._views:
+            size = wide(tirx.const(0, "int64") + ceil(self._bits[param], bits_of(dtype)))
+            name = f"{self._function.params[param].name}_{dtype}"
+            self._views[param, dtype] = tirx.decl_buffer((size,), dtype, name)
+        return self._views[param, dtype]
+
+    def source(self, read: Read) -> Source:
+        """Where a read is found in the parameter."""
+        row = 16 if read.steps and read.steps[-1] == 1 else 1
+        while any(over(size, row) is None for size in (read.base, *read.steps[:-1])):
+            row //= 2
+        buffer = self.view(read.param, f"uint{read.bits}")
+        return Source(buffer, lambda digits: place(read.base, read.steps, digits), row)
+
+    def nest(self, counts: Sequence[Any], body: Callable[[list[Any]], tirx.Stmt]) -> tirx.Stmt:
+        """A launch for the points of a box; of one at least, which may have nothing to do."""
+        self._views = {}
+        one = tirx.const(1, "int64")
+        extents = [n if isinstance(n, int) else tirx.max(n, one).astype("int32") for n in counts]
+
+        def inside(number: Any) -> tirx.Stmt:
+            done = body(unravel(number, extents))
+            views = self._views.items()
+            return sequence(
+                *(tirx.DeclBuffer(v, data=self._pointer(p)) for (p, _), v in views), done
+            )
+
+        return loop(functools.reduce(lambda a, b: a * b, extents, 1), inside, tag="blockIdx.x")
+
+    def _pointer(self, param: int) -> ir.Expr:
+        if self._base is None:
+            return self._function.params[param].data
+        away = self._away.get(param)
+        return self._base if away is None else tirx.handle_add_byte_offset(self._base, away)
+
+    def kernel(self, outputs: Sequence[int], nests: Sequence[tirx.Stmt]) -> tirx.PrimFunc:
+        """The function, of these nests."""
+        function = self._function
+        regions: tuple[list, list] = [], []
+        for param in self._bits:
+            buffer = function.params[param]
+            box = [ir.Range(tirx.const(0, size.ty.dtype), size) for size in buffer.ty.shape[:]]
+            regions[param in outputs].append(tirx.BufferRegion(buffer, box))
+        before = self._distances() if self._base is not None else []
+        root = SBlockRealize([], True, SBlock([], *regions, "root", sequence(*before, *nests)))
+        done = tirx.PrimFunc(function.params, root, function.ret_type, function.attrs)
+        return done.with_attr("tirx.is_scheduled", True)
+
+    def _distances(self) -> list[tirx.Stmt]:
+        """How far parameters are from the first one: numbers, read where pointers were written.
+
+        FP8StorageLegalize does not know a pointer that is reinterpreted.
+        """
+        pointers = [self._function.params[param].data for param in self._bits]
+        slots = tirx.tvm_stack_alloca("tvm_ffi_any", len(pointers))
+        stack = tirx.Var("slots", slots.ty)
+        done = [tirx.Bind(self._base, pointers[0]), tirx.Bind(stack, slots)]
+        for slot, pointer in enumerate(pointers):
+            done.append(tirx.Evaluate(tirx.tvm_struct_set(stack, slot, _UNION_VALUE, pointer)))
+        first, *others = (
+            tirx.tvm_struct_get(stack, slot, _UNION_VALUE, "int64") for slot in range(len(pointers))
+        )
+        away = zip(self._away.values(), others, strict=True)
+        return [*done, *(tirx.Bind(var, number - first) for var, number in away)]
 
 
-def _addresses(buffer: Any, indices: Sequence[ir.Expr], at: Mapping[relax.Var, Any]) -> Any:
-    """In bytes, of the points that are given as an array for each index."""
-    address: Any = 0
-    for index, size in zip(indices, buffer.ty.shape, strict=True):
-        address = address * number_of(size) + value_of(index, at)
-    shape = next(iter(at.values())).shape
-    return np.broadcast_to(np.asarray(address, "int64") * bytes_of(buffer), shape)
+# -- groups ----------------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass
-class Traffic:
-    """What one thread block moves and needs, in bytes."""
-
-    moved: int = 0
-    needed: int = 0
-
-    def add(self, addresses: Any, width: int) -> None:
-        """Add the accesses to one buffer."""
-        self.needed += len(np.unique(addresses)) * width
-        self.moved += len(np.unique(addresses // _SECTOR)) * _SECTOR
-
-    @property
-    def wasted(self) -> int:
-        """Bytes that are moved in vain."""
-        return self.moved - self.needed
-
-    @property
-    def excess(self) -> float:
-        """Bytes moved for each that is needed."""
-        return self.moved / max(self.needed, 1)
+def lanes_of(parts: Sequence[Part], fits: Callable[[int], bool]) -> int:
+    """The most units of a group, of those numbers that fit."""
+    widest = max(max(part.bits, *(read.bits for read in part.reads), 8) for part in parts)
+    dtype = parts[0].dtype
+    # Of others than these TVM has no vectors where the target has no such numbers.
+    most = _ACCESS // widest if dtype.startswith("uint") else 4 if dtype == "bfloat16" else 1
+    return next((n for n in (16, 8, 4, 2) if n <= most and fits(n)), 1)
 
 
-def traffic_of(
-    nest: Nest, runs: Sequence[Mapping[relax.Var, Any]]
-) -> tuple[Traffic, dict[relax.Var, Traffic]]:
-    """Of blocks that compute some runs of points: of all, and of each buffer that is read."""
-    total, reads = Traffic(), {buffer: Traffic() for buffer in nest.inputs}
-    for at in runs:
-        total.add(_addresses(nest.output, list(nest.block.box), at), bytes_of(nest.output))
-        for buffer, traffic in reads.items():
-            found = [
-                _addresses(buffer, load.indices, at)[_where(conditions, at)]
-                for load, conditions in nest.loads_and_conditions
-                if load.source.same_as(buffer)
-            ]
-            traffic.add(np.concatenate([each.ravel() for each in found]), bytes_of(buffer))
-    for traffic in reads.values():
-        total.moved += traffic.moved
-        total.needed += traffic.needed
-    return total, reads
+def are_rows(parts: Sequence[Part], lanes: int) -> bool:
+    """Whether groups of so many are values of the innermost digit, from a multiple on."""
+    return all(
+        part.steps
+        and part.steps[-1] == 1
+        and all(over(n, lanes) is not None for n in (part.into, part.extents[-1], *part.steps[:-1]))
+        for part in parts
+    )
 
 
-def _points(nest: Nest, places: Any) -> dict[relax.Var, Any]:
-    """Indices of the elements at given places of the output."""
-    return dict(zip(nest.block.box, np.unravel_index(places, nest.sizes), strict=True))
+def group(
+    part: Part,
+    digits: Sequence[Any],
+    lanes: int,
+    find: Callable[[Read], Source],
+    keep: Callable[[Any, ir.Expr], tirx.Stmt],
+) -> tirx.Stmt:
+    """Make units of consecutive values of the innermost digit, and keep each by its number."""
+    rows: list[tirx.Stmt] = []
+
+    def moved(lane: Any) -> list[Any]:
+        return [*digits[:-1], digits[-1] + wide(lane)] if lanes > 1 else list(digits)
+
+    def load(source: Source) -> Callable[[Any], ir.Expr]:
+        if lanes == 1 or source.row % lanes:
+            return lambda lane: tirx.BufferLoad(source.buffer, [source.at(moved(lane))])
+        row = local(str(source.buffer.ty.dtype), lanes, "row")
+        zero = tirx.const(0, "int32")
+        rows.extend(
+            [tirx.AllocBuffer(row), copied(lanes, row, zero, source.buffer, source.at(digits))]
+        )
+        return lambda lane: tirx.BufferLoad(row, [lane])
+
+    loads = [load(find(read)) for read in part.reads]
+
+    def one(lane: Any) -> tirx.Stmt:
+        return keep(lane, part.value([each(lane) for each in loads], moved(lane)))
+
+    return sequence(*rows, loop(lanes, one))
 
 
-def _where(conditions: Sequence[ir.Expr], at: Mapping[relax.Var, Any]) -> Any:
-    """Which of some points a load is done at."""
-    holds: Any = True
-    for condition in conditions:
-        holds = holds & (np.asarray(value_of(condition, at)) != 0)
-    return np.broadcast_to(holds, next(iter(at.values())).shape)
+# -- the flat nest ---------------------------------------------------------------------------------
+
+Stage = Callable[[Any], tuple[list[tirx.Stmt], Callable[[Read], Source]]]
 
 
-def flat_runs(nest: Nest, length: int) -> list[dict[relax.Var, Any]]:
-    """The indices of some runs of so many consecutive outputs."""
-    total = math.prod(nest.sizes)
-    starts = {int(total * part) // length * length for part in PARTS}
-    return [_points(nest, np.arange(s, min(s + length, total))) for s in sorted(starts)]
+def flat_nest(
+    memory: Memory,
+    output: int,
+    parts: Sequence[Part],
+    total: Size,
+    lanes: int,
+    span: int,
+    stage: Stage | None = None,
+) -> tirx.Stmt:
+    """Thread blocks make consecutive units, in groups.
+
+    Parameters
+    ----------
+    memory : Memory
+    output : int
+    parts : sequence of Part
+        All of the output.
+    total : Size
+        Its units, a multiple of a group.
+    lanes, span : int
+        Units of a group, and of a thread block.
+    stage : callable, optional
+        Of a thread block's number: what is done before, and where words are found then.
+    """
+    dtype = parts[0].dtype
+    parts = sorted(parts, key=lambda part: math.prod(map(nominal, part.extents)))
+
+    def inside(point: list[Any]) -> tirx.Stmt:
+        before, find = stage(point[0]) if stage is not None else ([], memory.source)
+
+        def one(number: Any) -> tirx.Stmt:
+            at = wide(point[0]) * span + wide(number) * lanes
+            made, zero = local(dtype, lanes, "made"), tirx.const(0, "int32")
+            if are_rows(parts, lanes):
+                make = _made(parts, at, lanes, find, made, zero)
+            else:
+                make = loop(lanes, lambda lane: _made(parts, at + wide(lane), 1, find, made, lane))
+            write = copied(lanes, memory.view(output, dtype), at, made, zero)
+            done = sequence(tirx.AllocBuffer(made), make, write)
+            is_even = over(total, span) is not None
+            return done if is_even else tirx.IfThenElse(at < expression(total), done, None)
+
+        return sequence(*before, threads(span // lanes, one))
+
+    return memory.nest([ceil(total, span)], inside)
+
+
+def _made(
+    parts: Sequence[Part],
+    at: Any,
+    lanes: int,
+    find: Callable[[Read], Source],
+    made: relax.Var,
+    first: Any,
+) -> tirx.Stmt:
+    """Make units by the part that they are of; or by all that make bits of them."""
+    is_whole = all(part.is_whole for part in parts)
+
+    def keep(lane: Any, unit: ir.Expr) -> tirx.Stmt:
+        index = first + lane
+        return tirx.BufferStore(made, unit if is_whole else made[index] | unit, [index])
+
+    zero = tirx.const(0, str(made.ty.dtype))
+    done = loop(lanes, lambda lane: tirx.BufferStore(made, zero, [first + lane]))
+    for number, part in enumerate(parts):
+        digits, is_there = _digits_at(part, at)
+        make = group(part, digits, lanes, find, keep)
+        if not is_whole:
+            done = sequence(done, tirx.IfThenElse(is_there, make, None))
+        else:
+            done = tirx.IfThenElse(is_there, make, done) if number else make
+    return done
+
+
+def _digits_at(part: Part, at: Any) -> tuple[list[Any], ir.Expr]:
+    """The digits of a unit, and whether it is of the part."""
+    zero = tirx.const(0, "int64")
+    rest, holds, digits = at, tirx.const(True, "bool"), []
+    if part.into != 0:
+        holds = at >= expression(part.into)
+        rest = tirx.max(at - expression(part.into), zero)
+    for extent, step in zip(part.extents, part.steps, strict=True):
+        digit, rest = _divided(rest, step if isinstance(step, int) else expression(step))
+        digits.append(digit)
+        holds = tirx.And(holds, digit < expression(extent))
+    return digits, tirx.And(holds, tirx.EQ(rest, zero))

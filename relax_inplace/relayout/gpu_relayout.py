@@ -1,42 +1,49 @@
 """Relayout kernels on CUDA, near the speed of a copy on the device.
 
-Definition: a kernel whose elements are independent of each other is scheduled
+Definition
+----------
+A kernel that has a description (:mod:`.read_description`) is a nest for each output
 
-- *flat* (:mod:`.gpu_flat`), where a thread block then moves at most 1.25 times the bytes that it
-  needs (80% of the device copy; :mod:`.gpu_nest` says what is counted), and a warp at most twice
-  (the rest is still in the cache of its multiprocessor);
-- else *tiled* (:mod:`.gpu_tiles`), where there are tiles that move less.
+- *tiled* (:mod:`.gpu_tiles`), if it is of one part, flat it would read words that lie apart, and by
+  way of shared memory it reads longer runs;
+- else *flat* (:mod:`.gpu_nest`).
 
-A kernel that is not made of independent elements, or that reads where its data says, is left to
-TVM's dlight. Only primitives of ``tvm.s_tir.Schedule`` are used: ragged edges and symbolic sizes
-become its predicates.
+Words lie *apart* if less than 128 bytes are side by side of what a thread block reads, or 32 of
+what a warp does: by sectors of 32 bytes, 1.25 times as much is moved then, or twice by a warp (the
+rest is still in the cache of its multiprocessor). Any other kernel is left to TVM's dlight.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from tvm import tirx
-from tvm.s_tir import Schedule
 from tvm.target import Target
 
-from .gpu_flat import THREADS, WARP, flat_group, schedule_flat
-from .gpu_nest import Nest, Unknown, flat_runs, nest_of, traffic_of
-from .gpu_tiles import schedule_tiles, with_known_sizes
+from .description import Relayout
+from .gpu_nest import THREADS, Memory, are_rows, flat_nest, lanes_of
+from .gpu_tiles import LINE, tile_nest, tile_of
+from .gpu_units import Part, Read, parts_of
 from .inlining import with_producers_inlined
-from .te_block import te_blocks
+from .read_description import read_relayouts
+from .size import Size, nominal, over
 
-__all__ = ["schedule_gpu_nest", "schedule_gpu_relayout"]
+__all__ = ["described", "flat_lanes", "nest_of", "schedule_gpu_relayout", "units_of"]
 
-_EXCESS = 1.25  # moved over needed, of a thread block
-_WARP_EXCESS = 2.0  # of a warp
+_SECTOR = 256  # bits: the least that is read
+_WORD = 32
+_WARP = 32
+_NEAR = 1.25  # steps of so many times what is there are as good as side by side
+_GROUP = 128  # bits of a thread
 
 
 def schedule_gpu_relayout(function: tirx.PrimFunc, target: Target) -> tirx.PrimFunc | None:
-    """Schedule a kernel whose elements are independent of each other for CUDA.
+    """Schedule a kernel that has a description for CUDA.
 
     Parameters
     ----------
     function : tvm.tirx.PrimFunc
-        Unscheduled; one nest of loops for each output, once its producers are inlined.
+        Not scheduled: as LegalizeOps or FuseTIR leave it.
     target : tvm.target.Target
 
     Returns
@@ -44,30 +51,82 @@ def schedule_gpu_relayout(function: tirx.PrimFunc, target: Target) -> tirx.PrimF
     tvm.tirx.PrimFunc or None
         With ``tirx.is_scheduled``; None if the kernel is not one for this rule.
     """
+    found = described(function, target)
+    if found is None:
+        return None
+    memory = Memory(function, {p: n for each, _ in found for p, n in each.bits}, False)
+    nests = [nest_of(memory, relayout, parts) for relayout, parts in found]
+    return memory.kernel([relayout.output for relayout, _ in found], nests)
+
+
+def described(function: tirx.PrimFunc, target: Target) -> list[tuple[Relayout, list[Part]]] | None:
+    """What a CUDA kernel does for each output; None if that is not known, or nothing."""
     if target.kind.name != "cuda":
         return None
-    inlined = with_producers_inlined(function)
-    blocks = None if inlined is None else te_blocks(inlined)
-    if not blocks:
+    kernel = with_producers_inlined(function)
+    relayouts = "has intermediate buffers" if kernel is None else read_relayouts(kernel)
+    if isinstance(relayouts, str):
         return None
-    schedule = Schedule(inlined)
-    places = schedule.get_child_blocks(schedule.get_sblock("root"))
-    for place, block in zip(places, blocks, strict=True):
-        nest = nest_of(place, block)
-        if nest is None:
-            return None
-        schedule = schedule_gpu_nest(schedule, nest)
-    return with_known_sizes(schedule.mod["main"]).with_attr("tirx.is_scheduled", True)
+    found = [(relayout, parts) for relayout in relayouts if (parts := parts_of(relayout))]
+    return found if len(found) == len(relayouts) else None
 
 
-def schedule_gpu_nest(schedule: Schedule, nest: Nest) -> Schedule:
-    """Schedule one of the nests of a kernel: flat, or in tiles. The schedule given is used up."""
-    try:
-        group = flat_group(nest)
-        block, _ = traffic_of(nest, flat_runs(nest, THREADS * group))
-        warp, reads = traffic_of(nest, flat_runs(nest, WARP * group))
-    except Unknown:
-        return schedule_flat(schedule, nest)
-    excess = max(block.excess, warp.excess * _EXCESS / _WARP_EXCESS)
-    tiled = schedule_tiles(schedule, nest, reads, excess) if excess > _EXCESS else None
-    return schedule_flat(schedule, nest) if tiled is None else tiled
+def nest_of(memory: Memory, relayout: Relayout, parts: list[Part]) -> tirx.Stmt:
+    """The nest of an output that is other memory than its inputs."""
+    part, output = parts[0], relayout.output
+    runs = {} if len(parts) > 1 else {read: _flat_run(part, read) for read in part.reads}
+    apart = [read for read, run in runs.items() if run < LINE]
+    if apart:
+        tile = tile_of(part, min(apart, key=lambda read: runs[read]))
+        nest = tile_nest(memory, output, part, tile, apart)
+        if nest is not None and any(_side_by_side(read, tile) > runs[read] for read in apart):
+            return nest
+    total = units_of(relayout, parts)
+    lanes = flat_lanes(parts, total)
+    widest = max(max(part.bits, *(read.bits for read in part.reads), 8) for part in parts)
+    span = THREADS * lanes * max(1, _GROUP // (lanes * widest))
+    return flat_nest(memory, output, parts, total, lanes, span)
+
+
+def units_of(relayout: Relayout, parts: list[Part]) -> Size:
+    """Of the output."""
+    total = over(relayout.bits_of(relayout.output), parts[0].bits)
+    assert total is not None
+    return total
+
+
+def flat_lanes(parts: list[Part], total: Size, by: int = 1) -> int:
+    """Units of a group, a multiple of `by` if there is one: a row's, if these are 4 bytes."""
+
+    def fits(lanes: int) -> bool:
+        return over(total, lanes) is not None and lanes % by == 0
+
+    rows = lanes_of(parts, lambda lanes: fits(lanes) and are_rows(parts, lanes))
+    return rows if rows * parts[0].bits >= _WORD else lanes_of(parts, fits)
+
+
+def _flat_run(part: Part, read: Read) -> int:
+    """Bits that lie side by side of what a thread block reads, flat; or 4 times those of a warp."""
+    block, warp = (_run(part, read, count) for count in (THREADS, _WARP))
+    return min(block, warp * LINE // _SECTOR)
+
+
+def _run(part: Part, read: Read, threads: int) -> int:
+    room = threads * lanes_of([part], lambda _: True)
+    counts: list[int] = []
+    for extent in reversed(part.extents):
+        counts.insert(0, max(1, min(nominal(extent), room)))
+        room = -(-room // counts[0])
+    return _side_by_side(read, counts)
+
+
+def _side_by_side(read: Read, counts: Sequence[int]) -> int:
+    """Bits in a run of a box; as many as matter if it is one run."""
+    run, is_one = 1, True
+    digits = [(abs(nominal(s)), n) for s, n in zip(read.steps, counts, strict=True) if n > 1]
+    for step, count in sorted(digits):
+        if 0 < step <= _NEAR * run and is_one:
+            run += step * (count - 1)
+        elif step:
+            is_one = False
+    return max(run * read.bits, LINE) if is_one else run * read.bits
