@@ -51,6 +51,7 @@ __all__ = [
 
 CORES = 2
 
+_IN_PLACE = "inplace_transform_params"
 _Convert = Callable[[], list[Any]]
 
 # -- TVM, and ours ---------------------------------------------------------------------------------
@@ -125,17 +126,20 @@ def _compiled(name: str, workload: Workload, library: str | None) -> _Convert:
 
     relax_inplace.libinfo.load_library()
     convert = relax.VirtualMachine(tvm.runtime.load_module(library), tvm.cpu())[name]
-    holder = [tvm_ffi.Array(_weights(workload))]
+    holder = [tvm_ffi.Array(_weights(workload, is_ours=name == _IN_PLACE))]
     return lambda: convert(holder.pop())
 
 
-def _weights(workload: Workload) -> list[Any]:
-    """The weights as TVM's tensors."""
+def _weights(workload: Workload, is_ours: bool = False) -> list[Any]:
+    """The weights as TVM's tensors, or as `load_params` makes them."""
     import tvm
+
+    from relax_inplace.runtime.empty_tensor import empty
 
     weights = []
     for i, weight in enumerate(workload.weights):
-        weights.append(tvm.runtime.empty(weight.shape, weight.dtype))
+        made = empty if is_ours else tvm.runtime.empty
+        weights.append(made(weight.shape, weight.dtype, tvm.cpu()))
         _fill(_bytes_at(weights[-1].data_ptr(), weight.nbytes), weight, i)
     return weights
 
@@ -267,7 +271,7 @@ WAYS: dict[str, Callable[[Workload, str | None], _Convert] | None] = {
     "numpy": _numpy,
     "torch": _torch,
     "jax": _jax,
-    "in place": functools.partial(_compiled, "inplace_transform_params"),
+    "in place": functools.partial(_compiled, _IN_PLACE),
 }
 
 _OPTIONAL = ("torch", "jax")

@@ -9,6 +9,9 @@ symbolic are computed where it is called.
 
 One piece that is a bijection may have its result in its input's memory, whatever its size: the
 runtime then moves within it, by bounded scratch.
+
+An input that is parted into runs of consecutive bytes is one *of pages*: where nobody reads it any
+more, the runtime may move its pages instead of copying them (cpp/owned_pages.h).
 """
 
 from __future__ import annotations
@@ -19,14 +22,16 @@ import tvm
 from tvm import ir, relax, tirx
 from tvm.s_tir import SBlock, SBlockRealize
 
-from .byte_moves import ByteMove, byte_moves, is_bijection
+from .byte_moves import ByteMove, byte_moves, is_bijection, is_parted
 from .inlining import with_producers_inlined
 from .inplace_kernel import INPLACE
 from .read_description import read_relayouts
 from .size import Size, expression
 from .te_block import buffer_params
 
-__all__ = ["schedule_host_move"]
+__all__ = ["OF_PAGES", "schedule_host_move"]
+
+OF_PAGES = "relax_inplace.of_pages"  # of a kernel: the inputs whose pages it may move
 
 _MOVER = "relax_inplace.relayout"
 
@@ -44,7 +49,8 @@ def schedule_host_move(function: tirx.PrimFunc, target: tvm.target.Target) -> ti
     Returns
     -------
     tvm.tirx.PrimFunc or None
-        With the attribute ``relax_inplace.inplace`` if its result may lie in its input's memory.
+        With the attribute ``relax_inplace.inplace`` if its result may lie in its input's memory;
+        with ``relax_inplace.of_pages`` if it has inputs of pages.
     """
     if target.kind.name != "llvm":
         return None
@@ -55,12 +61,14 @@ def schedule_host_move(function: tirx.PrimFunc, target: tvm.target.Target) -> ti
     assert kernel is not None
     params = kernel.params[:]
     outputs = {relayout.output for relayout in relayouts}
-    calls, pairs = [], []
+    calls, pairs, in_runs = [], [], {}
     for relayout in relayouts:
         moves = byte_moves(relayout)
         if moves is None or any(move.source is None or move.pattern for move in moves):
             return None
         calls += [_call(move, params, relayout.output) for move in moves]
+        for move in moves:
+            in_runs[move.source] = in_runs.get(move.source, True) and not move.digits
         if len(moves) == 1 and is_bijection(relayout):
             pairs.append([moves[0].source, relayout.output])
     if len(relayouts) > 1:
@@ -75,6 +83,9 @@ def schedule_host_move(function: tirx.PrimFunc, target: tvm.target.Target) -> ti
     attrs: dict[str, Any] = {"tirx.is_scheduled": True}
     if pairs:
         attrs |= {INPLACE: pairs, "tirx.noalias": False}
+    of_pages = [one for one, is_so in in_runs.items() if is_so and is_parted(relayouts, one)]
+    if of_pages and not pairs:
+        attrs[OF_PAGES] = of_pages
     return scheduled.with_attr(attrs)
 
 
