@@ -10,8 +10,8 @@ symbolic are computed where it is called.
 One piece that is a bijection may have its result in its input's memory, whatever its size: the
 runtime then moves within it, by bounded scratch.
 
-An input that is parted into runs of consecutive bytes is one *of pages*: where nobody reads it any
-more, the runtime may move its pages instead of copying them (cpp/owned_pages.h).
+An input that is moved in runs of consecutive bytes, each byte once at most, is one *of pages*: where
+nobody reads it any more, the runtime may move its pages instead of copying them (cpp/owned_pages.h).
 """
 
 from __future__ import annotations
@@ -61,14 +61,16 @@ def schedule_host_move(function: tirx.PrimFunc, target: tvm.target.Target) -> ti
     assert kernel is not None
     params = kernel.params[:]
     outputs = {relayout.output for relayout in relayouts}
-    calls, pairs, in_runs = [], [], {}
+    calls, pairs = [], []
+    moves_of: dict[int, list[ByteMove]] = {}
     for relayout in relayouts:
         moves = byte_moves(relayout)
         if moves is None or any(move.source is None or move.pattern for move in moves):
             return None
         calls += [_call(move, params, relayout.output) for move in moves]
         for move in moves:
-            in_runs[move.source] = in_runs.get(move.source, True) and not move.digits
+            assert move.source is not None
+            moves_of.setdefault(move.source, []).append(move)
         if len(moves) == 1 and is_bijection(relayout):
             pairs.append([moves[0].source, relayout.output])
     if len(relayouts) > 1:
@@ -83,7 +85,12 @@ def schedule_host_move(function: tirx.PrimFunc, target: tvm.target.Target) -> ti
     attrs: dict[str, Any] = {"tirx.is_scheduled": True}
     if pairs:
         attrs |= {INPLACE: pairs, "tirx.noalias": False}
-    of_pages = [one for one, is_so in in_runs.items() if is_so and is_parted(relayouts, one)]
+    of_pages = [
+        source
+        for source, moves in moves_of.items()
+        if not any(move.digits for move in moves)
+        and (len(moves) == 1 or is_parted(relayouts, source))
+    ]
     if of_pages and not pairs:
         attrs[OF_PAGES] = of_pages
     return scheduled.with_attr(attrs)
