@@ -10,8 +10,9 @@ symbolic are computed where it is called.
 One piece that is a bijection may have its result in its input's memory, whatever its size: the
 runtime then moves within it, by bounded scratch.
 
-An input that is moved in runs of consecutive bytes, each byte once at most, is one *of pages*: where
-nobody reads it any more, the runtime may move its pages instead of copying them (cpp/owned_pages.h).
+An input that is moved in runs of consecutive bytes, each byte once at most, is one *of pages*:
+where nobody reads it any more, the runtime may move its pages instead of copying them
+(cpp/owned_pages.h).
 """
 
 from __future__ import annotations

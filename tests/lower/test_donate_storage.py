@@ -196,7 +196,7 @@ class Module:
 """)
     after = lowered(mod)[NAME]
     said = [str(one.value) for block in after.body.blocks for one in block.bindings]
-    steps = ["donate_storage", "inplace_update_tuple", "offer_pages", "concat("]
+    steps = ["donate_storage", "inplace_update_tuple", "offer_pages", "concatenate("]
     found = [step for text in said for step in steps if step in text]
     assert found[: len(steps)] == steps
     assert found.count("offer_pages") == 1  # of the one that is given once
