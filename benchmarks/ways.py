@@ -14,10 +14,10 @@ jax                  ``jax.jit`` of all of it, its argument donated
 in place             ``InplaceTransformParams``
 ===================  ===============================================================================
 
-The ways of TVM, and ours, are compiled by ``tvm.compile(mod, "llvm")``. Every way has the threads
-that it takes by default, of two cores. Time is that of the conversion alone. Extra memory is the
-highest resident memory (VmHWM, reset before by /proc/self/clear_refs) above what was resident
-before.
+The ways of TVM, and ours, are compiled by ``tvm.compile(mod, "llvm")``. The weights of *in place*
+lie where `load_params` puts them. Every way has the threads that it takes by default, of two cores.
+Time is that of the conversion alone. Extra memory is the highest resident memory (VmHWM, reset
+before by /proc/self/clear_refs) above what was resident before.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ __all__ = [
 
 CORES = 2
 
+_IN_PLACE = "inplace_transform_params"
 _Convert = Callable[[], list[Any]]
 
 # -- TVM, and ours ---------------------------------------------------------------------------------
@@ -125,17 +126,20 @@ def _compiled(name: str, workload: Workload, library: str | None) -> _Convert:
 
     relax_inplace.libinfo.load_library()
     convert = relax.VirtualMachine(tvm.runtime.load_module(library), tvm.cpu())[name]
-    holder = [tvm_ffi.Array(_weights(workload))]
+    holder = [tvm_ffi.Array(_weights(workload, is_ours=name == _IN_PLACE))]
     return lambda: convert(holder.pop())
 
 
-def _weights(workload: Workload) -> list[Any]:
-    """The weights as TVM's tensors."""
+def _weights(workload: Workload, is_ours: bool = False) -> list[Any]:
+    """The weights as TVM's tensors, or as `load_params` makes them."""
     import tvm
+
+    from relax_inplace.runtime.empty_tensor import empty
 
     weights = []
     for i, weight in enumerate(workload.weights):
-        weights.append(tvm.runtime.empty(weight.shape, weight.dtype))
+        made = empty if is_ours else tvm.runtime.empty
+        weights.append(made(weight.shape, weight.dtype, tvm.cpu()))
         _fill(_bytes_at(weights[-1].data_ptr(), weight.nbytes), weight, i)
     return weights
 
@@ -267,7 +271,7 @@ WAYS: dict[str, Callable[[Workload, str | None], _Convert] | None] = {
     "numpy": _numpy,
     "torch": _torch,
     "jax": _jax,
-    "in place": functools.partial(_compiled, "inplace_transform_params"),
+    "in place": functools.partial(_compiled, _IN_PLACE),
 }
 
 _OPTIONAL = ("torch", "jax")
@@ -317,7 +321,7 @@ def verify(way: str, workload: Workload, library: str | None) -> dict[str, Any]:
     with _recorded_allocations(sizes) if way in COMPILED else contextlib.nullcontext():
         convert = WAYS[way](workload, library)
         sizes.clear()
-        converted = convert()
+        converted = _observed(convert, sizes) if way == "in place" else convert()
     digest, largest = hashlib.sha256(), 0
     for new in converted:
         array = np.from_dlpack(new) if way in COMPILED else np.asarray(new)
@@ -328,34 +332,35 @@ def verify(way: str, workload: Workload, library: str | None) -> dict[str, Any]:
     return {"digest": digest.hexdigest(), "largest": largest, "allocations": allocations}
 
 
-@contextlib.contextmanager
-def _recorded_allocations(sizes: list[int]) -> Iterator[None]:
-    """The bytes of what TVM's virtual machine, and our builtins, allocate."""
+def _observed(convert: _Convert, sizes: list[int]) -> list[Any]:
+    """What a conversion in place makes; the bytes of each tensor that took no storage."""
     import tvm_ffi
 
-    def bytes_of_storage(context: Any, shape: Any, *others: Any) -> int:
-        return shape[0]
+    converted = []
 
-    def bytes_of_tensor(shape: Any, dtype: Any, *others: Any) -> int:
-        return Weight(tuple(shape), str(dtype)).nbytes
+    def told(_slot: str | None, nbytes: int, _out: int, why: Any) -> None:
+        if isinstance(why, str) and why:
+            sizes.append(nbytes)
 
-    names = {
-        "vm.builtin.alloc_storage": bytes_of_storage,
-        "runtime.TVMTensorAllocWithScope": bytes_of_tensor,
-    }
-    stock = {name: tvm_ffi.get_global_func(name) for name in names}
+    observe = tvm_ffi.get_global_func("relax_inplace.ObserveUpdates")
+    observe(told, lambda _: converted.append(convert()), tvm_ffi.Array([0]))
+    return converted.pop()
 
-    def recording(name: str) -> Callable[..., Any]:
-        def allocate(*args: Any) -> Any:
-            sizes.append(names[name](*args))
-            return stock[name](*args)  # no name for it: nothing may refer to it but TVM
 
-        return allocate
+@contextlib.contextmanager
+def _recorded_allocations(sizes: list[int]) -> Iterator[None]:
+    """The bytes of what TVM's virtual machine allocates."""
+    import tvm_ffi
 
-    for name in names:
-        tvm_ffi.register_global_func(name, recording(name), override=True)
+    name = "vm.builtin.alloc_storage"
+    stock = tvm_ffi.get_global_func(name)
+
+    def allocate(context: Any, shape: Any, *others: Any) -> Any:
+        sizes.append(shape[0])
+        return stock(context, shape, *others)  # no name for it: nothing may refer to it but TVM
+
+    tvm_ffi.register_global_func(name, allocate, override=True)
     try:
         yield
     finally:
-        for name in names:
-            tvm_ffi.register_global_func(name, stock[name], override=True)
+        tvm_ffi.register_global_func(name, stock, override=True)

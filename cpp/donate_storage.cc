@@ -1,4 +1,5 @@
 // vm.builtin.donate_storage: a new tensor in the storage of a spent one.
+// vm.builtin.offer_pages: what it is made of may go into it.
 // vm.builtin.shrink_storage, release_storage: what is not needed of it goes back to the system.
 #include <tvm/ffi/tvm_ffi.h>
 
@@ -6,6 +7,7 @@
 
 #include "device_wait.h"
 #include "host_pages.h"
+#include "owned_pages.h"
 #include "registry.h"
 #include "storage_owner.h"
 #include "update_observer.h"
@@ -51,6 +53,11 @@ static int64_t BytesOf(const DLTensor& tensor) {
   return static_cast<int64_t>(ffi::GetDataSize(tensor));
 }
 
+/*! \brief Whether the caller's reference alone keeps a tensor, and that alone its storage. */
+static bool IsAlone(const ffi::TensorObj& spent, const ffi::TensorObj* owner) {
+  return owner != nullptr && HasOneReference(spent) && (owner == &spent || HasOneReference(*owner));
+}
+
 /*!
  * \brief Why a new tensor cannot lie in a donor's storage; null if it can.
  * \param donor A spent tensor, which nothing but the caller's reference should keep.
@@ -64,9 +71,7 @@ static const char* WhyNot(const ffi::TensorObj& donor, const ffi::TensorObj* own
   if (owner == nullptr || !ffi::IsDirectAddressDevice(donor.device)) {
     return "a view or memory that TVM does not own";
   }
-  if (!HasOneReference(donor) || (owner != &donor && !HasOneReference(*owner))) {
-    return "something else refers to it";
-  }
+  if (!IsAlone(donor, owner)) return "something else refers to it";
   if (owner->device.device_type != device.device_type ||
       owner->device.device_id != device.device_id) {
     return "on another device";
@@ -130,6 +135,21 @@ static ffi::Tensor DonateStorage(ffi::AnyView donor, ffi::AnyView beside, const 
 }
 
 /*!
+ * \brief Lets the next kernel move the pages of a tensor instead of copying them (owned_pages.h);
+ *        nothing if something else refers to it, or if they are not its own.
+ *
+ * For a kernel that reads each byte of it at most once.
+ *
+ * \param tensor One that is spent when the kernel is done; the caller's reference alone keeps it.
+ * \throws TypeError if it is no tensor.
+ */
+static void OfferPages(ffi::AnyView tensor) {
+  const ffi::TensorObj& spent = RequireTensor(tensor, "vm.builtin.offer_pages", 0);
+  const ffi::TensorObj* owner = StorageOwner(spent);
+  if (IsAlone(spent, owner)) SetSpent(owner->data, true);
+}
+
+/*!
  * \brief Gives back the pages of a larger storage that lie behind a tensor; nothing if something
  *        but the tensor refers to that storage.
  *
@@ -161,14 +181,14 @@ static void ReleaseStorage(ffi::AnyView tensor) {
   const ffi::TensorObj& spent = RequireTensor(tensor, "vm.builtin.release_storage", 0);
   const ffi::TensorObj* owner = StorageOwner(spent);
   WaitBeforeDropping(spent, owner);
-  if (owner == nullptr || !CanGiveBackPages(spent.device)) return;
-  if (!HasOneReference(spent) || (owner != &spent && !HasOneReference(*owner))) return;
+  if (!IsAlone(spent, owner) || !CanGiveBackPages(spent.device)) return;
   char* begin = static_cast<char*>(owner->data);
   GiveBackPages(begin, begin + BytesOf(*owner));
 }
 
 TVM_FFI_STATIC_INIT_BLOCK() {
   Register("vm.builtin.donate_storage", DonateStorage);
+  Register("vm.builtin.offer_pages", OfferPages);
   Register("vm.builtin.shrink_storage", ShrinkStorage);
   Register("vm.builtin.release_storage", ReleaseStorage);
 }

@@ -19,6 +19,7 @@
 
 #include "device_wait.h"
 #include "host_pages.h"
+#include "owned_pages.h"
 #include "processors.h"
 #include "registry.h"
 
@@ -190,6 +191,9 @@ static void Relayout(ffi::PackedArgs args, ffi::Any*) {
   char* written = to + checked.into.begin;
   if (read + (checked.read.end - checked.read.begin) <= written ||
       written + (checked.into.end - checked.into.begin) <= read) {
+    const Piece piece = Normalised(checked.piece);
+    if (piece.digits.empty() && MovePages(from + piece.read, to + piece.into, piece.element))
+      return;
     OutOfPlaceMove(checked.piece).Run(from, to, threads);
     return;
   }

@@ -8,6 +8,10 @@
 #include <utility>
 #include <vector>
 
+#include "device_wait.h"
+#include "owned_pages.h"
+#include "registry.h"
+
 namespace relax_inplace {
 
 namespace ffi = tvm::ffi;
@@ -47,7 +51,22 @@ static Deleter DeleterOf(const ffi::Tensor& tensor) {
   return HeaderOf(*tensor.operator->()).deleter;
 }
 
+/*! \brief The memory of a tensor in pages of its own. */
+struct PagesOfTensor {
+  OwnedPages* pages = nullptr;  // tvm-ffi copies this before it allocates
+
+  void AllocData(DLTensor* tensor) {
+    pages = new OwnedPages(static_cast<int64_t>(ffi::GetDataSize(*tensor)));
+    tensor->data = pages->data();
+  }
+  void FreeData(DLTensor*) { delete pages; }
+};
+
 ffi::Tensor AllocateTensor(const ffi::Shape& shape, DLDataType dtype, DLDevice device) {
+  const auto bytes = static_cast<int64_t>(ffi::GetDataSize(shape.Product(), dtype));
+  if (IsHost(device) && MayOwnPages(bytes)) {
+    return ffi::Tensor::FromNDAlloc(PagesOfTensor(), shape, dtype, device);
+  }
   static const char* name = "runtime.TVMTensorAllocWithScope";
   const ffi::Optional<ffi::Function> allocate = ffi::Function::GetGlobal(name);
   TVM_FFI_CHECK(allocate.has_value(), RuntimeError)
@@ -96,7 +115,10 @@ const ffi::TensorObj* StorageOwner(const ffi::TensorObj& tensor) {
   static const Deleter of_allocated = LearnDeleterOfAllocated();
   static const Deleter of_ours =
       ffi::details::SimpleObjAllocator::Handler<TensorInStorageObj>::Deleter();
+  static const Deleter of_pages = ffi::details::SimpleObjAllocator::ArrayHandler<
+      ffi::details::TensorObjFromNDAlloc<PagesOfTensor>, int64_t>::Deleter();
   const Deleter deleter = HeaderOf(tensor).deleter;
+  if (deleter == of_pages) return &tensor;
   if (deleter == of_ours) return &static_cast<const TensorInStorageObj&>(tensor).owner();
   return deleter != nullptr && deleter == of_allocated ? &tensor : nullptr;
 }
@@ -108,8 +130,11 @@ bool HasOneReference(const ffi::Object& object) {
 }
 
 ffi::Tensor TensorInStorage(const ffi::TensorObj& owner, ffi::ShapeView shape, DLDataType dtype) {
+  SetSpent(owner.data, false);
   return ffi::Tensor(ffi::make_object<TensorInStorageObj>(
       ffi::GetObjectPtr<ffi::TensorObj>(const_cast<ffi::TensorObj*>(&owner)), shape, dtype));
 }
+
+TVM_FFI_STATIC_INIT_BLOCK() { Register("relax_inplace.AllocateTensor", AllocateTensor); }
 
 }  // namespace relax_inplace

@@ -11,10 +11,10 @@ namespace relax_inplace {
 /*!
  * \brief The tensor that frees the memory that a tensor lies in, where that is known.
  *
- * It is the tensor itself if TVM's runtime has allocated it by itself (tvm.runtime.empty and its
- * like), and another for one that TensorInStorage has made. A view, memory that was imported by
- * DLPack, and a tensor in a storage of the virtual machine's allocator, which may hold others, have
- * no owner here: who else refers to that memory cannot be told.
+ * It is the tensor itself if AllocateTensor made it, or TVM's runtime has allocated it by itself
+ * (tvm.runtime.empty and its like), and another for one that TensorInStorage has made. A view,
+ * memory that was imported by DLPack, and a tensor in a storage of the virtual machine's allocator,
+ * which may hold others, have no owner here: who else refers to that memory cannot be told.
  *
  * \param tensor Any tensor.
  * \return The owner; null if it is not known.
@@ -37,7 +37,10 @@ bool HasOneReference(const tvm::ffi::Object& object);
 tvm::ffi::Tensor TensorInStorage(const tvm::ffi::TensorObj& owner, tvm::ffi::ShapeView shape,
                                  DLDataType dtype);
 
-/*! \brief A tensor with memory of its own, from TVM's runtime, and not from a pool. */
+/*!
+ * \brief A tensor with memory of its own: OwnedPages if that is worth it, else from TVM's runtime,
+ *        and not from a pool.
+ */
 tvm::ffi::Tensor AllocateTensor(const tvm::ffi::Shape& shape, DLDataType dtype, DLDevice device);
 
 }  // namespace relax_inplace

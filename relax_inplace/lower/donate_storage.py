@@ -19,6 +19,13 @@ that the register alone does, and what fails in between is lost and not half ove
     vm.builtin.shrink_storage(new)
     update(params, 3, new)
 
+A tensor whose pages a kernel may move is offered to it, by the register alone, too, once what the
+kernel writes is allocated:
+
+    update(params, 3, None)
+    vm.builtin.offer_pages(w)
+    kernel(w, new)
+
 Every other allocation is one of the same builtin, of no donor, so that it can be donated in turn,
 and so that what is freed goes back to the system: TVM's pool would keep it
 (src/runtime/memory/pooled_allocator.h). The pages of a spent tensor that no allocation takes are
@@ -49,7 +56,7 @@ from ..ir.binding_rewriter import Rewrite, rewrite_bindings, with_blocks, with_b
 from ..ir.tuple_objects import ANY, GET_ITEM
 from ..ir.updates import STREAMED
 from ..op import BUILTIN, VOID
-from .donation import Donation, Taken, find_donation
+from .donation import Donation, Taken, find_donation, is_small
 from .entry_check import is_entry_check
 from .tensor_trace import ALLOC_STORAGE, ALLOC_TENSOR, KILL, Place, TensorTrace
 from .tuple_objects import PARAM_TYPES
@@ -57,10 +64,10 @@ from .tuple_objects import PARAM_TYPES
 __all__ = ["DonateStorage", "find_donations"]
 
 _DONATE = "vm.builtin.donate_storage"
+_OFFER = "vm.builtin.offer_pages"
 _SHRINK = "vm.builtin.shrink_storage"
 _RELEASE = "vm.builtin.release_storage"
 _WAIT = "vm.builtin.wait_for_readers"
-_WORTH_RELEASING = 1 << 16  # bytes: below, what is given back is hardly a page
 
 
 def DonateStorage() -> tvm.transform.Pass:  # noqa: N802  named as TVM names passes
@@ -186,9 +193,12 @@ class _Writer:
         self.takes = any(taken.donor is not None for taken in donation.taken)
         for taken in donation.taken:
             self._take(taken)
+        for offered in donation.offered:  # after what is allocated: that may fail
+            for place in offered.emptied:
+                self.before[offered.by] += self._emptied(place)
+            self.before[offered.by].append(_statement(_OFFER, [offered.register]))
         for spent in donation.dropped:
-            is_small = isinstance(spent.size, int) and spent.size < _WORTH_RELEASING
-            if not (_is_on_host() and is_small):
+            if not (_is_on_host() and is_small(spent.size)):
                 self.kept.add(spent.register)
                 release = _statement(_RELEASE, [spent.register])
                 self.after[spent.at] += [release, self._killing(spent.register)]

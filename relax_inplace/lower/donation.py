@@ -17,6 +17,9 @@ go beyond (:mod:`.spare_storage`), whichever branches are taken. So it is never 
 without donation, and layers of equal sizes rotate through one spare storage: after the first of
 each size nothing is allocated.
 
+The pages of a spent tensor can also be moved to the result of the kernel that reads it last, where
+that only moves runs of it (``relax_inplace.of_pages``): they are *offered*. No plan counts on it.
+
 What is decided here is what the compiled function asks for. Whether a storage is really nobody
 else's is known when it runs: ``vm.builtin.donate_storage`` counts references, and allocates if it
 is not.
@@ -35,7 +38,9 @@ from ..ir.byte_size import LargestOf, Size, covers, largest
 from .spare_storage import Moment, take_spare
 from .tensor_trace import Chance, Place, Tensor, TensorTrace
 
-__all__ = ["Donation", "Spent", "Taken", "find_donation"]
+__all__ = ["Donation", "Offered", "Spent", "Taken", "find_donation", "is_small"]
+
+_LEAST = 1 << 16  # bytes: below, what is moved or given back is hardly a page
 
 
 @dataclasses.dataclass(eq=False)
@@ -92,6 +97,25 @@ class Taken:
     size: Size
 
 
+@dataclasses.dataclass(eq=False)
+class Offered:
+    """A tensor whose pages the kernel that reads it last may move.
+
+    Attributes
+    ----------
+    register : relax.Var
+        In which the kernel is given it.
+    by : relax.Var
+        Of the binding that calls the kernel.
+    emptied : list of Place
+        The slots that hold it, and are empty while the kernel runs.
+    """
+
+    register: relax.Var
+    by: relax.Var
+    emptied: list[Place]
+
+
 @dataclasses.dataclass
 class Donation:
     """What is decided for one sequence of bindings.
@@ -102,12 +126,14 @@ class Donation:
         In the order in which they are used first.
     dropped : list of Spent
         What is spent and taken by nothing.
+    offered : list of Offered
     peak_before, peak : int, ByteSize or LargestOf
         The most that is live at any time, without donation and with it.
     """
 
     taken: list[Taken]
     dropped: list[Spent]
+    offered: list[Offered]
     peak_before: Size | LargestOf
     peak: Size | LargestOf
 
@@ -169,17 +195,24 @@ class _Decision:
             for tensor in moment.spent
             if _stays(tensor) and tensor not in gone
         ]
-        return Donation(taken, dropped, before, peak)
+        return Donation(taken, dropped, self._offered(), before, peak)
+
+    def _offered(self) -> list[Offered]:
+        return [
+            Offered(chance.register, self.trace.vars[chance.at], chance.places)
+            for chance in self.trace.chances
+            if chance.result is None
+            and not is_small(self.sizes.get(chance.donor))
+            and self._may_be_emptied(chance)
+        ]
 
     def _decide_in_place(self) -> None:
         for chance in self.trace.chances:
             donor, result = chance.donor, chance.result
             if (
-                donor not in self.falls
+                result is not None
+                and donor not in self.falls
                 and result not in self.rises
-                and donor.used_last == chance.at
-                and donor.spent is not None
-                and not donor.is_hidden
                 and self._may_be_emptied(chance)
                 and donor in self.sizes
                 and result in self.sizes
@@ -190,14 +223,16 @@ class _Decision:
                 self.falls[donor] = self.sizes[donor] - self.sizes[result]
 
     def _may_be_emptied(self, chance: Chance) -> bool:
-        """Whether nothing reads the slots that hold the donor until it is spent."""
+        """Whether the donor is spent with the kernel, and nothing reads slots that hold it then."""
+        donor = chance.donor
+        if donor.used_last != chance.at or donor.spent is None or donor.is_hidden:
+            return False
         if not chance.places:
             return True
-        assert chance.donor.spent is not None
         unseen = self.trace.reads_unseen
         at = bisect.bisect_right(unseen, chance.at)
-        is_read = at < len(unseen) and unseen[at] < chance.donor.spent
-        return not is_read and not chance.donor.may_live_on
+        is_read = at < len(unseen) and unseen[at] < donor.spent
+        return not is_read and not donor.may_live_on
 
     def _peak(self) -> Size | LargestOf:
         """The most that is live at any time, with what lies in place so far."""
@@ -237,6 +272,11 @@ class _Decision:
         assert tensor.spent is not None
         at = self.trace.vars[tensor.spent]
         return Spent(tensor.name, tensor.registers[-1], at, self.sizes[tensor])
+
+
+def is_small(size: Size | None) -> bool:
+    """Whether its pages are hardly worth it: a size that is not known may be large."""
+    return isinstance(size, int) and size < _LEAST
 
 
 def _moves(tensor: Tensor) -> bool:

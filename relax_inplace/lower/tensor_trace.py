@@ -25,6 +25,7 @@ from ..ir.effects import EffectTable
 from ..ir.tuple_objects import GET_ITEM, MAKE_TUPLE
 from ..op import BUILTIN, is_statement
 from ..relayout.description_blocks import INPLACE
+from ..relayout.host_move import OF_PAGES
 from .shape_heap import MAKE_SHAPE, MATCH_SHAPE, ShapeHeap
 
 __all__ = ["ALLOC_STORAGE", "ALLOC_TENSOR", "KILL", "Chance", "Place", "Tensor", "TensorTrace"]
@@ -87,13 +88,15 @@ class Tensor:
 
 @dataclasses.dataclass
 class Chance:
-    """A kernel whose result may lie in what it reads, if that is spent there.
+    """A kernel whose result may lie in what it reads, or take its pages, if that is spent there.
 
     Attributes
     ----------
     at : int
         The binding that calls it.
-    donor, result : Tensor
+    donor : Tensor
+    result : Tensor or None
+        None if it takes pages.
     register : relax.Var
         In which the kernel is given the donor; it alone holds it, besides slots.
     places : list of Place
@@ -103,7 +106,7 @@ class Chance:
     at: int
     donor: Tensor
     register: relax.Var
-    result: Tensor
+    result: Tensor | None
     places: list[Place]
 
 
@@ -343,16 +346,20 @@ class TensorTrace:
                 tensor.is_read = True
         attrs = self.mod[call.op].attrs
         for given, result in attrs[INPLACE] if attrs and INPLACE in attrs else ():
-            self._chance(args, int(given), int(result))
+            results = self._held.get(args[int(result)], ())
+            if len(results) == 1 and results[0].is_allocated and results[0].used_first == self._at:
+                self._chance(args, int(given), results[0])  # and not there already
+        for given in attrs[OF_PAGES] if attrs and OF_PAGES in attrs else ():
+            self._chance(args, int(given), None)
 
-    def _chance(self, args: Sequence[relax.Expr], given: int, result: int) -> None:
-        register, out = args[given], args[result]
-        donors, results = self._held.get(register, ()), self._held.get(out, ())
-        if len(donors) != 1 or len(results) != 1 or sum(register.same_as(arg) for arg in args) != 1:
+    def _chance(self, args: Sequence[relax.Expr], given: int, new: Tensor | None) -> None:
+        register = args[given]
+        donors = self._held.get(register, ())
+        if len(donors) != 1 or sum(register.same_as(arg) for arg in args) != 1:
             return
-        (donor,), (new,) = donors, results
-        if register not in donor.registers or not new.is_allocated or new.used_first != self._at:
-            return  # a view, or a result that is there already
+        (donor,) = donors
+        if register not in donor.registers:
+            return  # a view
         if any(isinstance(h, relax.Var) and not h.same_as(register) for h in donor.holders):
             return
         places = [holder for holder in donor.holders if isinstance(holder, tuple)]

@@ -11,12 +11,13 @@ the input's memory, by exchanges alone.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 from .coverage import tile
 from .description import Digit, Piece, Relayout
 from .size import Size, over
 
-__all__ = ["ByteDigit", "ByteMove", "byte_moves", "is_bijection", "is_move"]
+__all__ = ["ByteDigit", "ByteMove", "byte_moves", "is_bijection", "is_move", "is_parted"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,8 +103,21 @@ def is_bijection(relayout: Relayout) -> bool:
     if len(relayout.inputs) != 1 or not all(piece.moves for piece in relayout.pieces):
         return False
     (source,) = relayout.inputs
+    return is_parted([relayout], source)
+
+
+def is_parted(relayouts: Sequence[Relayout], source: int) -> bool:
+    """Whether descriptions read each bit of an input once: proved for all sizes."""
+    pieces = [
+        piece
+        for relayout in relayouts
+        for piece in relayout.pieces
+        if any(read == source for read, _ in piece.inputs)
+    ]
+    if not all(piece.moves and len(piece.inputs) == 1 for piece in pieces):
+        return False
     boxes = (
         (piece.inputs[0][1], tuple((digit.extent, digit.read[0]) for digit in piece.digits))
-        for piece in relayout.pieces
+        for piece in pieces
     )
-    return tile(boxes, relayout.bits_of(source))
+    return tile(boxes, relayouts[0].bits_of(source))

@@ -9,6 +9,10 @@ symbolic are computed where it is called.
 
 One piece that is a bijection may have its result in its input's memory, whatever its size: the
 runtime then moves within it, by bounded scratch.
+
+An input that is moved in runs of consecutive bytes, each byte once at most, is one *of pages*:
+where nobody reads it any more, the runtime may move its pages instead of copying them
+(cpp/owned_pages.h).
 """
 
 from __future__ import annotations
@@ -19,14 +23,16 @@ import tvm
 from tvm import ir, relax, tirx
 from tvm.s_tir import SBlock, SBlockRealize
 
-from .byte_moves import ByteMove, byte_moves, is_bijection
+from .byte_moves import ByteMove, byte_moves, is_bijection, is_parted
 from .description_blocks import INPLACE
 from .inlining import with_producers_inlined
 from .read_description import read_relayouts
 from .size import Size, expression
 from .te_block import buffer_params
 
-__all__ = ["schedule_host_move"]
+__all__ = ["OF_PAGES", "schedule_host_move"]
+
+OF_PAGES = "relax_inplace.of_pages"  # of a kernel: the inputs whose pages it may move
 
 _MOVER = "relax_inplace.relayout"
 
@@ -44,7 +50,8 @@ def schedule_host_move(function: tirx.PrimFunc, target: tvm.target.Target) -> ti
     Returns
     -------
     tvm.tirx.PrimFunc or None
-        With the attribute ``relax_inplace.inplace`` if its result may lie in its input's memory.
+        With the attribute ``relax_inplace.inplace`` if its result may lie in its input's memory;
+        with ``relax_inplace.of_pages`` if it has inputs of pages.
     """
     if target.kind.name != "llvm":
         return None
@@ -56,11 +63,15 @@ def schedule_host_move(function: tirx.PrimFunc, target: tvm.target.Target) -> ti
     params = kernel.params[:]
     outputs = {relayout.output for relayout in relayouts}
     calls, pairs = [], []
+    moves_of: dict[int, list[ByteMove]] = {}
     for relayout in relayouts:
         moves = byte_moves(relayout)
         if moves is None or any(move.source is None or move.pattern for move in moves):
             return None
         calls += [_call(move, params, relayout.output) for move in moves]
+        for move in moves:
+            assert move.source is not None
+            moves_of.setdefault(move.source, []).append(move)
         if len(moves) == 1 and is_bijection(relayout):
             pairs.append([moves[0].source, relayout.output])
     if len(relayouts) > 1:
@@ -75,6 +86,14 @@ def schedule_host_move(function: tirx.PrimFunc, target: tvm.target.Target) -> ti
     attrs: dict[str, Any] = {"tirx.is_scheduled": True}
     if pairs:
         attrs |= {INPLACE: pairs, "tirx.noalias": False}
+    of_pages = [
+        source
+        for source, moves in moves_of.items()
+        if not any(move.digits for move in moves)
+        and (len(moves) == 1 or is_parted(relayouts, source))
+    ]
+    if of_pages and not pairs:
+        attrs[OF_PAGES] = of_pages
     return scheduled.with_attr(attrs)
 
 

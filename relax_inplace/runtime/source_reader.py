@@ -14,6 +14,7 @@ import tvm
 import tvm_ffi
 
 from ..libinfo import load_library
+from .empty_tensor import empty
 from .failed_device import give_up_if_failed
 from .forget_locals import forget_locals
 from .regular_file import open_regular, read_into
@@ -102,11 +103,11 @@ class SourceReader:
             raise
 
     def _tensor(self, record: Record) -> Any:
-        tensor = tvm.runtime.empty(record.shape, record.dtype, self._device)
+        tensor = empty(record.shape, record.dtype, self._device)
         if is_host(self._device):
             self._fill(bytes_of(tensor), record)
             return tensor
-        staged = tvm.runtime.empty(record.shape, record.dtype, tvm.cpu())
+        staged = empty(record.shape, record.dtype, tvm.cpu())
         self._fill(bytes_of(staged), record)
         try:
             if not self._copied_on_its_stream(staged, tensor):

@@ -12,6 +12,7 @@ from typing import Any
 
 import tvm
 
+from .empty_tensor import empty
 from .failed_device import wait_for_stream
 from .tensor_bytes import bytes_of, is_host
 
@@ -21,7 +22,7 @@ __all__ = ["copy_of", "digest_of", "on_host"]
 def copy_of(tensor: Any, device: Any = None) -> Any:
     """A copy of a contiguous tensor, on its device or on another one."""
     device = tensor.device if device is None else device
-    copy = tvm.runtime.empty(tuple(map(int, tensor.shape)), str(tensor.dtype), device)
+    copy = empty(tuple(map(int, tensor.shape)), str(tensor.dtype), device)
     wait_for_stream(tensor.device)
     tensor.copyto(copy)
     for one in (tensor.device, device):

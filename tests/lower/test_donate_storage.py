@@ -181,6 +181,27 @@ def test_on_a_device_nothing_is_taken_or_dropped_before_it_was_read():
     }
 
 
+def test_what_is_offered_is_spent_once_there_is_room_for_the_result():
+    """An allocation that fails leaves the originals in their slots."""
+    mod = inplace("""
+@I.ir_module
+class Module:
+    @R.function
+    def transform_params(params: R.Tuple(R.Tensor((16, 4096), "float32"),
+                                         R.Tensor((8, 4096), "float32"))):
+        a = params[0]
+        b = params[1]
+        c = R.concat((b, a, b))
+        return (c,)
+""")
+    after = lowered(mod)[NAME]
+    said = [str(one.value) for block in after.body.blocks for one in block.bindings]
+    steps = ["donate_storage", "inplace_update_tuple", "offer_pages", "concatenate("]
+    found = [step for text in said for step in steps if step in text]
+    assert found[: len(steps)] == steps
+    assert found.count("offer_pages") == 1  # of the one that is given once
+
+
 def lines_of(plan):
     return str(plan).splitlines()[1:]
 

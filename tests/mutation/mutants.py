@@ -694,27 +694,27 @@ DONATION = _mutants(
     ),
     (
         "what is used later is not written over",
-        "                and donor.used_last == chance.at\n",
+        "donor.used_last != chance.at or ",
         "",
     ),
     (
         "what stays in a slot is not written over",
-        "                and donor.spent is not None\n",
-        "",
+        "donor.spent is None or donor.is_hidden",
+        "donor.is_hidden",
     ),
     (
         "what is hidden is not written over",
-        "                and not donor.is_hidden\n",
-        "",
+        " or donor.is_hidden:",
+        ":",
     ),
     (
         "a slot that may be read is not emptied",
-        "        return not is_read and not chance.donor.may_live_on",
-        "        return not chance.donor.may_live_on",
+        "        return not is_read and not donor.may_live_on",
+        "        return not donor.may_live_on",
     ),
     (
         "nor one of a nested tuple that may live on",
-        "        return not is_read and not chance.donor.may_live_on",
+        "        return not is_read and not donor.may_live_on",
         "        return not is_read",
     ),
     (
@@ -724,8 +724,8 @@ DONATION = _mutants(
     ),
     (
         "one tensor is written over once",
-        "                donor not in self.falls\n                and ",
-        "                ",
+        "                and donor not in self.falls\n",
+        "",
     ),
     (
         "what is hidden is not kept to be taken",
@@ -774,8 +774,8 @@ DONATE = _mutants(
     ),
     (
         "what is dropped on a device is released, however small",
-        "            if not (_is_on_host() and is_small):",
-        "            if not is_small:",
+        "            if not (_is_on_host() and is_small(spent.size)):",
+        "            if not is_small(spent.size):",
     ),
 )
 
@@ -2213,7 +2213,57 @@ HOST_MOVES = _mutants(
     ),
 )
 
+OFFERED_PAGES = [
+    *_mutants(
+        "relayout/host_move.py",
+        ("relayout/test_host_move.py", "-k", "pages"),
+        (
+            "what is read twice is not moved",
+            "(len(moves) == 1 or is_parted(relayouts, source))",
+            "True",
+        ),
+        (
+            "what is no run is not moved",
+            "        if not any(move.digits for move in moves)\n        and ",
+            "        if ",
+        ),
+        (
+            "a result that lies in its input is not made of its pages",
+            "    if of_pages and not pairs:",
+            "    if of_pages:",
+        ),
+    ),
+    *_mutants(
+        "lower/tensor_trace.py",
+        ("lower/test_offered_pages.py", "-k", "twice"),
+        (
+            "what a kernel is given twice is not offered",
+            "len(donors) != 1 or sum(register.same_as(arg) for arg in args) != 1:",
+            "len(donors) != 1:",
+        ),
+    ),
+    *_mutants(
+        "lower/donation.py",
+        ("lower/test_offered_pages.py", "-k", "copied and not numpys"),
+        (
+            "what is read again is not offered",
+            "            and self._may_be_emptied(chance)\n        ]",
+            "        ]",
+        ),
+    ),
+    *_mutants(
+        "lower/donate_storage.py",
+        ("lower/test_donate_storage.py", "-k", "offered"),
+        (
+            "a slot is emptied before its pages are offered",
+            "                self.before[offered.by] += self._emptied(place)\n",
+            "                pass\n",
+        ),
+    ),
+]
+
 MUTANTS = [
+    *OFFERED_PAGES,
     *DESCRIPTIONS,
     *HOST_MOVES,
     *OWNERSHIP,

@@ -10,7 +10,7 @@ from tvm.script import from_source
 
 from relax_inplace import layout
 from relax_inplace.relayout.description_blocks import INPLACE
-from relax_inplace.relayout.host_move import schedule_host_move
+from relax_inplace.relayout.host_move import OF_PAGES, schedule_host_move
 
 
 def test_before_and_after():
@@ -136,3 +136,30 @@ def test_symbolic_sizes(n):
         expected = run(built(kernel), kernel, *args)
         assert run(built(scheduled), scheduled, *args) == expected
         assert run(built(scheduled), scheduled, *args, over=(0, 1)) == expected
+
+
+OF_PAGES_CASES = {
+    "rows of several": (lambda a, b: op.concat((a, b)), [0, 1]),
+    "stacked": (lambda a, b: op.stack((a, b)), [0, 1]),
+    "columns": (lambda a, b: op.concat((a, b), 1), []),
+    "one of them turned": (lambda a, b: op.concat((a, op.permute_dims(b))), [1]),
+    "parts": (lambda a, _: op.split(a, 2), [0]),
+    "the same part twice": (
+        lambda a, _: op.concat((op.strided_slice(a, [0], [0], [8]), a)),
+        [],
+    ),
+    "some rows": (lambda a, _: op.strided_slice(a, [0], [2], [9]), [0]),
+    "a copy, which may lie in it": (lambda a, _: op.reshape(a, (2, -1)), []),
+}
+
+
+@pytest.mark.parametrize("columns", [16, "n"])
+@pytest.mark.parametrize("name", OF_PAGES_CASES)
+def test_inputs_of_pages(name, columns):
+    """Each byte is read once at most, in runs: what has been moved is not read again."""
+    function, expected = OF_PAGES_CASES[name]
+    shape = (16, columns)
+    if columns == "n" and name in ("one of them turned", "a copy, which may lie in it"):
+        return
+    scheduled = schedule_host_move(kernel_of(function, (shape, "int8"), (shape, "int8")), TARGET)
+    assert [int(one) for one in scheduled.attrs.get(OF_PAGES, ())] == expected

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from weight_files import BYTES, HEADER, MANIFEST, content_of, safetensors_bytes
 
 from relax_inplace import runtime
-from relax_inplace.runtime import SourceError, TensorType
+from relax_inplace.runtime import SourceError, TensorType, source_reader
 
 CPU = tvm.cpu()
 _load = sys.modules["relax_inplace.runtime.load_params"]
@@ -44,7 +44,7 @@ def watched(folder):
     global _opened
     limit = 2 * sum(file.stat().st_size for file in folder.iterdir())
     requested = []
-    empty = tvm.runtime.empty
+    empty = source_reader.empty
 
     def counted(shape, dtype, device):
         requested.append(TensorType("", tuple(shape), dtype).nbytes)
@@ -53,7 +53,7 @@ def watched(folder):
 
     # What is free is read from /proc, which is outside the folder.
     with (
-        mock.patch.object(tvm.runtime, "empty", counted),
+        mock.patch.object(source_reader, "empty", counted),
         mock.patch.object(_load, "available_bytes", lambda device: None),
     ):
         _opened = opened = []

@@ -23,7 +23,14 @@ from weight_files import (
 )
 
 from relax_inplace import runtime
-from relax_inplace.runtime import Mark, Params, SourceError, SourceReader, open_source
+from relax_inplace.runtime import (
+    Mark,
+    Params,
+    SourceError,
+    SourceReader,
+    open_source,
+    source_reader,
+)
 
 CPU = tvm.cpu()
 
@@ -106,7 +113,7 @@ def test_a_failure_keeps_nothing(tmp_path, monkeypatch):
     """Not even the error, through the variables of the functions that it has left."""
     write_tensor_cache(tmp_path)
     made = []
-    empty = tvm.runtime.empty
+    empty = source_reader.empty
 
     def counted(*args):
         made.append(empty(*args))
@@ -116,7 +123,7 @@ def test_a_failure_keeps_nothing(tmp_path, monkeypatch):
         if progress.name == "bias":
             os.truncate(tmp_path / "params_shard_0.bin", 8)
 
-    monkeypatch.setattr(tvm.runtime, "empty", counted)
+    monkeypatch.setattr(source_reader, "empty", counted)
     gc.disable()  # what only a collection would free is kept
     try:
         with pytest.raises(SourceError, match="too early") as caught:

@@ -19,9 +19,9 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-import tvm
 import tvm_ffi
 
+from ..empty_tensor import empty
 from ..manifest import parse_object
 from ..source import Record, Source
 from ..source_error import refuse, shown
@@ -218,12 +218,12 @@ class ShardedReader(SourceReader):
         if name not in self._steps:
             return weight
         for function, call in self._steps[name]:
-            result = tvm.runtime.empty(function.shape, function.dtype, self._device)
+            result = empty(function.shape, function.dtype, self._device)
             call(weight, *function.numbers, result)
             weight = result
         shape = function.shape[1:]
         nbytes = TensorType("", shape, function.dtype).nbytes or 0
-        part = tvm.runtime.empty(shape, function.dtype, self._device)
+        part = empty(shape, function.dtype, self._device)
         weight._create_view(shape, function.dtype, self._rank * nbytes).copyto(part)
         self._device.sync()
         return part

@@ -1,0 +1,156 @@
+// mmap, madvise and mremap as Linux has them. Elsewhere no memory has pages of its own.
+#include "owned_pages.h"
+
+#if defined(__linux__)
+
+#include <sys/mman.h>
+#include <tvm/ffi/tvm_ffi.h>
+
+#include <cerrno>
+#include <cstdint>
+#include <cstring>
+#include <map>
+#include <mutex>
+
+#include "host_pages.h"
+
+#ifndef MREMAP_DONTUNMAP
+#define MREMAP_DONTUNMAP 4  // of Linux 5.7; older C libraries do not name it
+#endif
+
+namespace relax_inplace {
+
+constexpr int64_t kLeast = int64_t{64} << 10;
+constexpr int64_t kHugePage = int64_t{2} << 20;  // of x86, and of Arm with pages of 4 KB
+
+/*! \brief All that are there, by their first byte. */
+struct AllPages {
+  std::mutex mutex;
+  std::map<const char*, OwnedPages*> by_begin;
+
+  static AllPages& Get() {
+    static auto* all = new AllPages;  // a tensor may be freed when the process ends
+    return *all;
+  }
+};
+
+static int64_t RoundUp(int64_t number, int64_t multiple) {
+  return (number + multiple - 1) / multiple * multiple;
+}
+
+static char* RoundUp(char* address, int64_t multiple) {
+  const auto number = static_cast<int64_t>(reinterpret_cast<uintptr_t>(address) % multiple);
+  return address + (RoundUp(number, multiple) - number);
+}
+
+static char* Map(int64_t bytes) {
+  void* pages = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  return pages == MAP_FAILED ? nullptr : static_cast<char*>(pages);
+}
+
+bool MayOwnPages(int64_t bytes) { return bytes >= kLeast; }
+
+OwnedPages::OwnedPages(int64_t bytes) : bytes_(RoundUp(bytes, PageSize())) {
+  const int64_t more = bytes_ >= kHugePage ? kHugePage - PageSize() : 0;
+  char* begin = Map(bytes_ + more);
+  TVM_FFI_CHECK(begin != nullptr, RuntimeError)
+      << "relax_inplace: out of memory: cannot allocate " << bytes << " bytes";
+  data_ = more > 0 ? RoundUp(begin, kHugePage) : begin;
+  char* end = begin + bytes_ + more;
+  if (data_ > begin) munmap(begin, data_ - begin);
+  if (data_ + bytes_ < end) munmap(data_ + bytes_, end - (data_ + bytes_));
+  if (more > 0) madvise(data_, bytes_, MADV_HUGEPAGE);  // a system without them refuses
+  AllPages& all = AllPages::Get();
+  const std::lock_guard<std::mutex> lock(all.mutex);
+  all.by_begin.emplace(data_, this);
+}
+
+OwnedPages::~OwnedPages() {
+  AllPages& all = AllPages::Get();
+  {
+    const std::lock_guard<std::mutex> lock(all.mutex);
+    all.by_begin.erase(data_);  // first: others may be given the address
+  }
+  if (bytes_ > 0) munmap(data_, bytes_);
+}
+
+OwnedPages* OwnedPages::At(const void* memory) {
+  AllPages& all = AllPages::Get();
+  const std::lock_guard<std::mutex> lock(all.mutex);
+  auto next = all.by_begin.upper_bound(static_cast<const char*>(memory));
+  if (next == all.by_begin.begin()) return nullptr;
+  OwnedPages* pages = std::prev(next)->second;
+  return memory < pages->data_ + pages->bytes_ ? pages : nullptr;
+}
+
+void SetSpent(const void* memory, bool is_spent) {
+  OwnedPages* pages = OwnedPages::At(memory);
+  if (pages == nullptr) return;
+  if (pages->is_spent_ && !is_spent) pages->is_one_area_ = false;  // holes may have been moved out
+  pages->is_spent_ = is_spent;
+}
+
+static bool Remap(char* from, char* to, int64_t bytes) {
+  // The source stays mapped, so that nobody is given its address before it is destroyed.
+  constexpr int kHow = MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP;
+  return mremap(from, bytes, bytes, kHow, to) != MAP_FAILED;
+}
+
+/*! \brief Whether this system moves pages as it should, tried once with two. */
+static bool CanMovePages() {
+  static const bool can = []() {
+    const int64_t page = PageSize();
+    char* pages = Map(2 * page);
+    if (pages == nullptr) return false;
+    pages[page] = 1;
+    const bool moves = Remap(pages + page, pages, page) && pages[0] == 1 && pages[page] == 0;
+    munmap(pages, 2 * page);
+    return moves;
+  }();
+  return can;
+}
+
+bool MovePages(char* from, char* to, int64_t bytes) {
+  const int64_t page = PageSize();
+  if (bytes < kLeast || (to - from) % page != 0) return false;
+  const OwnedPages* source = OwnedPages::At(from);
+  OwnedPages* target = OwnedPages::At(to);
+  // A range of several areas may be moved in part, and then fail.
+  if (source == nullptr || target == nullptr || source == target || !source->is_spent_ ||
+      !source->is_one_area_ || !CanMovePages()) {
+    return false;
+  }
+  const int64_t head = RoundUp(from, page) - from;
+  const int64_t whole = (bytes - head) / page * page;
+  if (whole == 0) return false;
+  std::memcpy(to, from, head);
+  std::memcpy(to + head + whole, from + head + whole, bytes - head - whole);
+  target->is_one_area_ = false;
+  if (!Remap(from + head, to + head, whole)) {
+    const int error = errno;
+    target->bytes_ = 0;  // it may have a hole, which another may be given: it stays
+    TVM_FFI_THROW(RuntimeError) << "relax_inplace: out of memory: the system cannot move " << whole
+                                << " bytes of pages (mremap: " << std::strerror(error) << ")";
+  }
+  return true;
+}
+
+}  // namespace relax_inplace
+
+#else
+
+namespace relax_inplace {
+
+bool MayOwnPages(int64_t) { return false; }
+
+OwnedPages::OwnedPages(int64_t bytes) : data_(nullptr), bytes_(bytes) {}
+
+OwnedPages::~OwnedPages() = default;
+
+void SetSpent(const void*, bool) {}
+
+bool MovePages(char*, char*, int64_t) { return false; }
+
+}  // namespace relax_inplace
+
+#endif

@@ -1,0 +1,62 @@
+// Pages of host memory that one tensor owns, and that can go to another.
+#ifndef RELAX_INPLACE_OWNED_PAGES_H_
+#define RELAX_INPLACE_OWNED_PAGES_H_
+
+#include <cstdint>
+
+namespace relax_inplace {
+
+/*! \brief Whether so many bytes of host memory are worth pages of their own, and can have them. */
+bool MayOwnPages(int64_t bytes);
+
+/*!
+ * \brief Pages from the system, which has them back when this is destroyed: of a heap what is freed
+ *        may stay.
+ *
+ * Large ones begin at an address of huge pages, and are made of those where the system has them.
+ */
+class OwnedPages {
+ public:
+  /*!
+   * \param bytes What MayOwnPages.
+   * \throws RuntimeError if the system has no memory.
+   */
+  explicit OwnedPages(int64_t bytes);
+  ~OwnedPages();
+  OwnedPages(const OwnedPages&) = delete;
+  OwnedPages& operator=(const OwnedPages&) = delete;
+
+  char* data() const { return data_; }
+
+ private:
+  friend void SetSpent(const void* memory, bool is_spent);
+  friend bool MovePages(char* from, char* to, int64_t bytes);
+  static OwnedPages* At(const void* memory);
+
+  char* data_;
+  int64_t bytes_;
+  bool is_spent_ = false;
+  bool is_one_area_ = true;  // to the system: what has been moved into it is another
+};
+
+/*!
+ * \brief Says whether nobody will read memory again once what is moved from it has been moved: the
+ *        next kernel is the last that reads it. Nothing if it lies in no OwnedPages.
+ */
+void SetSpent(const void* memory, bool is_spent);
+
+/*!
+ * \brief Moves bytes by exchanging pages, where both memories lie in OwnedPages, the source is
+ *        spent, and their places in a page agree; the ends that are no whole pages are copied.
+ *
+ * The pages of the source read as zeros afterwards. The tensors of both memories must be kept
+ * meanwhile, and used by this thread alone.
+ *
+ * \return Whether it has been done; if not, nothing has changed.
+ * \throws RuntimeError if the system has failed on the way: the bytes may be lost.
+ */
+bool MovePages(char* from, char* to, int64_t bytes);
+
+}  // namespace relax_inplace
+
+#endif  // RELAX_INPLACE_OWNED_PAGES_H_
