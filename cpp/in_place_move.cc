@@ -14,9 +14,6 @@
 
 namespace relax_inplace {
 
-/*! \brief Of all threads together. */
-constexpr int64_t kMostScratch = int64_t{4} << 20;
-constexpr int64_t kMostAside = int64_t{1} << 20;
 /*! \brief Copies that passes may cost before others are looked for, and what setting aside adds. */
 constexpr double kSlow = 5;
 constexpr double kCostOfAside = 1.5;
@@ -26,16 +23,16 @@ constexpr double kCostOfAside = 1.5;
  *        Nothing if the piece is none, or too much is left over.
  */
 std::optional<InPlaceMove::Rest> InPlaceMove::RestOf(const Piece& piece, int64_t multiple,
-                                                     bool is_of_rows) {
+                                                     bool is_of_rows, int64_t most_aside) {
   const size_t outer = piece.digits.size() - 2;
-  if (piece.digits.size() < 2 || outer > 1) return std::nullopt;
+  if (piece.digits.size() < 2 || outer > 1 || piece.element % 8 != 0) return std::nullopt;
   const Digit& column = piece.digits[outer];
   const Digit& row = piece.digits[outer + 1];
   if (column.read != piece.element || row.into != piece.element || row.read < 0)
     return std::nullopt;
   if (outer == 1 && piece.digits[0].into != piece.digits[0].read) return std::nullopt;
   Rest rest{outer == 1 ? piece.digits[0].extent : 1,
-            piece.element,
+            piece.element / 8,
             row.extent,
             column.extent,
             (is_of_rows ? row.extent : column.extent) % multiple,
@@ -43,7 +40,7 @@ std::optional<InPlaceMove::Rest> InPlaceMove::RestOf(const Piece& piece, int64_t
             {}};
   const int64_t rows = row.extent - (is_of_rows ? rest.rest : 0);
   const int64_t columns = column.extent - (is_of_rows ? 0 : rest.rest);
-  if (rest.rest == 0 || rows == 0 || columns == 0 || rest.bytes() > kMostAside) return std::nullopt;
+  if (rest.rest == 0 || rows == 0 || columns == 0 || rest.bytes() > most_aside) return std::nullopt;
   rest.main.element = piece.element;
   rest.main.digits = {{columns, rows * piece.element, piece.element},
                       {rows, piece.element, columns * piece.element}};
@@ -51,16 +48,40 @@ std::optional<InPlaceMove::Rest> InPlaceMove::RestOf(const Piece& piece, int64_t
   return rest;
 }
 
-InPlaceMove::InPlaceMove(const Piece& piece, int threads) {
-  passes_.emplace(piece, threads, kMostScratch);
+InPlaceMove::InPlaceMove(const std::vector<Piece>& pieces, int threads, int64_t most_scratch)
+    : threads_(threads), most_scratch_(most_scratch) {
+  if (pieces.size() == 1) {
+    PlanPiece(pieces.front());
+    return;
+  }
+  int64_t bits = 0;
+  for (const Piece& piece : pieces) {
+    int64_t moved = piece.element;
+    for (const Digit& digit : piece.digits) moved *= digit.extent;
+    bits += moved;
+  }
+  const Blocks blocks = BlocksOf(pieces, bits / 8);
+  if (blocks.bytes <= most_scratch / 9 * 8) {
+    blocks_.emplace(blocks, threads, most_scratch);
+    return;
+  }
+  units_.emplace(pieces, most_scratch);
+  for (const Piece& piece : pieces) {
+    if (piece.pattern != 0) reversals_.emplace_back(piece);
+  }
+}
+
+void InPlaceMove::PlanPiece(Piece piece) {
+  passes_.emplace(piece, threads_, most_scratch_);
   if (passes_->cost() <= kSlow) return;
+  const int64_t most_aside = most_scratch_ / 4;
   double best = passes_->cost() - kCostOfAside;
   for (const int64_t bytes : {128, 256, 512, 1024}) {
     for (const bool is_of_rows : {false, true}) {
-      const int64_t multiple = std::max<int64_t>(2, bytes / std::gcd(bytes, piece.element));
-      const std::optional<Rest> rest = RestOf(piece, multiple, is_of_rows);
+      const int64_t multiple = std::max<int64_t>(2, 8 * bytes / std::gcd(8 * bytes, piece.element));
+      const std::optional<Rest> rest = RestOf(piece, multiple, is_of_rows, most_aside);
       if (!rest) continue;
-      Passes passes(rest->main, threads, kMostScratch - kMostAside);
+      Passes passes(rest->main, threads_, most_scratch_ - most_aside);
       if (passes.cost() >= best) continue;
       best = passes.cost();
       rest_ = rest;
@@ -70,21 +91,22 @@ InPlaceMove::InPlaceMove(const Piece& piece, int threads) {
   if (!rest_) return;
   const int64_t rows = rest_->is_of_rows ? rest_->rest : rest_->rows;
   const int64_t columns = rest_->is_of_rows ? rest_->columns : rest_->rest;
-  Piece aside;
-  aside.element = rest_->element;
-  aside.digits = {{columns, rows * rest_->element, rest_->element},
-                  {rows, rest_->element, columns * rest_->element}};
-  rest_move_.emplace(aside);
+  rest_move_.emplace(Piece{piece.element,
+                           {{columns, rows * piece.element, piece.element},
+                            {rows, piece.element, columns * piece.element}}});
+  if (piece.pattern != 0) reversals_.emplace_back(piece);
 }
 
 int64_t InPlaceMove::ScratchBytes() const {
-  return passes_->ScratchBytes() + (rest_ ? kMostAside : 0);
+  if (blocks_) return blocks_->ScratchBytes();
+  if (units_) return units_->ScratchBytes();
+  return passes_->ScratchBytes() + (rest_ ? most_scratch_ / 4 : 0);
 }
 
 void InPlaceMove::RunBesideRest(char* memory, char* scratch) const noexcept {
   const Rest& rest = *rest_;
   char* aside = scratch;
-  scratch += kMostAside;
+  scratch += most_scratch_ / 4;
   const int64_t aside_row = rest.rest * rest.element;
   if (rest.is_of_rows) {
     const int64_t row = rest.rows * rest.element;  // of the output
@@ -108,9 +130,17 @@ void InPlaceMove::RunBesideRest(char* memory, char* scratch) const noexcept {
 }
 
 void InPlaceMove::Run(char* memory, char* scratch) const noexcept {
-  if (!rest_) return passes_->Run(memory, scratch);
-  const int64_t bytes = rest_->rows * rest_->columns * rest_->element;
-  for (int64_t i = 0; i < rest_->batches; ++i) RunBesideRest(memory + i * bytes, scratch);
+  if (blocks_) {
+    blocks_->Run(memory, scratch);
+  } else if (units_) {
+    units_->Run(memory, scratch, threads_);
+  } else if (rest_) {
+    const int64_t bytes = rest_->rows * rest_->columns * rest_->element;
+    for (int64_t i = 0; i < rest_->batches; ++i) RunBesideRest(memory + i * bytes, scratch);
+  } else {
+    passes_->Run(memory, scratch);
+  }
+  for (const Reversal& reversal : reversals_) reversal.Run(memory, threads_);
 }
 
 }  // namespace relax_inplace

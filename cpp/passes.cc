@@ -24,28 +24,51 @@ constexpr int64_t kGrain = int64_t{256} << 10;
 constexpr int64_t kPaddedRow = 512;
 constexpr int64_t kPadding = 64;
 
-LocalPass::LocalPass(const Piece& given, int64_t bytes, int threads, int64_t most_scratch) {
-  Piece block = given;
-  block_ = bytes;
-  while (!block.digits.empty() && block.digits.front().into == block.digits.front().read) {
-    block_ /= block.digits.front().extent;
-    block.digits.erase(block.digits.begin());
+Blocks BlocksOf(std::vector<Piece> pieces, int64_t bytes) {
+  Blocks found{std::move(pieces), bytes, 1};
+  for (;;) {
+    std::vector<Piece>& all = found.pieces;
+    if (all.front().digits.empty()) return found;
+    const Digit first = all.front().digits.front();
+    for (const Piece& piece : all) {
+      if (piece.digits.empty()) return found;
+      const Digit& digit = piece.digits.front();
+      if (digit.extent != first.extent || digit.into != first.into || digit.read != first.into ||
+          digit.extent * digit.into != 8 * found.bytes) {
+        return found;
+      }
+    }
+    int64_t together = 1;  // as many as are of whole bytes
+    while (together * first.into % 8 != 0) together *= 2;
+    if (first.extent % together != 0 || first.extent == together) return found;
+    found.count *= first.extent / together;
+    found.bytes /= first.extent / together;
+    for (Piece& piece : all) {
+      piece.digits.front().extent = together;
+      if (together == 1) piece.digits.erase(piece.digits.begin());
+    }
   }
-  blocks_ = bytes / block_;
-  row_ = block_;
-  padded_row_ = block_;
-  if (!block.digits.empty() && std::abs(block.digits.back().read) >= kPaddedRow) {
-    row_ = std::abs(block.digits.back().read);
-    padded_row_ = row_ + kPadding;
-    block.read = 0;
-    for (Digit& digit : block.digits) {
-      if (std::abs(digit.read) >= row_) digit.read = digit.read / row_ * padded_row_;
-      if (digit.read < 0) block.read -= digit.read * (digit.extent - 1);
+}
+
+LocalPass::LocalPass(const Blocks& blocks, int threads, int64_t most_scratch)
+    : block_(blocks.bytes), blocks_(blocks.count), row_(block_), padded_row_(block_) {
+  std::vector<Piece> pieces = blocks.pieces;
+  if (pieces.size() == 1 && !pieces.front().digits.empty()) {
+    Piece& piece = pieces.front();
+    const int64_t row = std::abs(piece.digits.back().read);
+    if (row >= 8 * kPaddedRow && row % 8 == 0) {
+      row_ = row / 8;
+      padded_row_ = row_ + kPadding;
+      piece.read = 0;
+      for (Digit& digit : piece.digits) {
+        if (std::abs(digit.read) >= row) digit.read = digit.read / row * (8 * padded_row_);
+        if (digit.read < 0) piece.read -= digit.read * (digit.extent - 1);
+      }
     }
   }
   scratch_ = (block_ / row_ * padded_row_ + kPadding - 1) / kPadding * kPadding;
   threads_ = static_cast<int>(std::clamp<int64_t>(most_scratch / scratch_, 1, threads));
-  move_.emplace(block);
+  for (const Piece& piece : pieces) moves_.emplace_back(piece);
 }
 
 void LocalPass::Run(char* memory, char* scratch) const noexcept {
@@ -57,7 +80,7 @@ void LocalPass::Run(char* memory, char* scratch) const noexcept {
                for (int64_t row = 0; row < block_ / row_; ++row) {
                  std::memcpy(own + row * padded_row_, block + row * row_, row_);
                }
-               move_->RunInCache(own, block);
+               for (const OutOfPlaceMove& move : moves_) move.RunInCache(own, block);
              }
            });
 }
@@ -76,7 +99,7 @@ using Order = std::vector<size_t>;  // of parts, the outermost first
 struct Suffix {
   size_t from;
   int64_t part;
-  int64_t bytes;
+  int64_t bits;
 };
 
 /*! \brief A way to cut a move into passes. */
@@ -90,7 +113,7 @@ struct Cut {
 class CutSearch {
  public:
   CutSearch(const Piece& piece, int threads, int64_t most_scratch)
-      : piece_(piece), threads_(threads), most_block_(most_scratch / 9 * 8) {
+      : piece_(piece), threads_(threads), most_block_(most_scratch / 9 * 8 * 8) {
     const std::vector<Digit>& digits = piece.digits;
     output_.resize(digits.size());
     std::iota(output_.begin(), output_.end(), 0);
@@ -115,18 +138,21 @@ class CutSearch {
   }
 
  private:
-  /*! \brief Suffixes that can be a block. */
+  /*! \brief Suffixes that can be a block, of whole bytes; or that are none. */
   std::vector<Suffix> Suffixes(const Order& order) const {
     std::vector<Suffix> all = {{order.size(), 1, piece_.element}};
     int64_t inner = piece_.element;
+    const auto add = [&](size_t from, int64_t part) {
+      if (part * inner % 8 == 0) all.push_back({from, part, part * inner});
+    };
     for (size_t i = order.size(); i-- > 0;) {
       const int64_t extent = piece_.digits[order[i]].extent;
       const int64_t most = std::min(extent, most_block_ / inner);
       for (int64_t divisor = 1; divisor <= extent / divisor; ++divisor) {
         if (extent % divisor != 0) continue;
         const int64_t other = extent / divisor;
-        if (divisor > 1 && divisor <= most) all.push_back({i, divisor, divisor * inner});
-        if (other > divisor && other <= most) all.push_back({i, other, other * inner});
+        if (divisor > 1 && divisor <= most) add(i, divisor);
+        if (other > divisor && other <= most) add(i, other);
       }
       if (extent > most) break;
       inner *= extent;
@@ -146,49 +172,52 @@ class CutSearch {
     return std::gcd(PartOf(digit, input_, of_input), PartOf(digit, output_, of_output));
   }
 
-  int64_t UnitBytes(const Suffix& of_input, const Suffix& of_output) const {
-    int64_t bytes = piece_.element;
-    for (size_t i = 0; i < piece_.digits.size(); ++i) bytes *= PartInUnit(i, of_input, of_output);
-    return bytes;
+  int64_t UnitBits(const Suffix& of_input, const Suffix& of_output) const {
+    int64_t bits = piece_.element;
+    for (size_t i = 0; i < piece_.digits.size(); ++i) bits *= PartInUnit(i, of_input, of_output);
+    return bits;
   }
 
   // Costs are as measured: copies of the memory by memcpy.
-  double CostOfBlocks(int64_t bytes, bool is_first) const {
-    const double megabytes = static_cast<double>(bytes) / (1 << 20);
+  double CostOfBlocks(int64_t bits, bool is_first) const {
+    const double megabytes = static_cast<double>(bits) / (8 << 20);
     const double cost = (is_first ? 1.1 : 1.4) + std::max(0.0, 0.15 * (megabytes - 1));
-    const double threads = std::clamp<double>(most_block_ / bytes, 1, threads_);
+    const double threads = std::clamp<double>(most_block_ / bits, 1, threads_);
     return cost * std::min(threads_, 4) / std::min(threads, 4.0);
   }
 
-  static double CostOfUnits(int64_t bytes) { return 1 + 128.0 / static_cast<double>(bytes); }
+  double CostOfUnits(int64_t bits) const {
+    const double cost = 1 + 8 * 128.0 / static_cast<double>(bits);
+    return bits % 8 == 0 ? cost : cost * 2 * threads_;  // by one thread, each by masks
+  }
 
   /*! \brief Rows of less than a line are moved in smaller squares, or by element. */
   double Slowdown(const Order& order, const Suffix& suffix) const {
     if (suffix.from == order.size()) return 1;
     const Digit& digit = piece_.digits[order[suffix.from]];
-    return suffix.part < digit.extent && suffix.part * piece_.element < 64 ? 3 : 1;
+    return suffix.part < digit.extent && suffix.part * piece_.element < 8 * 64 ? 3 : 1;
   }
 
   double CostOfFirst(const Suffix& of_input) const {
-    return CostOfBlocks(of_input.bytes, true) * Slowdown(input_, of_input);
+    return CostOfBlocks(of_input.bits, true) * Slowdown(input_, of_input);
   }
   double CostOfLast(const Suffix& of_output) const {
-    return CostOfBlocks(of_output.bytes, false) * Slowdown(output_, of_output);
+    return CostOfBlocks(of_output.bits, false) * Slowdown(output_, of_output);
   }
 
   double LeastCost(const Suffix& of_input, const Suffix& of_output) const {
-    const int64_t unit = UnitBytes(of_input, of_output);
+    const int64_t unit = UnitBits(of_input, of_output);
     double cost = 0;
-    if (of_input.bytes > unit || of_output.bytes > unit) cost += CostOfUnits(unit);
-    if (of_input.bytes > unit) cost += CostOfFirst(of_input);
-    if (of_output.bytes > unit) cost += CostOfLast(of_output);
+    if (of_input.bits > unit || of_output.bits > unit) cost += CostOfUnits(unit);
+    if (of_input.bits > unit) cost += CostOfFirst(of_input);
+    if (of_output.bits > unit) cost += CostOfLast(of_output);
     return cost;
   }
 
   Cut CutAt(const Suffix& of_input, const Suffix& of_output) const {
     Cut cut;
-    const int64_t unit = UnitBytes(of_input, of_output);
-    const bool has_first = of_input.bytes > unit;
+    const int64_t unit = UnitBits(of_input, of_output);
+    const bool has_first = of_input.bits > unit;
     // Where there is no first pass, the units are as they are in the input.
     std::vector<Order> parts_of(piece_.digits.size());
     bool flips_unit = false;
@@ -238,7 +267,7 @@ class CutSearch {
 
   const Piece& piece_;
   int threads_;
-  int64_t most_block_;  // fits into scratch with what pads its rows there
+  int64_t most_block_;  // bits that fit into scratch with what pads its rows there
   Order input_;
   Order output_;
 };
@@ -275,19 +304,31 @@ Piece PieceBetween(int64_t element, const Cut& cut, int pass, F&& flips) {
 
 }  // namespace
 
-Passes::Passes(const Piece& piece, int threads, int64_t most_scratch) : threads_(threads) {
-  int64_t bytes = piece.element;
-  for (const Digit& digit : piece.digits) bytes *= digit.extent;
+Passes::Passes(const Piece& given, int threads, int64_t most_scratch) : threads_(threads) {
+  Piece piece = given;
+  piece.pattern = 0;
+  int64_t bits = piece.element;
+  for (const Digit& digit : piece.digits) bits *= digit.extent;
   const Cut cut = CutSearch(piece, threads, most_scratch).Best();
-  const Piece before =
+  Piece before =
       PieceBetween(piece.element, cut, 0, [](const Part& part) { return part.is_in_unit; });
   const Piece units =
       PieceBetween(piece.element, cut, 1, [](const Part& part) { return !part.is_in_unit; });
-  const Piece after = PieceBetween(piece.element, cut, 2, [](const Part&) { return false; });
+  Piece after = PieceBetween(piece.element, cut, 2, [](const Part&) { return false; });
   cost_ = cut.cost;
-  if (!before.digits.empty()) before_.emplace(before, bytes, threads, most_scratch);
-  if (!units.digits.empty()) units_.emplace(units);
-  if (!after.digits.empty()) after_.emplace(after, bytes, threads, most_scratch);
+  const bool has_before = !before.digits.empty();
+  const bool has_after = !after.digits.empty();
+  // Elements stay together: any pass can put the pattern on them.
+  if (has_after) {
+    after.pattern = given.pattern;
+  } else if (has_before) {
+    before.pattern = given.pattern;
+  } else if (given.pattern != 0) {
+    reversal_.emplace(Piece{bits, {}, 0, 0, given.pattern});
+  }
+  if (has_before) before_.emplace(BlocksOf({before}, bits / 8), threads, most_scratch);
+  if (!units.digits.empty()) units_.emplace(std::vector<Piece>{units}, most_scratch);
+  if (has_after) after_.emplace(BlocksOf({after}, bits / 8), threads, most_scratch);
 }
 
 int64_t Passes::ScratchBytes() const {
@@ -302,6 +343,7 @@ void Passes::Run(char* memory, char* scratch) const noexcept {
   if (before_) before_->Run(memory, scratch);
   if (units_) units_->Run(memory, scratch, threads_);
   if (after_) after_->Run(memory, scratch);
+  if (reversal_) reversal_->Run(memory, threads_);
 }
 
 }  // namespace relax_inplace

@@ -1,9 +1,9 @@
-// relax_inplace.relayout: a move of bytes from a tensor to another, or within one.
+// relax_inplace.relayout: a move of bits from a tensor to another, or within one.
 // relax_inplace.relayout_scratch: the memory that the latter takes meanwhile.
 //
-// Both take one piece (relayout.h) as numbers:
+// Both take pieces (relayout.h) as numbers: how many there are, and of each
 //
-//   element, read, into, digits, (extent, into, read) of each digit
+//   element, read, into, pattern, whether it fills, digits, (extent, into, read) of each digit
 //
 // relayout takes the source and the target before them, as Tensors, or as DLTensor* from a kernel.
 #include "relayout.h"
@@ -13,6 +13,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstdlib>
+#include <mutex>
 #include <ostream>
 #include <utility>
 #include <vector>
@@ -27,19 +28,32 @@ namespace relax_inplace {
 
 namespace ffi = tvm::ffi;
 
+/*! \brief Of all threads together. */
+constexpr int64_t kMostScratch = int64_t{4} << 20;
+
 static std::ostream& operator<<(std::ostream& out, const Piece& piece) {
-  out << "elements of " << piece.element << " bytes from byte " << piece.read << " to byte "
-      << piece.into << ", digits (extent, into, read)";
+  out << "elements of " << piece.element << " bits ";
+  if (!piece.fills) out << "from bit " << piece.read << " ";
+  out << "to bit " << piece.into << ", digits (extent, into, read)";
   for (const Digit& digit : piece.digits) {
     out << " (" << digit.extent << ", " << digit.into << ", " << digit.read << ")";
   }
   return out;
 }
 
-/*! \brief The bytes of a memory, [begin, end), that a piece reaches. */
+/*! \brief The bits of a memory, [begin, end), that are reached; none at first. */
 struct Reach {
-  int64_t begin;
-  int64_t end;
+  int64_t begin = INT64_MAX;
+  int64_t end = INT64_MIN;
+
+  bool is_empty() const { return begin > end; }
+  int64_t first_byte() const { return begin / 8; }
+  int64_t end_byte() const { return (end + 7) / 8; }
+
+  void Add(const Reach& other) {
+    begin = std::min(begin, other.begin);
+    end = std::max(end, other.end);
+  }
 };
 
 /*! \brief What a piece reads, or writes. Sets `overflows` if that is no range of numbers. */
@@ -55,167 +69,213 @@ static Reach ReachOf(const Piece& piece, int64_t base, int64_t Digit::*stride, b
   return reach;
 }
 
-/*! \brief A piece that can be carried out, if the memories are as large as what it reaches. */
-struct CheckedPiece {
-  Piece piece;
-  int64_t bytes = 1;  // 0 if there is nothing to do
+/*! \brief Pieces that can be carried out, if the memories are as large as what they reach. */
+struct CheckedPieces {
+  std::vector<Piece> pieces;  // those that move or fill anything
+  int64_t bits = 0;
   Reach read;
   Reach into;
 };
 
-/*!
- * \brief The piece that arguments describe, from one of them on.
- * \throws ValueError Says what is wrong.
- */
-static CheckedPiece CheckPiece(const char* function, ffi::PackedArgs args, int first) {
-  const int given = static_cast<int>(args.size()) - first;
-  TVM_FFI_CHECK(given >= 4, TypeError)
-      << function << ": expected the description of a piece, 4 numbers or more, but got "
-      << std::max(given, 0);
-  const auto number = [&](int i) { return args[first + i].cast<int64_t>(); };
-  CheckedPiece checked;
-  Piece& piece = checked.piece;
-  piece.element = number(0);
-  piece.read = number(1);
-  piece.into = number(2);
-  const int64_t digits = number(3);
-  TVM_FFI_CHECK(digits >= 0 && digits <= given && 3 * digits == given - 4, TypeError)
-      << function << ": expected 3 numbers for each of " << digits << " digits, but got "
-      << given - 4 << " numbers";
-  bool is_wrong = piece.element < 0;
-  bool overflows = false;
-  bool is_empty = piece.element == 0;  // then steps may be anything: sizes of 0 are factors of them
-  int64_t bytes = piece.element;
-  for (int i = 0; i < digits; ++i) {
-    const Digit digit{number(4 + 3 * i), number(5 + 3 * i), number(6 + 3 * i)};
-    piece.digits.push_back(digit);
-    is_empty = is_empty || digit.extent == 0;
-    is_wrong = is_wrong || digit.extent < 0 || (digit.extent > 1 && digit.into <= 0);
-    overflows |= __builtin_mul_overflow(bytes, std::max<int64_t>(1, digit.extent), &bytes);
-  }
-  TVM_FFI_CHECK(!is_wrong || is_empty, ValueError)
-      << function << ": expected elements of 0 bytes or more, extents of 0 or more, and steps into "
-      << "the output above 0, but got " << piece
-      << "; nothing has changed. Compile the module again";
-  if (is_empty) {
-    checked.bytes = 0;
+/*! \brief Reads pieces from arguments, from one of them on. */
+class PieceReader {
+ public:
+  PieceReader(const char* function, ffi::PackedArgs args, int first)
+      : function_(function), args_(args), next_(first) {}
+
+  /*! \throws TypeError or ValueError Says what is wrong. */
+  CheckedPieces Read() {
+    CheckedPieces checked;
+    const int64_t count = Number("the number of pieces");
+    for (int64_t i = 0; i < count; ++i) ReadPiece(&checked);
+    TVM_FFI_CHECK(count >= 0 && next_ == static_cast<int>(args_.size()), TypeError)
+        << function_ << ": expected the description of " << count << " pieces, but got "
+        << static_cast<int>(args_.size()) - next_ << " numbers more than that";
     return checked;
   }
-  checked.read = ReachOf(piece, piece.read, &Digit::read, &overflows);
-  checked.into = ReachOf(piece, piece.into, &Digit::into, &overflows);
-  TVM_FFI_CHECK(!overflows, ValueError) << function << ": larger than any memory: " << piece
-                                        << "; nothing has changed. Compile the module again";
-  checked.bytes = bytes;
-  return checked;
-}
 
-/*! \brief Whether strides are those of a contiguous array in some order of its axes. */
-static bool IsDense(int64_t element, std::vector<Digit> digits, int64_t Digit::*stride) {
+ private:
+  int64_t Number(const char* what) {
+    TVM_FFI_CHECK(next_ < static_cast<int>(args_.size()), TypeError)
+        << function_ << ": expected the description of pieces, but there is no number for " << what;
+    return args_[next_++].cast<int64_t>();
+  }
+
+  void ReadPiece(CheckedPieces* checked) {
+    Piece piece;
+    piece.element = Number("the bits of an element");
+    piece.read = Number("the first bit that is read");
+    piece.into = Number("the first bit that is written");
+    piece.pattern = static_cast<uint64_t>(Number("the pattern"));
+    piece.fills = Number("whether it fills") != 0;
+    const int64_t digits = Number("how many digits there are");
+    TVM_FFI_CHECK(digits >= 0, TypeError)
+        << function_ << ": expected 0 digits or more, but got " << digits;
+    bool is_wrong = piece.element < 0;
+    bool overflows = false;
+    bool is_empty = piece.element == 0;  // then steps may be anything: sizes of 0 are in them
+    int64_t bits = piece.element;
+    for (int64_t i = 0; i < digits; ++i) {
+      Digit digit;
+      digit.extent = Number("the extent of a digit");
+      digit.into = Number("the step of a digit in the output");
+      digit.read = Number("the step of a digit in the input");
+      piece.digits.push_back(digit);
+      is_empty = is_empty || digit.extent == 0;
+      is_wrong = is_wrong || digit.extent < 0 || (digit.extent > 1 && digit.into <= 0);
+      overflows |= __builtin_mul_overflow(bits, std::max<int64_t>(1, digit.extent), &bits);
+    }
+    TVM_FFI_CHECK(!is_wrong || is_empty, ValueError)
+        << function_ << ": expected elements of 0 bits or more, extents of 0 or more, and steps "
+        << "into the output above 0, but got " << piece
+        << "; nothing has changed. Compile the module again";
+    if (is_empty) return;
+    TVM_FFI_CHECK(piece.element % PeriodOf(piece.pattern) == 0, ValueError)
+        << function_ << ": expected elements of whole periods of the pattern, which are "
+        << PeriodOf(piece.pattern) << " bits, but got " << piece
+        << "; nothing has changed. Compile the module again";
+    checked->into.Add(ReachOf(piece, piece.into, &Digit::into, &overflows));
+    if (!piece.fills) checked->read.Add(ReachOf(piece, piece.read, &Digit::read, &overflows));
+    overflows |= __builtin_add_overflow(bits, checked->bits, &checked->bits);
+    // Beyond what is reached, bits are counted up to the end of a byte.
+    TVM_FFI_CHECK(!overflows && std::max(checked->into.end, checked->read.end) < INT64_MAX - 8,
+                  ValueError)
+        << function_ << ": larger than any memory: " << piece
+        << "; nothing has changed. Compile the module again";
+    checked->pieces.push_back(std::move(piece));
+  }
+
+  const char* function_;
+  ffi::PackedArgs args_;
+  int next_;
+};
+
+/*! \brief Whether each digit's steps go beyond all that is reached by those of shorter steps. */
+static bool IsNested(const Piece& piece, int64_t Digit::*stride) {
+  std::vector<Digit> digits = piece.digits;
   std::sort(digits.begin(), digits.end(), [&](const Digit& one, const Digit& other) {
     return std::abs(one.*stride) < std::abs(other.*stride);
   });
+  int64_t reach = piece.element;
   for (const Digit& digit : digits) {
-    if (std::abs(digit.*stride) != element) return false;
-    element *= digit.extent;
+    if (std::abs(digit.*stride) < reach) return false;
+    reach += std::abs(digit.*stride) * (digit.extent - 1);
   }
   return true;
 }
 
 /*!
- * \brief The piece from and to byte 0 of what it reaches, normalised.
- * \throws ValueError if it is no permutation of those bytes.
+ * \brief The pieces from and to bit 0 of what they reach, normalised.
+ * \throws ValueError if they are no permutation of those bytes.
  */
-static Piece CheckPermutation(const char* function, const CheckedPiece& checked) {
-  Piece piece = Normalised(checked.piece);
-  TVM_FFI_CHECK(IsDense(piece.element, piece.digits, &Digit::read) &&
-                    IsDense(piece.element, piece.digits, &Digit::into),
-                ValueError)
-      << function << ": expected a permutation of bytes, since it is to be in place, but got "
-      << checked.piece << "; nothing has changed. Move to other memory";
-  piece.read -= checked.read.begin;
-  piece.into = 0;
-  return piece;
+static std::vector<Piece> CheckPermutation(const char* function, const CheckedPieces& checked) {
+  std::vector<Piece> pieces;
+  const bool is_whole = checked.bits == checked.into.end - checked.into.begin &&
+                        checked.bits == checked.read.end - checked.read.begin &&
+                        checked.bits % 8 == 0 && checked.into.begin % 8 == 0 &&
+                        checked.read.begin % 8 == 0;
+  for (const Piece& piece : checked.pieces) {
+    pieces.push_back(Normalised(piece));
+    TVM_FFI_CHECK(is_whole && !piece.fills && IsNested(pieces.back(), &Digit::read) &&
+                      IsNested(pieces.back(), &Digit::into),
+                  ValueError)
+        << function << ": expected a permutation of bytes, or of their bits, since it is to be in "
+        << "place, but got " << checked.pieces.size() << " pieces, one of them " << piece
+        << "; nothing has changed. Move to other memory";
+    pieces.back().read -= checked.read.begin;
+    pieces.back().into -= checked.into.begin;
+  }
+  return pieces;
 }
 
 /*! \brief The first byte of a tensor, whose `reach` is there. */
-static char* CheckTensor(const char* name, const DLTensor& tensor, const Reach& reach,
-                         const Piece& piece) {
+static char* CheckTensor(const char* name, const DLTensor& tensor, const Reach& reach) {
   TVM_FFI_CHECK(IsHost(tensor.device), ValueError)
       << "relax_inplace.relayout: expected a " << name << " in host memory, but got one on device "
       << "type " << tensor.device.device_type << "; copy it to the host";
   TVM_FFI_CHECK(ffi::IsContiguous(tensor), ValueError)
       << "relax_inplace.relayout: expected a contiguous " << name << "; copy it before the call";
   const auto bytes = static_cast<int64_t>(ffi::GetDataSize(tensor));
-  TVM_FFI_CHECK(reach.begin >= 0 && reach.end <= bytes, ValueError)
-      << "relax_inplace.relayout: expected a piece within the " << bytes << " bytes of the " << name
-      << ", but it reaches from byte " << reach.begin << " to " << reach.end << ": " << piece
-      << "; nothing has changed. Pass tensors of the sizes that it was made for";
+  TVM_FFI_CHECK(reach.is_empty() || (reach.begin >= 0 && reach.end_byte() <= bytes), ValueError)
+      << "relax_inplace.relayout: expected pieces within the " << 8 * bytes << " bits of the "
+      << name << ", but they reach from bit " << reach.begin << " to " << reach.end
+      << "; nothing has changed. Pass tensors of the sizes that they were made for";
   return static_cast<char*>(tensor.data) + tensor.byte_offset;
 }
 
-static void MoveInPlace(char* memory, const Piece& piece, int threads) {
-  if (piece.digits.empty()) return;
-  const InPlaceMove move(piece, threads);
-  const int64_t bytes = move.ScratchBytes();
+static void MoveInPlace(char* memory, const std::vector<Piece>& pieces, int threads) {
   // All that is needed is allocated before the first byte changes.
-  const ScratchPages scratch(bytes);
-  TVM_FFI_CHECK(scratch.data() != nullptr, RuntimeError)
-      << "relax_inplace.relayout: out of memory: " << bytes << " bytes of scratch; nothing has "
-      << "changed";
-  move.Run(memory, scratch.data());
+  const InPlaceMove move(pieces, threads, kMostScratch);
+  const ScratchPages scratch(move.ScratchBytes());
+  if (scratch.data() != nullptr) {
+    move.Run(memory, scratch.data());
+    return;
+  }
+  // The weight is there, and what it is to become needs no memory: slower, but it is not lost.
+  alignas(64) static char reserve[kLeastScratch];
+  static std::mutex mutex;
+  const std::lock_guard<std::mutex> lock(mutex);
+  InPlaceMove(pieces, threads, kLeastScratch).Run(memory, reserve);
+}
+
+/*! \brief Moves a run of bytes by its pages, if both memories allow it (owned_pages.h). */
+static bool MovesPages(const Piece& piece, char* from, char* to) {
+  const bool is_run = piece.digits.empty() && !piece.fills && piece.pattern == 0;
+  return is_run && piece.read % 8 == 0 && piece.into % 8 == 0 && piece.element % 8 == 0 &&
+         MovePages(from + piece.read / 8, to + piece.into / 8, piece.element / 8);
 }
 
 /*!
- * \brief Carries out one piece: from one memory to another, or, where both are the same and the
- *        piece permutes what it reaches of it, in place, by bounded scratch.
+ * \brief Carries out pieces: from one memory to another, or, where both are the same and the
+ *        pieces permute what they reach of it, in place, by bounded scratch.
  *
- * No other piece may write what this one writes, which is for the caller to prove. All is checked,
- * and allocated, before anything is written.
+ * No two pieces may write the same, or, in place, read the same, which is for the caller to prove.
+ * All is checked, and allocated, before anything is written.
  *
- * \param args The source and the target; the piece, as above.
- * \throws TypeError, ValueError or RuntimeError Says what was given. Nothing has changed.
+ * \param args The source and the target; the pieces, as above.
+ * \throws TypeError or ValueError Says what was given. Nothing has changed.
  */
 static void Relayout(ffi::PackedArgs args, ffi::Any*) {
   constexpr const char* kName = "relax_inplace.relayout";
   TVM_FFI_CHECK(args.size() >= 2, TypeError)
-      << kName << ": expected a source, a target and the description of a piece, but got "
+      << kName << ": expected a source, a target and the description of pieces, but got "
       << args.size() << " arguments";
   const auto* source = args[0].cast<DLTensor*>();
   const auto* target = args[1].cast<DLTensor*>();
-  const CheckedPiece checked = CheckPiece(kName, args, 2);
-  const int threads = ThreadsToMove(checked.bytes);
-  if (checked.bytes == 0) return;
-  char* from = CheckTensor("source", *source, checked.read, checked.piece);
-  char* to = CheckTensor("target", *target, checked.into, checked.piece);
-  const char* read = from + checked.read.begin;
-  char* written = to + checked.into.begin;
-  if (read + (checked.read.end - checked.read.begin) <= written ||
-      written + (checked.into.end - checked.into.begin) <= read) {
-    const Piece piece = Normalised(checked.piece);
-    if (piece.digits.empty() && MovePages(from + piece.read, to + piece.into, piece.element))
-      return;
-    OutOfPlaceMove(checked.piece).Run(from, to, threads);
+  const CheckedPieces checked = PieceReader(kName, args, 2).Read();
+  if (checked.pieces.empty()) return;
+  const int threads = ThreadsToMove(checked.bits / 8);
+  char* from = CheckTensor("source", *source, checked.read);
+  char* to = CheckTensor("target", *target, checked.into);
+  if (checked.read.is_empty() || from + checked.read.end_byte() <= to + checked.into.first_byte() ||
+      to + checked.into.end_byte() <= from + checked.read.first_byte()) {
+    std::vector<OutOfPlaceMove> moves;
+    for (const Piece& piece : checked.pieces) moves.emplace_back(piece);
+    for (size_t i = 0; i < moves.size(); ++i) {
+      if (!MovesPages(Normalised(checked.pieces[i]), from, to)) moves[i].Run(from, to, threads);
+    }
     return;
   }
+  const char* read = from + checked.read.first_byte();
+  char* written = to + checked.into.first_byte();
   TVM_FFI_CHECK(read == written, ValueError)
       << kName << ": expected memories that do not overlap, or are the same, but the target is "
-      << written - read << " bytes behind the source: " << checked.piece
+      << written - read << " bytes behind the source: " << checked.pieces.front()
       << "; nothing has changed. Move to other memory";
   MoveInPlace(written, CheckPermutation(kName, checked), threads);
 }
 
 /*!
- * \brief Bytes of scratch that a piece takes in place, by the threads that it would have now.
- * \param args The piece.
+ * \brief Bytes of scratch that pieces take in place, by the threads that they would have now.
+ * \param args The pieces.
  */
 static void RelayoutScratch(ffi::PackedArgs args, ffi::Any* result) {
   constexpr const char* kName = "relax_inplace.relayout_scratch";
-  const CheckedPiece checked = CheckPiece(kName, args, 0);
-  const int threads = ThreadsToMove(checked.bytes);
+  const CheckedPieces checked = PieceReader(kName, args, 0).Read();
   int64_t bytes = 0;
-  if (checked.bytes > 0) {
-    const Piece piece = CheckPermutation(kName, checked);
-    if (!piece.digits.empty()) bytes = InPlaceMove(piece, threads).ScratchBytes();
+  if (!checked.pieces.empty()) {
+    const std::vector<Piece> pieces = CheckPermutation(kName, checked);
+    bytes = InPlaceMove(pieces, ThreadsToMove(checked.bits / 8), kMostScratch).ScratchBytes();
   }
   *result = bytes;
 }

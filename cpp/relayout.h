@@ -1,18 +1,21 @@
-// A move of whole bytes in host memory that is described by numbers, and how it is carried out.
+// A move of bits in host memory that is described by numbers, and how it is carried out.
 //
-// A piece of a move is a loop nest: one digit is one loop, and the innermost statement copies an
-// element. With i_d in [0, extent_d) for each digit d, the element at byte
+// A move is pieces. A piece is a loop nest: one digit is one loop, and the innermost statement
+// copies an element, a run of bits. With i_d in [0, extent_d) for each digit d, the element at bit
 //
-//   into + sum(d.into * i_d)   of the output is the one at byte   read + sum(d.read * i_d)
+//   into + sum(d.into * i_d)   of the output is the one at bit   read + sum(d.read * i_d)
 //
-// of the input. A digit that is not read (0) repeats what is; one that is read backwards (below 0)
-// flips an axis.
+// of the input, xor a pattern; or the pattern alone. Bits are counted from the lowest of the first
+// byte on. A digit that is not read (0) repeats what is; one that is read backwards (below 0) flips
+// an axis.
 #ifndef RELAX_INPLACE_RELAYOUT_H_
 #define RELAX_INPLACE_RELAYOUT_H_
 
 #include <cstdint>
 #include <optional>
 #include <vector>
+
+#include "exchanged_tile.h"
 
 namespace relax_inplace {
 
@@ -23,25 +26,30 @@ struct Digit {
 };
 
 struct Piece {
-  int64_t element;  // bytes
+  int64_t element;  // bits
   std::vector<Digit> digits;
   int64_t into = 0;
   int64_t read = 0;
+  uint64_t pattern = 0;  // of bit k of an element: bit k % 64
+  bool fills = false;    // with the pattern; nothing is read
 };
+
+/*! \brief The least power of two of bits after which a pattern repeats. */
+int64_t PeriodOf(uint64_t pattern);
 
 /*!
  * \brief The same move with the largest element and the fewest digits, in the order of the output,
  *        the outermost first.
- * \param piece Extents are above 0, and `into` of a digit of more than 1.
+ * \param piece Extents are above 0, and `into` of a digit of more than 1. An element is whole
+ *        periods of the pattern.
  */
 Piece Normalised(Piece piece);
 
 /*! \brief A piece cut into parts, each of which is moved to other memory at once. */
 class OutOfPlaceMove {
  public:
-  explicit OutOfPlaceMove(const Piece& piece);
-
-  int64_t bytes() const { return bytes_; }
+  /*! \param by_bits Whether each bit is to be written once, for a target that is the source. */
+  explicit OutOfPlaceMove(const Piece& piece, bool by_bits = false);
 
   /*! \brief Moves the piece from one memory to another that does not overlap. */
   void Run(const char* source, char* target, int threads) const;
@@ -50,27 +58,53 @@ class OutOfPlaceMove {
   void RunInCache(const char* source, char* target) const noexcept;
 
  private:
-  void MoveParts(const char* source, char* target, int64_t begin, int64_t end, bool streams) const;
-  void MovePart(const char* source, char* target, const int64_t* index, bool streams) const;
+  enum class Way { kRuns, kTiles, kBits };
 
-  int64_t element_;
-  int64_t into_;
-  int64_t read_;
+  bool PlanRuns();
+  bool PlanTiles();
+  void PlanBits();
+  void Cut(int64_t part_rows, int64_t part_columns, int64_t part_bits);
+  void MoveParts(const char* source, char* target, int64_t begin, int64_t end, bool streams) const;
+  void MovePart(const char* source, int64_t read, char* target, int64_t into, const int64_t* index,
+                bool streams) const;
+  void MoveTiles(const char* source, char* target, const Digit& rows, const Digit& columns,
+                 bool streams) const;
+
+  Piece piece_;  // of kBits: of a part
+  Way way_;
   int64_t bytes_;
-  Digit rows_;               // of the output: the digit with the shortest step in the input
-  Digit columns_;            // the one with the shortest step in the output
-  std::vector<Digit> grid_;  // counts parts; the last three: of rows, of columns, of an element
+  Digit rows_ = {1, 0, 0};     // of the output: the digit with the shortest step in the input
+  Digit columns_ = {1, 0, 0};  // the one with the shortest step in the output
+  std::vector<Digit> grid_;    // counts parts; the last three: of rows, of columns, of an element
   int64_t part_rows_;
   int64_t part_columns_;
-  int64_t part_bytes_;
+  int64_t part_bits_;
   int64_t parts_;
+  std::optional<ExchangedTile> tile_;
+  int64_t tile_rows_ = 1;  // so many of a digit are in a tile
+  int64_t tile_columns_ = 1;
+  bool fills_lines_ = false;
+};
+
+/*! \brief A pattern, put on what is at the places that a piece writes, whichever it reads. */
+class Reversal {
+ public:
+  explicit Reversal(const Piece& piece);
+
+  void Run(char* memory, int threads) const noexcept;
+
+ private:
+  OutOfPlaceMove move_;
 };
 
 /*! \brief A permutation of units of equal size in one memory, by following its cycles. */
 class UnitPermutation {
  public:
-  /*! \param piece Of a permutation, from and to byte 0. */
-  explicit UnitPermutation(const Piece& piece);
+  /*!
+   * \param pieces Together a permutation, from and to bit 0; patterns are not looked at. The steps
+   *        of the digits of each are nested, on both sides.
+   */
+  UnitPermutation(const std::vector<Piece>& pieces, int64_t most_scratch);
 
   int64_t ScratchBytes() const;
 
@@ -88,40 +122,56 @@ class UnitPermutation {
   };
 
   int64_t Source(int64_t place) const;
+  int64_t SourceInPieces(int64_t place) const;
+  void MoveUnit(char* target, int64_t into, const char* source, int64_t read, int64_t bytes) const;
+  void Save(char* saves, int64_t save, const char* memory, int64_t place, int64_t bytes) const;
   void MoveSegment(char* memory, const Batch& batch, const Segment& segment, const char* saves,
                    int64_t bytes) const;
   void MoveChunk(char* memory, char* scratch, int64_t bytes, int threads) const noexcept;
 
-  int64_t unit_;             // bytes
-  std::vector<Step> steps_;  // the innermost first
-  int64_t read_;
+  int64_t unit_;  // bytes; 0 if it is less than one
+  int64_t unit_bits_;
+  std::vector<Piece> pieces_;  // of units; none if it is one piece:
+  std::vector<Step> steps_;    // the innermost first
+  int64_t read_ = 0;
   int64_t units_;
+  int64_t window_;  // units that are marked as visited at a time, a bit each
+  int64_t batch_;   // places that are found before their units are moved
 };
 
-/*! \brief A permutation of the bytes of each block of a memory, through scratch. */
+/*! \brief Pieces that are the same in each block of a memory. */
+struct Blocks {
+  std::vector<Piece> pieces;  // within one
+  int64_t bytes;              // of one
+  int64_t count;
+};
+
+/*! \brief The smallest blocks of whole bytes. The pieces are normalised, of a permutation. */
+Blocks BlocksOf(std::vector<Piece> pieces, int64_t bytes);
+
+/*! \brief A permutation of the bits of each block of a memory, through scratch. */
 class LocalPass {
  public:
-  /*! \param piece Of a permutation, from and to byte 0, of digits in the order of the output. */
-  LocalPass(const Piece& piece, int64_t bytes, int threads, int64_t most_scratch);
+  LocalPass(const Blocks& blocks, int threads, int64_t most_scratch);
 
   int64_t ScratchBytes() const { return threads_ * scratch_; }
 
   void Run(char* memory, char* scratch) const noexcept;
 
  private:
-  int64_t block_;
+  int64_t block_;  // bytes
   int64_t blocks_;
   int64_t row_;  // bytes that lie together in scratch
   int64_t padded_row_;
   int64_t scratch_;  // bytes of a block there
   int threads_;
-  std::optional<OutOfPlaceMove> move_;  // from scratch to a block
+  std::vector<OutOfPlaceMove> moves_;  // from scratch to a block
 };
 
-/*! \brief A permutation of the bytes of one memory, as up to three passes over it. */
+/*! \brief A permutation of the bits of one memory, as up to three passes over it. */
 class Passes {
  public:
-  /*! \param piece Normalised, of a permutation, from and to byte 0. */
+  /*! \param piece Normalised, of a permutation, from and to bit 0. */
   Passes(const Piece& piece, int threads, int64_t most_scratch);
 
   int64_t ScratchBytes() const;
@@ -138,14 +188,20 @@ class Passes {
   std::optional<LocalPass> before_;
   std::optional<UnitPermutation> units_;
   std::optional<LocalPass> after_;
+  std::optional<Reversal> reversal_;
 };
 
-/*! \brief A permutation of the bytes of one memory, by at most 4 MB of scratch. */
+/*! \brief A permutation of the bits of one memory, by bounded scratch. */
 class InPlaceMove {
  public:
-  /*! \param piece Normalised, of a permutation, from and to byte 0. */
-  InPlaceMove(const Piece& piece, int threads);
+  /*!
+   * \param pieces Normalised, together a permutation, from and to bit 0, of whole bytes. The steps
+   *        of the digits of each are nested, on both sides.
+   * \param most_scratch kLeastScratch or more.
+   */
+  InPlaceMove(const std::vector<Piece>& pieces, int threads, int64_t most_scratch);
 
+  /*! \brief Of all threads together: `most_scratch` or less. */
   int64_t ScratchBytes() const;
 
   /*! \param scratch At an address of 64 bytes. */
@@ -155,7 +211,7 @@ class InPlaceMove {
   /*! \brief What is left of a transposition without the rows or columns that are set aside. */
   struct Rest {
     int64_t batches;
-    int64_t element;
+    int64_t element;  // bytes
     int64_t rows;     // of the input, all of them
     int64_t columns;  // all of them
     int64_t rest;     // how many are set aside
@@ -165,13 +221,24 @@ class InPlaceMove {
     int64_t bytes() const { return element * rest * (is_of_rows ? columns : rows); }
   };
 
-  static std::optional<Rest> RestOf(const Piece& piece, int64_t multiple, bool is_of_rows);
+  static std::optional<Rest> RestOf(const Piece& piece, int64_t multiple, bool is_of_rows,
+                                    int64_t most_aside);
+  void PlanPiece(Piece piece);
   void RunBesideRest(char* memory, char* scratch) const noexcept;
 
+  int threads_;
+  int64_t most_scratch_;
+  // Of one piece: all of it, or without a rest. Of several: in blocks, or in units.
+  std::optional<Passes> passes_;
   std::optional<Rest> rest_;
   std::optional<OutOfPlaceMove> rest_move_;
-  std::optional<Passes> passes_;
+  std::optional<LocalPass> blocks_;
+  std::optional<UnitPermutation> units_;
+  std::vector<Reversal> reversals_;
 };
+
+/*! \brief What any permutation can do with. */
+constexpr int64_t kLeastScratch = int64_t{128} << 10;
 
 }  // namespace relax_inplace
 

@@ -1,14 +1,14 @@
-"""Kernels that move whole bytes on a CPU: a description that the runtime carries out.
+"""Kernels that move bits on a CPU: a description that the runtime carries out.
 
 Definition
 ----------
-A kernel whose description (:mod:`.read_description`) moves whole bytes becomes calls of
-``relax_inplace.relayout`` (cpp/relayout.cc), one for each piece. It looks at the processor and its
-cores itself: how fast a move is depends neither on the target nor on TVM's threads. Sizes that are
-symbolic are computed where it is called.
+A kernel whose description (:mod:`.read_description`) moves bits in runs of bytes
+(:mod:`.byte_moves`) becomes calls of ``relax_inplace.relayout`` (cpp/relayout.cc), one for each
+input. It looks at the processor and its cores itself: how fast a move is depends neither on the
+target nor on TVM's threads. Sizes that are symbolic are computed where it is called.
 
-One piece that is a bijection may have its result in its input's memory, whatever its size: the
-runtime then moves within it, by bounded scratch.
+A bijection of one input may have its result in that memory, whatever its size: the runtime then
+moves within it, by bounded scratch.
 
 An input that is moved in runs of consecutive bytes, each byte once at most, is one *of pages*:
 where nobody reads it any more, the runtime may move its pages instead of copying them
@@ -23,7 +23,7 @@ import tvm
 from tvm import ir, relax, tirx
 from tvm.s_tir import SBlock, SBlockRealize
 
-from .byte_moves import ByteMove, byte_moves, is_bijection, is_parted
+from .byte_moves import Call, calls_of, is_bijection, is_nested, is_of_pages
 from .description_blocks import INPLACE
 from .inlining import with_producers_inlined
 from .read_description import read_relayouts
@@ -38,7 +38,7 @@ _MOVER = "relax_inplace.relayout"
 
 
 def schedule_host_move(function: tirx.PrimFunc, target: tvm.target.Target) -> tirx.PrimFunc | None:
-    """The kernel as calls of the runtime, if it only moves whole bytes.
+    """The kernel as calls of the runtime, if it only moves bits, in runs of bytes.
 
     Parameters
     ----------
@@ -63,17 +63,13 @@ def schedule_host_move(function: tirx.PrimFunc, target: tvm.target.Target) -> ti
     params = kernel.params[:]
     outputs = {relayout.output for relayout in relayouts}
     calls, pairs = [], []
-    moves_of: dict[int, list[ByteMove]] = {}
     for relayout in relayouts:
-        moves = byte_moves(relayout)
-        if moves is None or any(move.source is None or move.pattern for move in moves):
+        found = calls_of(relayout)
+        if found is None:
             return None
-        calls += [_call(move, params, relayout.output) for move in moves]
-        for move in moves:
-            assert move.source is not None
-            moves_of.setdefault(move.source, []).append(move)
-        if len(moves) == 1 and is_bijection(relayout):
-            pairs.append([moves[0].source, relayout.output])
+        calls += [_call(call, params, relayout.output) for call in found]
+        if is_bijection(relayout) and (len(relayout.pieces) == 1 or is_nested(relayout)):
+            pairs.append([found[0].source, relayout.output])
     if len(relayouts) > 1:
         pairs = []  # an input that several outputs are made of is not written over
     buffers = buffer_params(kernel)
@@ -86,23 +82,15 @@ def schedule_host_move(function: tirx.PrimFunc, target: tvm.target.Target) -> ti
     attrs: dict[str, Any] = {"tirx.is_scheduled": True}
     if pairs:
         attrs |= {INPLACE: pairs, "tirx.noalias": False}
-    of_pages = [
-        source
-        for source, moves in moves_of.items()
-        if not any(move.digits for move in moves)
-        and (len(moves) == 1 or is_parted(relayouts, source))
-    ]
+    of_pages = sorted({one for r in relayouts for one in r.inputs if is_of_pages(relayouts, one)})
     if of_pages and not pairs:
         attrs[OF_PAGES] = of_pages
     return scheduled.with_attr(attrs)
 
 
-def _call(move: ByteMove, params: list[relax.Var], output: int) -> tirx.Stmt:
-    numbers: list[Size] = [move.width, move.read, move.into, len(move.digits)]
-    for digit in move.digits:
-        numbers += [digit.extent, digit.into, digit.read]
-    assert move.source is not None
-    given = [params[move.source], params[output], *map(_number, numbers)]
+def _call(call: Call, params: list[relax.Var], output: int) -> tirx.Stmt:
+    source = output if call.source is None else call.source
+    given = [params[source], params[output], *map(_number, call.numbers)]
     return tirx.Evaluate(tirx.call_packed(_MOVER, *given))
 
 

@@ -2098,9 +2098,34 @@ DESCRIPTIONS = [
             "    return True\n",
         ),
         (
+            "steps are of bytes",
+            "    return all(over(step, 8) is not None for step in left.values())\n",
+            "    return True\n",
+        ),
+        (
             "runs are of bytes",
-            "    if width is None or into is None or read is None or len(whole) < len(digits):\n",
-            "    if into is None or read is None:\n",
+            "        if at is None:\n            return False\n",
+            "        if at is None:\n            break\n",
+        ),
+        (
+            "runs begin at bytes",
+            "        over(base, 8) is not None and _are_in_bytes(",
+            "        _are_in_bytes(",
+        ),
+        (
+            "constants are not put beside each number",
+            "            return short and isinstance(digit.into, int) and digit.into <= 2 * _WORD\n",
+            "            return False\n",
+        ),
+        (
+            "a digit's steps go beyond what is inside",
+            "        if not is_at_least_zero(step - reach):\n",
+            "        if False:\n",
+        ),
+        (
+            "a part of a pattern is in its place",
+            "                into=piece.into + done,\n",
+            "                into=piece.into,\n",
         ),
     ),
     *_mutants(
@@ -2193,18 +2218,8 @@ HOST_MOVES = _mutants(
     ),
     (
         "what keeps only some of the bytes is not in place",
-        "        if len(moves) == 1 and is_bijection(relayout):",
-        "        if len(moves) == 1:",
-    ),
-    (
-        "a constant is no move",
-        "any(move.source is None or move.pattern for move in moves)",
-        "any(move.pattern for move in moves)",
-    ),
-    (
-        "bits that are turned over are no move",
-        "any(move.source is None or move.pattern for move in moves)",
-        "any(move.source is None for move in moves)",
+        "        if is_bijection(relayout) and (",
+        "        if (",
     ),
     (
         "what may be in place is not taken for distinct memory",

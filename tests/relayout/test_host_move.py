@@ -1,4 +1,4 @@
-"""Kernels that move whole bytes become calls of the runtime."""
+"""Kernels that move bits become calls of the runtime."""
 
 import numpy as np
 import pytest
@@ -14,15 +14,15 @@ from relax_inplace.relayout.host_move import OF_PAGES, schedule_host_move
 
 
 def test_before_and_after():
-    """A call for each piece; symbolic sizes are computed where it is called."""
+    """A call for each input; symbolic sizes are computed where it is called."""
     kernel = kernel_of(op.permute_dims, (("n", 3), "float16"))
     scheduled = schedule_host_move(kernel, TARGET)
     calls = [line for line in scheduled.script().splitlines() if "call_packed" in line]
     (call,) = calls
-    # Bytes of an element; where the first is read and written; of 2 digits how often, and how many
-    # bytes further it writes and reads.
-    numbers = "2, 0, 0, 2, 3, n * T.int64(2), 2, n, 2, 6"
-    assert numbers.replace("T.int64(2)", "2") in call.replace("T.int64(", "").replace(")", "")
+    # One piece: bits of an element; where the first is read and written; no pattern, no constant; of
+    # 2 digits how often, and how many bits further it writes and reads.
+    numbers = "1, 16, 0, 0, 0, 0, 2, 3, n * 16, 16, n, 16, 48"
+    assert numbers in call.replace("T.int64(", "").replace(")", "")
     assert list(map(list, scheduled.attrs[INPLACE])) == [[0, 1]]
     assert not scheduled.attrs["tirx.noalias"]
     assert schedule_host_move(kernel, tvm.target.Target("cuda", host="llvm")) is None
@@ -64,7 +64,7 @@ def test_numbers(name, dtype):
 OTHERS = {
     "what is computed": lambda w: op.add(op.permute_dims(w), op.permute_dims(w)),
     "a cast": lambda w: op.astype(w, "float64"),
-    "a rim of zeros": lambda w: layout.tiles.pack(w, 5, 5),
+    "zeros beside each": lambda w: op.astype(op.astype(w, "uint8"), "uint32"),
     "a sum": lambda w: op.sum(w, 1),
 }
 
@@ -116,13 +116,57 @@ def test_several_results(name):
     assert run(built(scheduled), scheduled, [array]) == run(built(kernel), kernel, [array])
 
 
-def test_bits_that_are_turned_over():
-    """A move in a description; the runtime moves bytes as they are."""
-    kernel = te_kernel(
-        lambda a: te.compute((6, 4), lambda i, j: a[j, i] ^ tirx.const(0x88, "uint8"), "flipped"),
-        ((4, 6), "uint8"),
+def halves_exchanged(w):
+    one, other = (op.strided_slice(w, [0], [start], [start + 3]) for start in (0, 3))
+    return op.concat((other, one), 0)
+
+
+BITS = {
+    "turned over": te_kernel(
+        lambda a: te.compute((64, 48), lambda i, j: a[j, i] ^ tirx.const(0x88, "uint8"), "flipped"),
+        ((48, 64), "uint8"),
+    ),
+    "nibbles": kernel_of(
+        lambda w: layout.faster_transformer.to_mixed_gemm(w, arch=80, bits=4), ((192, 64), "int8")
+    ),
+    "scales and codes": kernel_of(
+        lambda w: layout.ggml.interleave(w, rows=8, bytes=8), ((24, 90), "uint8")
+    ),
+    "scales and codes, back": kernel_of(
+        lambda w: layout.ggml.deinterleave(w, rows=8, bytes=8), ((3, 5, 144), "uint8")
+    ),
+    "two halves": kernel_of(halves_exchanged, ((6, 100), "float16")),
+}
+
+
+@pytest.mark.parametrize("name", BITS)
+def test_bits_and_several_pieces(name):
+    """A bijection of an input is in place, whatever it is made of."""
+    kernel = BITS[name]
+    scheduled = schedule_host_move(kernel, TARGET)
+    assert scheduled.script().count("call_packed") == 1
+    assert list(map(list, scheduled.attrs[INPLACE])) == [[0, 1]]
+    buffer = kernel.params[0].ty
+    shape = [int(size) for size in buffer.shape]
+    array = random_array(np.random.default_rng(0), shape, str(buffer.dtype))
+    expected = run(built(kernel), kernel, [array])
+    compiled = built(scheduled)
+    assert run(compiled, scheduled, [array]) == expected
+    assert run(compiled, scheduled, [array], over=(0, 1)) == expected
+
+
+def test_constants_and_two_inputs():
+    """A call for each input, and constants with one of them: nothing lies where they do."""
+    kernel = kernel_of(
+        lambda x, y: op.nn.pad(op.concat([x, y], 1), (1, 2, 0, 40)),
+        ((4, 30), "float16"),
+        ((4, 20), "float16"),
     )
-    assert schedule_host_move(kernel, TARGET) is None
+    scheduled = schedule_host_move(kernel, TARGET)
+    assert scheduled.script().count("call_packed") == 2
+    assert INPLACE not in scheduled.attrs
+    arrays = [random_array(np.random.default_rng(n), (4, n), "float16") for n in (30, 20)]
+    assert run(built(scheduled), scheduled, arrays) == run(built(kernel), kernel, arrays)
 
 
 @pytest.mark.parametrize("n", [0, 1, 2, 7, 64])

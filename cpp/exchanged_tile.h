@@ -1,0 +1,77 @@
+// A tile of a move of bits: what a processor has in its first cache at once.
+//
+// The place of a bit in a tile is a number; each of its binary digits counts something: the columns
+// of the input, or its rows. To move bits is to exchange digits of their places. A tile is loaded
+// in runs that lie together in the input, and stored in runs of the output. Between these, a step
+// exchanges a digit of the place within a register with one of the number of the register: with
+// masks and shifts within 64 bits, with shuffles beyond that. So it is one way for bits, nibbles,
+// bytes and more, in any order, and what there is to know of a processor is how to shuffle.
+#ifndef RELAX_INPLACE_EXCHANGED_TILE_H_
+#define RELAX_INPLACE_EXCHANGED_TILE_H_
+
+#include <cstdint>
+#include <vector>
+
+namespace relax_inplace {
+
+/*! \brief Bytes of the widest registers that this processor has, of those that there is code for.
+ */
+int WidestRegister();
+
+/*! \brief A digit of the places in a tile, of two values: bits from one to the other. */
+struct TileBit {
+  int64_t into;
+  int64_t read;
+};
+
+/*! \brief How to move a tile. */
+class ExchangedTile {
+ public:
+  /*! \brief So many binary digits there may be. */
+  static constexpr int kMostBits = 18;
+
+  /*! \brief How many of the digits are of bits that lie together, from the lowest on. */
+  static int RunOf(const std::vector<TileBit>& bits, int64_t TileBit::*step);
+
+  /*!
+   * \brief Whether tiles of these digits are possible: runs of whole bytes, on both sides.
+   */
+  static bool IsPossible(const std::vector<TileBit>& bits);
+
+  /*!
+   * \param bits At most kMostBits, and possible.
+   * \param pattern Xor with the output; its period is that of bits that lie together on both sides.
+   */
+  ExchangedTile(const std::vector<TileBit>& bits, uint64_t pattern);
+
+  /*!
+   * \brief Moves a tile whose first bits are in these bytes.
+   * \param later The source of a tile that is moved later.
+   * \param streams Whether to store whole lines past the caches: runs at addresses of 64 bytes.
+   */
+  void Move(const char* source, const char* later, char* target, bool streams) const;
+
+  /*! \brief A run: its first byte in the tile, and in the memory. */
+  struct Run {
+    int32_t place;
+    int64_t offset;
+  };
+  struct Exchange {
+    int64_t apart;    // from one register to the other
+    int in_register;  // the exponent of the distance in bits; kWhole if registers are exchanged
+  };
+  static constexpr int kWhole = -1;
+
+  std::vector<Run> loads;
+  std::vector<Run> stores;
+  std::vector<Exchange> exchanges;
+  int load_bytes;
+  int store_bytes;
+  int64_t registers;
+  bool is_partial;  // not all places are loaded
+  uint64_t pattern;
+};
+
+}  // namespace relax_inplace
+
+#endif  // RELAX_INPLACE_EXCHANGED_TILE_H_
