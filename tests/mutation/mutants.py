@@ -2204,6 +2204,15 @@ HOST_MOVES = _mutants(
     ),
 )
 
+# -- the command line -----------------------------------------------------------------------------
+
+PROCESSOR = _mutants(
+    "cli/processor.py",
+    ("cli/test_build_command.py",),
+    ("a processor has all of a level, or is taken for none", "_flags() >= _V3", "_flags()"),
+    ("with FMA a product and a sum are rounded once", ', "mattr": ["-fma"]', ""),
+)
+
 MUTANTS = [
     *DESCRIPTIONS,
     *HOST_MOVES,
@@ -2241,4 +2250,5 @@ MUTANTS = [
     *WRITER,
     *SCHEDULE,
     *UPDATED,
+    *PROCESSOR,
 ]
