@@ -86,10 +86,11 @@ def command(
         chosen_target = target_of(target)
         lifts = _has_weights(mod, choices) if lift is None else lift
         choices.require_lift(lifts)
-        made = planned(mod, choices, lifts) if lifts or transforms_of(mod) else []
+        has_plan = lifts or transforms_of(mod)
+        made = planned(mod, choices, lifts, target=chosen_target) if has_plan else []
     said.progress(f"rewriting {len(mod.functions)} functions")
     with said.tvm_speaks():
-        mod = rewritten(mod, choices, lifts)
+        mod = rewritten(mod, choices, lifts, chosen_target)
     said.progress(f"compiling for {chosen_target.kind.name}")
     with said.tvm_speaks(), output_file(output) as file:
         library = compiled(mod, chosen_target)

@@ -34,13 +34,16 @@ def target_of(text: str) -> tvm.target.Target:
     return target
 
 
-def rewritten(mod: ir.IRModule, choices: Choices, lifts: bool) -> ir.IRModule:
-    """The module in place, lifted before or not."""
+def rewritten(
+    mod: ir.IRModule, choices: Choices, lifts: bool, target: tvm.target.Target
+) -> ir.IRModule:
+    """The module in place, lifted before or not, for a target."""
     from ..transform import InplaceTransformParams, LiftInplaceTransformParams
 
+    others = {**choices.with_others, "target": target}
     if lifts:
-        return LiftInplaceTransformParams(**choices.for_lifting(), **choices.with_others)(mod)
-    return InplaceTransformParams(**choices, **choices.with_others)(mod)
+        return LiftInplaceTransformParams(**choices.for_lifting(), **others)(mod)
+    return InplaceTransformParams(**choices, **others)(mod)
 
 
 def running_nothing() -> tvm.transform.PassContext:

@@ -610,6 +610,11 @@ TRACE = _mutants(
         "            self._new(var, _known(var.ty), var.name)",
     ),
     (
+        "and its bytes are not counted, whatever is known of them later",
+        "if tensor.size is None and not tensor.is_hidden:",
+        "if tensor.size is None:",
+    ),
+    (
         "it may read slots",
         '        """What may keep what it is given, and may hold what it returns."""\n        self.reads_unseen.append(self._at)\n',
         "",
@@ -2204,6 +2209,38 @@ HOST_MOVES = _mutants(
     ),
 )
 
+# -- what is planned in place ---------------------------------------------------------------------
+
+MOVES_IN_PLACE = _mutants(
+    "inplace/moves_in_place.py",
+    ("inplace/test_moves_in_place.py", "-k", "not resident"),
+    ("what is one operand twice is not written over", "or operands.count(position) > 1", ""),
+    (
+        "nor what another operand is a view of",
+        "sum(donor in buffers for buffers in layouts) == 1",
+        "True",
+    ),
+    (
+        "nor a weight that is loaded",
+        "known.is_modifiable and not known.is_streamed",
+        "known.is_modifiable",
+    ),
+    ("nor one in a nested tuple", "if is_free and known.container.parent is None", "if is_free"),
+    ("devices beside the target have other kernels", 'mod.global_infos.get("vdevice")', "False"),
+    ("what does not fit lies elsewhere", "and self._fits(donor, result)", ""),
+    ("a view is not the whole", "self._graph.layout(var) != {result}", "False"),
+)
+
+PLANNED_FOR = _mutants(
+    "lower/pipeline.py",
+    ("inplace/test_moves_in_place.py", "-k", "another_target"),
+    (
+        "what was planned for one target is compiled for it",
+        "if kind is not None and kind != target.kind.name:",
+        "if False:",
+    ),
+)
+
 # -- the command line -----------------------------------------------------------------------------
 
 PROCESSOR = _mutants(
@@ -2250,5 +2287,7 @@ MUTANTS = [
     *WRITER,
     *SCHEDULE,
     *UPDATED,
+    *MOVES_IN_PLACE,
+    *PLANNED_FOR,
     *PROCESSOR,
 ]
