@@ -1,9 +1,9 @@
 """What can be done to weights: each operation in Relax, and in numpy, torch and jax alike.
 
 Definition: an operation makes one tensor, or a tuple of them, of one or several. ``relax`` takes
-and returns expressions; ``arrays(xp, ...)`` takes and returns arrays of the library ``xp``, which is
-numpy, torch or jax.numpy, in the few lines that one would write. It may return a view: to make that
-contiguous is the caller's part.
+and returns expressions; ``arrays(xp, ...)`` takes and returns arrays of the library ``xp``, which
+is numpy, torch or jax.numpy, in the few lines that one would write. It may return a view: to make
+that contiguous is the caller's part.
 
 Nothing is imported but what is given: a process that measures numpy needs no TVM.
 """

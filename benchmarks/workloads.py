@@ -1,8 +1,8 @@
 """What is converted: weights of the shapes that models have, and what is done to each.
 
 Definition: a workload is a list of steps; a step spends one or several weights and makes one new
-one, or several, of them, by one of :mod:`operations`. It has as many equal layers as come nearest to
-the bytes asked for, at least one; where its name says how many, it has those.
+one, or several, of them, by one of :mod:`operations`. It has as many equal layers as come nearest
+to the bytes asked for, at least one; where its name says how many, it has those.
 
 The shapes are those of Llama-3-8B's linear layers, and of the experts of Qwen3-30B-A3B, where one
 tensor holds a matrix of each of the 128 experts.

@@ -90,6 +90,11 @@ def test_small_weights_take_no_more_than_out_of_place():
         (["t0 = R.permute_dims(w0)", "t1 = R.add(w0, w1)"], ["t0", "t1"], 2),
         (["v = R.reshape(w0, R.shape([4, 1024, 1024]))", "t0 = R.exp(v)"], ["t0", "w1"], 2),
         (["t0 = R.add(w0, w0)"], ["t0", "w1"], 3),
+        (
+            ["v = R.memory.view(w0, R.shape([2048, 2048]))", "a = R.add(w0, v)"],
+            ["a", "w1"],
+            3,
+        ),
         (["a = R.add(w0, w1)"], ["a", "w1"], 2),
         (["a = R.add(w0, w1)"], ["w0", "a"], 2),
         (["a = R.add(w0, w1)"], ["w0", "w1", "a"], 3),
@@ -248,6 +253,15 @@ def test_another_device_beside_the_target(without_scratch):
     device = relax.VDevice("llvm", 0, "global")
     mod.update_global_info("vdevice", [device])
     assert plan(mod).peak == 3 * WEIGHT
+
+
+def test_what_cannot_be_given_back_is_not_taken_over(without_scratch):
+    """Of a device's memory: half of what a cast leaves."""
+    half = module(['h = R.astype(w0, "float16")'], ["h", "w1"])
+    assert plan(half).peak == 2 * WEIGHT
+    assert plan(half, target="cuda").peak == 2.5 * WEIGHT
+    same = module(["e = R.exp(w0)"], ["e", "w1"])
+    assert plan(same, target="cuda").peak == 2 * WEIGHT
 
 
 def test_float_to_integer_stays_as_it_is(without_scratch):
