@@ -11,7 +11,7 @@
 # make wheel   the sdist and the manylinux wheel in dist/, and the sdist's tests against the wheel
 #              with each of PYTHONS="python3.10 python3.14"
 # make bench   conversions against a warm copy, TVM, numpy (and torch and jax, if they are in .venv);
-#              TVM's ways; time to compile and to lift; cold starts with 2 GB
+#              a fresh process's first call; TVM's ways; time to compile and to lift; cold starts
 # make gpu-check  a folder that checks and measures conversions on a machine with a GPU: needs nvcc
 
 PYTHON ?= python3
@@ -112,6 +112,7 @@ bench: .venv/pyvenv.cfg
 	mkdir -p build/bench
 	$(BIN)/python benchmarks/conversion_time.py --json build/bench/conversions.json \
 	    --plot build/bench/conversions.svg
+	$(BIN)/python benchmarks/first_call.py --only "transpose float16" "cast to float16" "concat QKV"
 	$(BIN)/python benchmarks/tvm_ways.py
 	$(BIN)/python benchmarks/compile_time.py
 	$(BIN)/python benchmarks/lift_time.py

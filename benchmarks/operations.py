@@ -1,9 +1,9 @@
 """What can be done to weights: each operation in Relax, and in numpy, torch and jax alike.
 
-Definition: an operation makes one tensor of one or several. ``relax`` takes and returns
-expressions; ``arrays(xp, ...)`` takes and returns arrays of the library ``xp``, which is numpy,
-torch or jax.numpy, in the few lines that one would write. It may return a view: to make that
-contiguous is the caller's part.
+Definition: an operation makes one tensor, or a tuple of them, of one or several. ``relax`` takes
+and returns expressions; ``arrays(xp, ...)`` takes and returns arrays of the library ``xp``, which
+is numpy, torch or jax.numpy, in the few lines that one would write. It may return a view: to make
+that contiguous is the caller's part.
 
 Nothing is imported but what is given: a process that measures numpy needs no TVM.
 """
@@ -52,6 +52,60 @@ def _concat_arrays(xp: Any, *weights: Any) -> Any:
     return xp.concatenate(weights)
 
 
+# -- rows of one weight, as several ----------------------------------------------------------------
+
+
+def _split_points(rows: int) -> list[int]:
+    """Of Q, K and V: four sixths, and a sixth each."""
+    return [rows * 4 // 6, rows * 5 // 6]
+
+
+def _split_relax(weight: Any) -> Any:
+    from tvm import relax
+
+    return relax.op.split(weight, _split_points(int(weight.ty.shape.values[0])), axis=0)
+
+
+def _split_arrays(xp: Any, weight: Any) -> Any:
+    first, second = _split_points(weight.shape[0])
+    return weight[:first], weight[first:second], weight[second:]
+
+
+# -- tiles of 16 rows and 32 columns ---------------------------------------------------------------
+
+_TILE = (16, 32)
+
+
+def _tiles_relax(weight: Any) -> Any:
+    from relax_inplace import layout
+
+    return layout.tiles.pack(weight, *_TILE)
+
+
+def _tiles_arrays(xp: Any, weight: Any) -> Any:
+    (height, width), (rows, columns) = weight.shape, _TILE
+    tiles = xp.reshape(weight, (height // rows, rows, width // columns, columns))
+    return xp.swapaxes(tiles, 1, 2)
+
+
+# -- AWQ's codes (K x N, eight columns a word in an order of its own) to N x K ---------------------
+
+
+def _awq_relax(qweight: Any) -> Any:
+    from relax_inplace.layout.awq import codes_to_groups
+
+    return codes_to_groups(qweight, "int32")
+
+
+def _awq_arrays(xp: Any, qweight: Any) -> Any:
+    height, words = qweight.shape
+    pairs = qweight.view(xp.uint8)
+    codes = xp.reshape(xp.stack([pairs & 15, pairs >> 4], axis=-1), (height, words, 2, 4))
+    matrix = xp.reshape(xp.swapaxes(codes, 2, 3), (height, words * 8))
+    packed = xp.swapaxes(matrix[0::2] | matrix[1::2] << 4, 0, 1)
+    return xp.reshape(xp.reshape(packed, (-1,)).view(xp.uint32), (words * 8, height // 8))
+
+
 # -- arithmetic ------------------------------------------------------------------------------------
 
 _FACTOR = 0.0883883461356163  # 1 / sqrt(128), of a query: its product is rounded
@@ -98,7 +152,26 @@ def _interleave_arrays(xp: Any, weight: Any) -> Any:
     return xp.concatenate([scales, codes], axis=-1)
 
 
-# -- FasterTransformer's mixed GEMM of int4, on Ampere ---------------------------------------------
+# -- FasterTransformer's mixed GEMM of int4 and int8, on Ampere ------------------------------------
+
+_ROWS_8 = [first + 2 * i for i in range(4) for first in (0, 1, 8, 9)]
+
+
+def _mixed_gemm_8_relax(codes: Any) -> Any:
+    from relax_inplace import layout
+
+    return layout.faster_transformer.to_mixed_gemm(codes, arch=80, bits=8)
+
+
+def _mixed_gemm_8_arrays(xp: Any, codes: Any) -> Any:
+    height, width = codes.shape
+    matrix = xp.reshape(codes.view(xp.uint8), (-1, 16, width))[:, _ROWS_8]
+    matrix = xp.swapaxes(xp.reshape(matrix, (height, width)), 0, 1)
+    matrix = xp.reshape(matrix, (width // 2, 2, height // 64, 64))
+    words = xp.reshape(xp.swapaxes(matrix, 1, 2), (-1, 4))
+    words = xp.concatenate([words[:, 0::2], words[:, 1::2]], axis=-1) ^ 0x80
+    return xp.reshape(words, tuple(codes.shape)).view(xp.int8)
+
 
 _ROWS = [first + 2 * i for i in range(4) for first in (0, 1, 8, 9, 16, 17, 24, 25)]
 
@@ -124,8 +197,12 @@ def _mixed_gemm_arrays(xp: Any, codes: Any) -> Any:
 OPERATIONS = {
     "transpose": Operation(_transpose_relax, _transpose_arrays),
     "concat": Operation(_concat_relax, _concat_arrays),
+    "split": Operation(_split_relax, _split_arrays),
+    "tiles": Operation(_tiles_relax, _tiles_arrays),
+    "awq": Operation(_awq_relax, _awq_arrays),
     "scale": Operation(_scale_relax, _scale_arrays),
     "to_float16": Operation(_to_float16_relax, _to_float16_arrays),
     "interleave": Operation(_interleave_relax, _interleave_arrays),
     "mixed_gemm": Operation(_mixed_gemm_relax, _mixed_gemm_arrays),
+    "mixed_gemm_8": Operation(_mixed_gemm_8_relax, _mixed_gemm_8_arrays),
 }

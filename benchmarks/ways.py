@@ -46,6 +46,7 @@ __all__ = [
     "compile_way",
     "measure",
     "verify",
+    "weights_of",
     "why_missing",
 ]
 
@@ -70,10 +71,15 @@ def _model(workload: Workload) -> Any:
     with builder.function("main", [x, *weights], attrs={"num_input": 1}):
         with builder.dataflow():
             left = iter(weights)
-            new = [
-                builder.emit(OPERATIONS[step.operation].relax(*(next(left) for _ in step.weights)))
-                for step in workload.steps
-            ]
+            new = []
+            for step in workload.steps:
+                spent = [next(left) for _ in step.weights]
+                made = builder.emit(OPERATIONS[step.operation].relax(*spent))
+                if isinstance(made.ty, relax.TupleType):
+                    fields = range(len(made.ty.fields))
+                    new += [builder.emit(relax.TupleGetItem(made, i)) for i in fields]
+                else:
+                    new.append(made)
             out = builder.emit_output(relax.Tuple([x, *new]))
         builder.emit_func_output(out)
     return builder.get()
@@ -126,11 +132,11 @@ def _compiled(name: str, workload: Workload, library: str | None) -> _Convert:
 
     relax_inplace.libinfo.load_library()
     convert = relax.VirtualMachine(tvm.runtime.load_module(library), tvm.cpu())[name]
-    holder = [tvm_ffi.Array(_weights(workload, is_ours=name == _IN_PLACE))]
+    holder = [tvm_ffi.Array(weights_of(workload, is_ours=name == _IN_PLACE))]
     return lambda: convert(holder.pop())
 
 
-def _weights(workload: Workload, is_ours: bool = False) -> list[Any]:
+def weights_of(workload: Workload, is_ours: bool = False) -> list[Any]:
     """The weights as TVM's tensors, or as `load_params` makes them."""
     import tvm
 
@@ -155,8 +161,9 @@ def _loop(
         new = []
         for step in workload.steps:
             spent = [arrays.pop() for _ in step.weights]
-            new.append(contiguous(OPERATIONS[step.operation].arrays(xp, *spent)))
-            del spent
+            made = OPERATIONS[step.operation].arrays(xp, *spent)
+            new += map(contiguous, made if isinstance(made, tuple) else (made,))
+            del spent, made
         return new
 
     return convert
@@ -200,7 +207,7 @@ def _jax(workload: Workload, library: str | None = None) -> _Convert:
 
 def _copy_seconds(workload: Workload) -> float:
     # Of TVM's memory, as the weights are: numpy's comes in huge pages, which are quicker to copy.
-    tensors = [_weights(workload) for _ in range(2)]
+    tensors = [weights_of(workload) for _ in range(2)]
     sources, targets = (
         [_bytes_at(t.data_ptr(), w.nbytes) for t, w in zip(each, workload.weights, strict=True)]
         for each in tensors

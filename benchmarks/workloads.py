@@ -1,8 +1,8 @@
 """What is converted: weights of the shapes that models have, and what is done to each.
 
 Definition: a workload is a list of steps; a step spends one or several weights and makes one new
-one of them, by one of :mod:`operations`. It has as many equal layers as come nearest to the bytes
-asked for, at least one; where its name says how many, it has those.
+one, or several, of them, by one of :mod:`operations`. It has as many equal layers as come nearest
+to the bytes asked for, at least one; where its name says how many, it has those.
 
 The shapes are those of Llama-3-8B's linear layers, and of the experts of Qwen3-30B-A3B, where one
 tensor holds a matrix of each of the 128 experts.
@@ -34,7 +34,7 @@ class Weight:
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """One new tensor, and the weights that it is made of, which nothing else needs."""
+    """What makes new tensors, and the weights that it makes them of, which nothing else needs."""
 
     operation: str
     weights: tuple[Weight, ...]
@@ -118,6 +118,16 @@ WORKLOADS: dict[str, Callable[[int], _Layer]] = {
     ],
     "FasterTransformer int4": lambda shrink: [
         ("mixed_gemm", [Weight((k, n // 2), "int8")]) for n, k in _shrunk(_LLAMA, shrink)
+    ],
+    "FasterTransformer int8": lambda shrink: [
+        ("mixed_gemm_8", [Weight((k, n), "int8")]) for n, k in _shrunk(_LLAMA, shrink)
+    ],
+    "AWQ to groups": lambda shrink: [
+        ("awq", [Weight((k, n // 8), "int32")]) for n, k in _shrunk(_LLAMA, shrink)
+    ],
+    "tiles 16x32 float16": _each("tiles", "float16"),
+    "split QKV": lambda shrink: [
+        ("split", [Weight(shape, "float16")]) for shape in _shrunk(((6144, 4096),), shrink)
     ],
     "concat QKV": lambda shrink: [
         ("concat", [Weight(shape, "float16") for shape in _shrunk((_QUERY, _KEY, _KEY), shrink)])

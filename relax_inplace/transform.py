@@ -28,6 +28,7 @@ def InplaceTransformParams(  # noqa: N802  named as TVM names passes
     restore: bool = False,
     reference: bool = False,
     strict: bool = True,
+    target: str | tvm.target.Target | None = None,
 ) -> tvm.transform.Pass:
     """Create the pass that makes weight transforms work in place.
 
@@ -65,6 +66,11 @@ def InplaceTransformParams(  # noqa: N802  named as TVM names passes
     strict : bool
         Whether a function that cannot be rewritten is an error. Otherwise it stays as it was, with
         a warning.
+    target : str or tvm.target.Target, optional
+        What the module will be compiled for; by default the current target. A step whose kernel
+        works in its weight's memory there, as a transpose does on a CPU, is then planned without a
+        temporary, and so is ``memory_limit``; for a target of another kind the module is not
+        compiled. Where there is none, each step is planned with one.
 
     Returns
     -------
@@ -124,7 +130,15 @@ def InplaceTransformParams(  # noqa: N802  named as TVM names passes
     def run(mod: ir.IRModule, _context: tvm.transform.PassContext) -> ir.IRModule:
         with paused_collector():
             return rewrite_transforms(
-                mod, names, params, memory_limit, lazy, reference, strict, undo if restore else None
+                mod,
+                names,
+                params,
+                memory_limit,
+                lazy,
+                reference,
+                strict,
+                undo if restore else None,
+                target,
             )
 
     return run

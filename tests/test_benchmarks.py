@@ -41,6 +41,14 @@ def test_conversion_time(tmp_path):
     [
         ("interleave", (16, 36), "uint8", lambda w: references.interleaved(w, "q4_0", 8, 8)),
         ("mixed_gemm", (128, 64), "int8", lambda w: references.mixed_gemm(w, 80, 4)),
+        ("mixed_gemm_8", (128, 64), "int8", lambda w: references.mixed_gemm(w, 80, 8)),
+        ("tiles", (32, 96), "float16", lambda w: references.tiles(w, 16, 32)),
+        (
+            "awq",
+            (16, 3),
+            "int32",
+            lambda w: references.packed(references.awq_matrix(w).T, 4, "uint32"),
+        ),
         ("transpose", (3, 4, 5), "uint32", lambda w: np.stack([matrix.T for matrix in w])),
     ],
 )
@@ -50,7 +58,7 @@ def test_what_numpy_does(operation, shape, dtype, expected):
     weight = generator.integers(0, 256, (*shape, np.dtype(dtype).itemsize), "uint8").view(dtype)
     weight = weight.reshape(shape)
     made = OPERATIONS[operation].arrays(np, weight)
-    assert made.dtype == weight.dtype
+    assert made.dtype == ("uint32" if operation == "awq" else weight.dtype)
     np.testing.assert_array_equal(made, expected(weight))
 
 

@@ -65,12 +65,13 @@ def command(
     """Lift, rewrite and compile a module, and write it as a library.
 
     TVM's default pipeline for the target compiles it, but folds no constants: that would run
-    kernels of the module.
+    kernels of the module. A library for llvm, where the target names no processor, is for this
+    machine's.
 
     \b
       relax-inplace build model.py -o lib.so
       relax-inplace build model.py --target cuda --max-resident 1.0 -o lib.so
-      relax-inplace build transform.py --target '{"kind": "llvm", "mcpu": "znver4"}' -o lib.so
+      relax-inplace build model.py --target '{"kind": "llvm", "mcpu": "x86-64"}' -o lib.so
     """  # noqa: D301  click wants the character
     choices = options.Choices(**chosen)
     if Path(output).suffix not in (".so", ".dylib", ".dll"):
@@ -85,10 +86,11 @@ def command(
         chosen_target = target_of(target)
         lifts = _has_weights(mod, choices) if lift is None else lift
         choices.require_lift(lifts)
-        made = planned(mod, choices, lifts) if lifts or transforms_of(mod) else []
+        has_plan = lifts or transforms_of(mod)
+        made = planned(mod, choices, lifts, target=chosen_target) if has_plan else []
     said.progress(f"rewriting {len(mod.functions)} functions")
     with said.tvm_speaks():
-        mod = rewritten(mod, choices, lifts)
+        mod = rewritten(mod, choices, lifts, chosen_target)
     said.progress(f"compiling for {chosen_target.kind.name}")
     with said.tvm_speaks(), output_file(output) as file:
         library = compiled(mod, chosen_target)
@@ -102,8 +104,14 @@ def command(
             "The machine that loads the library compiles it, by nvcc or NVRTC; docs/gpu.md says "
             "how to compile it here"
         )
+    processor = chosen_target.attrs.get("mcpu")
+    if processor is not None and "mcpu" not in target:
+        said.note(
+            f"{output} is for this machine's processor ({processor}); a library for others names "
+            'theirs: --target \'{"kind": "llvm", "mcpu": "x86-64"}\''
+        )
     summaries = [_summary(plan, mod) for plan in made]
-    built = Built(output, chosen_target.kind.name, _functions(mod), summaries)
+    built = Built(output, chosen_target.kind.name, processor, _functions(mod), summaries)
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(built), indent=1))
     elif not said.quiet:
@@ -116,12 +124,14 @@ class Built:
 
     library: str
     target: str
+    processor: str | None
     functions: list[str]
     transforms: list[dict[str, Any]]
 
     def __str__(self) -> str:
         """For a person."""
-        lines = [f"{self.library}: {', '.join(self.functions)}; for {self.target}"]
+        compiled_for = " ".join(filter(None, [self.target, self.processor]))
+        lines = [f"{self.library}: {', '.join(self.functions)}; for {compiled_for}"]
         for one in self.transforms:
             lines.append(
                 f"{one['name']}: weights {one['weights']} -> {one['new_weights']}, bytes "

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from .messages import RefusedError
 from .options import Choices
+from .processor import of_this_machine
 
 if TYPE_CHECKING:
     import tvm
@@ -16,7 +17,7 @@ __all__ = ["compiled", "rewritten", "running_nothing", "target_of"]
 
 
 def target_of(text: str) -> tvm.target.Target:
-    """A target, with a host where it needs one."""
+    """A target, with a host where it needs one; ``llvm`` alone is this machine's processor."""
     import tvm
 
     given: Any = text
@@ -25,19 +26,24 @@ def target_of(text: str) -> tvm.target.Target:
             given = json.loads(text)
         except ValueError as error:
             raise RefusedError(f"--target {text}: no JSON: {error}") from None
+    if given in ("llvm", {"kind": "llvm"}):
+        given = of_this_machine()
     target = tvm.target.Target(given)
     if target.host is None and "gpu" in target.keys:
         return tvm.target.Target(target, host="llvm")
     return target
 
 
-def rewritten(mod: ir.IRModule, choices: Choices, lifts: bool) -> ir.IRModule:
-    """The module in place, lifted before or not."""
+def rewritten(
+    mod: ir.IRModule, choices: Choices, lifts: bool, target: tvm.target.Target
+) -> ir.IRModule:
+    """The module in place, lifted before or not, for a target."""
     from ..transform import InplaceTransformParams, LiftInplaceTransformParams
 
+    others = {**choices.with_others, "target": target}
     if lifts:
-        return LiftInplaceTransformParams(**choices.for_lifting(), **choices.with_others)(mod)
-    return InplaceTransformParams(**choices, **choices.with_others)(mod)
+        return LiftInplaceTransformParams(**choices.for_lifting(), **others)(mod)
+    return InplaceTransformParams(**choices, **others)(mod)
 
 
 def running_nothing() -> tvm.transform.PassContext:

@@ -14,6 +14,7 @@ from .messages import Messages, RefusedError
 from .module_file import read_module
 
 if TYPE_CHECKING:
+    import tvm
     from tvm import ir, relax
 
     from ..analysis import MemoryPlan
@@ -25,7 +26,7 @@ __all__ = ["command", "planned", "transforms_of"]
 @click.command("plan", short_help="The order of a transform's steps, and the memory they take.")
 @options.module
 @click.option("--lift", is_flag=True, help="Plan what lifting makes, also if there is a transform.")
-@options.target(None, "Also plan whose storage each new weight takes, compiled for this")
+@options.target(None, "Plan what works in place there, and whose storage each new weight takes")
 @click.option("--plot", metavar="FILE", help="Also draw it: .svg, .png or .pdf.")
 @options.json_output
 @options.functions
@@ -60,8 +61,9 @@ def command(
     lifts = lift or not (choices["functions"] or transforms_of(mod))
     choices.require_lift(lifts)
     with said.tvm_speaks():
-        plans = planned(mod, choices, lifts, dict(bounds))
-        storages = None if target is None else _storages(mod, choices, lifts, plans, target)
+        compiled_for = None if target is None else target_of(target)
+        plans = planned(mod, choices, lifts, dict(bounds), compiled_for)
+        storages = compiled_for and _storages(mod, choices, lifts, plans, compiled_for)
     if plot is not None and len(plans) > 1:
         names = ", ".join(f"`{one.function}`" for one in plans)
         raise click.UsageError(
@@ -103,8 +105,9 @@ def planned(
     choices: options.Choices,
     lifts: bool,
     bounds: Mapping[str, int] | None = None,
+    target: tvm.target.Target | None = None,
 ) -> list[MemoryPlan]:
-    """The plans of transforms, or of what is lifted."""
+    """The plans of transforms, or of what is lifted, for a target."""
     from ..analysis import functions_that_update, plan_memory
 
     updating = {gvar.name_hint for gvar in functions_that_update(mod)}
@@ -123,6 +126,7 @@ def planned(
             memory_limit=choices["memory_limit"],
             lazy=choices["lazy"],
             tir_var_upper_bound=bounds or None,
+            target=target,
         )
         plan.function = name
         plans.append(plan)
@@ -134,16 +138,15 @@ def _storages(
     choices: options.Choices,
     lifts: bool,
     plans: list[MemoryPlan],
-    target: str,
+    target: tvm.target.Target,
 ) -> list[StoragePlan]:
     """Which storage each new weight takes, for each plan."""
     from ..analysis import plan_storage
     from ..inplace.inplace_transform_params import inplace_name
 
-    compiled_for = target_of(target)
-    inplace = rewritten(mod, choices, lifts)
+    inplace = rewritten(mod, choices, lifts, target)
     with running_nothing():
-        return [plan_storage(inplace, compiled_for, inplace_name(one.function)) for one in plans]
+        return [plan_storage(inplace, target, inplace_name(one.function)) for one in plans]
 
 
 def _function(mod: ir.IRModule, name: str) -> relax.Function:

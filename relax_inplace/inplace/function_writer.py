@@ -117,9 +117,10 @@ class _Writer:
             if any(not weight.is_streamed for weight in self.graph.needs(output)[1])
         ]
         waiting: set[int] = set(moved)  # finished ones are placed when their slot is free
-        not_finished = {index for outputs in finished[1:] for index in outputs}
+        # The slots that are written later.
+        reserved = waiting.union(index for outputs in finished[1:] for index in outputs)
         unread = [b.weight for b in self.schedule.freed_first if b.weight is not None]
-        self._spend(unread, waiting | not_finished)
+        self._spend(unread, reserved)
         for index in finished[0]:
             if index not in waiting:
                 self._finish(index)
@@ -129,11 +130,11 @@ class _Writer:
             spent = [buffer.weight for buffer in frees if buffer.weight is not None]
             early = self._spent_early(step, spent)
             self._step(step, early)
-            not_finished.difference_update(outputs)
-            self._spend([w for w in spent if w not in early], waiting | not_finished)
-            for index in outputs:
-                if index not in waiting:
-                    self._finish(index)
+            placed = [index for index in outputs if index not in waiting]
+            reserved.difference_update(placed)
+            self._spend([w for w in spent if w not in early], reserved)
+            for index in placed:
+                self._finish(index)
             self.reads = {}
         self._place_moved(moved)
         return self.blocks.finish(self._result())

@@ -8,7 +8,7 @@ import tvm
 from tvm import ir, relax
 
 from ..ir.byte_size import largest
-from ..ir.updates import OVERWRITES, STREAMED, UPDATES_NOTHING, bindings_of
+from ..ir.updates import OVERWRITES, PLANNED_FOR, STREAMED, UPDATES_NOTHING, bindings_of
 from ..op import is_update
 from .branches import Branches
 from .param_map_entry import Entry
@@ -36,6 +36,8 @@ class InplaceFunction:
     overwrites : list of int
         The weights in whose memory it computes, counted through nested tuples.
     is_streamed : bool
+    planned_for : str or None
+        The kind of target that it has to be compiled for to need no more than is planned.
     """
 
     original: relax.Function
@@ -45,6 +47,7 @@ class InplaceFunction:
     entry: Entry
     overwrites: list[int]
     is_streamed: bool = False
+    planned_for: str | None = None
 
     def functions(self, name: str) -> dict[ir.GlobalVar, ir.BaseFunc]:
         """It by that name, and its kernels."""
@@ -62,6 +65,8 @@ class InplaceFunction:
             attrs[STREAMED] = True
         elif self.overwrites:
             attrs[OVERWRITES] = self.overwrites
+        if self.planned_for is not None:
+            attrs[PLANNED_FOR] = self.planned_for
         if not any(is_update(binding.value) for binding in bindings_of(self.body)):
             attrs[UPDATES_NOTHING] = True
         builder = relax.BlockBuilder()
@@ -101,4 +106,5 @@ def choose(
         },
         sorted({*on_true.overwrites, *on_false.overwrites}),
         on_true.is_streamed,
+        on_true.planned_for or on_false.planned_for,
     )

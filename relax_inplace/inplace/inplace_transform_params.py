@@ -25,6 +25,7 @@ import dataclasses
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 
+import tvm
 from tvm import ir, relax
 
 from ..ir.kernels import Kernels
@@ -35,6 +36,7 @@ from .branches import find_branches
 from .function_writer import write_inplace_function
 from .inplace_function import InplaceFunction, choose
 from .memory_limit import bytes_of_limit, plan_within
+from .moves_in_place import target_to_plan_for
 from .param_map_entry import Entry, restoring_entry
 from .read_transform import read_transform
 from .schedule import plan_graph
@@ -95,6 +97,7 @@ def rewrite_transforms(
     reference: bool,
     strict: bool,
     undo: Undo | None,
+    target: str | tvm.target.Target | None = None,
 ) -> ir.IRModule:
     """What the pass does: see :func:`relax_inplace.transform.InplaceTransformParams`.
 
@@ -119,6 +122,7 @@ def rewrite_transforms(
                 lazy=lazy,
                 reference=reference,
                 undo=undo,
+                target=target,
             )
         except UnsupportedTransformError as error:
             if strict:
@@ -247,6 +251,7 @@ def write_family(
     undo: Undo | None = None,
     renamed: Callable[[Entry], Entry] = lambda entry: entry,
     equal: Mapping[str, str] | None = None,
+    target: str | tvm.target.Target | None = None,
 ) -> Family:
     """Write what works in place, and what goes with it.
 
@@ -258,7 +263,7 @@ def write_family(
         Of the transform, out of place.
     new_name : str
         Of the one that works in place.
-    params, memory_limit, lazy, reference
+    params, memory_limit, lazy, reference, target
         See :func:`relax_inplace.transform.InplaceTransformParams`.
     undo : callable, optional
         Writes what restores the original weights.
@@ -267,7 +272,8 @@ def write_family(
     equal : dict of str to str, optional
         Slots of weights that are known to be equal to others.
     """
-    inplace = _rewritten(mod, name, function, new_name, params, memory_limit, lazy)
+    planned_for = target_to_plan_for(target, mod)
+    inplace = _rewritten(mod, name, function, new_name, params, memory_limit, lazy, planned_for)
     entry = renamed(inplace.entry)
     family = Family(inplace.functions(new_name), {new_name: entry}, {})
     if reference:
@@ -284,7 +290,7 @@ def write_family(
     if undo is not None:
 
         def rewrite(mod: ir.IRModule, inverse: relax.Function, name: str) -> InplaceFunction:
-            return _rewritten(mod, name, inverse, name, None, memory_limit, lazy=False)
+            return _rewritten(mod, name, inverse, name, None, memory_limit, False, planned_for)
 
         undone = undo(mod, name, function, new_name, rewrite, equal)
         if undone is not None:
@@ -309,6 +315,7 @@ def _rewritten(
     params: Sequence[str | int] | None,
     memory_limit: int | float | None,
     lazy: bool,
+    target: tvm.target.Target | None = None,
 ) -> InplaceFunction:
     """What works in place."""
 
@@ -322,10 +329,15 @@ def _rewritten(
                 rewrite(branches.on_true, f"{prefix}_true"),
                 rewrite(branches.on_false, f"{prefix}_false"),
             )
-        graph = read_transform(name, function, mod, params, lazy)
+        graph = read_transform(name, function, mod, params, lazy, target)
         if memory_limit is None:
-            return write_inplace_function(plan_graph(graph), mod, prefix)
-        limit = bytes_of_limit(graph, memory_limit)
-        return write_inplace_function(plan_within(graph, limit, Kernels(mod)), mod, prefix, limit)
+            limit, schedule = None, plan_graph(graph)
+        else:
+            limit = bytes_of_limit(graph, memory_limit)
+            schedule = plan_within(graph, limit, Kernels(mod))
+        written = write_inplace_function(schedule, mod, prefix, limit)
+        if target is not None and schedule.moves_in_place():
+            written.planned_for = target.kind.name
+        return written
 
     return rewrite(function, new_name)

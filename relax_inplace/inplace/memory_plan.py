@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 
+import tvm
 from tvm import ir, relax
 
 from ..ir.byte_size import NOMINAL_DIMENSION, LargestOf, Size, at_bounds, largest, nominal_size
@@ -13,8 +14,9 @@ from ..ir.kernels import Kernels
 from ..ir.table import listed, plain_size, shown, table
 from .branches import find_branches
 from .memory_limit import bytes_of_limit, plan_within
+from .moves_in_place import target_to_plan_for
 from .read_transform import read_transform
-from .schedule import Schedule, bounds_of, plan_graph
+from .schedule import MOST_SCRATCH, Schedule, bounds_of, plan_graph
 from .steps import Load, Step
 from .transform_graph import Known, TransformGraph
 from .weights import Buffer, Container, Weight, buffers_of
@@ -34,6 +36,8 @@ class PlannedStep:
         Weights, temporaries and outputs (``slot 3``).
     before, worst, after : int or ByteSize
         Live bytes before it, while it runs, and after it.
+    in_place : list of str
+        Weights and temporaries in whose memory its results lie.
     """
 
     name: str
@@ -43,6 +47,7 @@ class PlannedStep:
     before: Size
     worst: Size
     after: Size
+    in_place: list[str]
 
 
 @dataclasses.dataclass
@@ -102,14 +107,16 @@ class MemoryPlan:
 
     def __str__(self) -> str:
         """Tables of the steps and of the weights."""
+        in_place = any(step.in_place for step in self.steps)
         steps = table(
-            ["step", "computes", "reads", "writes", "frees", "before", "worst", "after"],
+            ["step", "computes", "reads", "writes", "in", "frees", "before", "worst", "after"],
             [
                 [
                     str(number),
                     step.name,
                     listed(step.reads),
                     listed(step.writes),
+                    listed(step.in_place),
                     listed(step.frees),
                     shown(step.before),
                     shown(step.worst),
@@ -117,6 +124,7 @@ class MemoryPlan:
                 ]
                 for number, step in enumerate(self.steps, 1)
             ],
+            without=[] if in_place else ["in"],
         )
         weights = table(
             ["slot", "weight", "bytes", "loaded by", "freed after", "because"],
@@ -135,8 +143,9 @@ class MemoryPlan:
         )
         return (
             f"{self.function}: peak {shown(self.peak)}, before {shown(self.before)}, after "
-            f"{shown(self.after)}, lower bound {shown(self.lower_bound)}; order: {self.order}\n\n"
-            f"{steps}\n\n{weights}\n"
+            f"{shown(self.after)}, lower bound {shown(self.lower_bound)}; order: {self.order}"
+            + (f"; in place by at most {MOST_SCRATCH:,} of scratch" if in_place else "")
+            + f"\n\n{steps}\n\n{weights}\n"
         )
 
     def to_json(self) -> str:
@@ -157,6 +166,7 @@ def plan_memory(
     lazy: bool = False,
     fused: bool | None = None,
     tir_var_upper_bound: Mapping[str, int] | None = None,
+    target: str | tvm.target.Target | None = None,
 ) -> MemoryPlan:
     """Plan a transform: the order that ``InplaceTransformParams`` runs it in, and its memory.
 
@@ -178,6 +188,10 @@ def plan_memory(
     tir_var_upper_bound : mapping of str to int, optional
         Values for symbolic dimensions. By default the function's attribute of that name, which
         TVM's planner takes them from.
+    target : str or tvm.target.Target, optional
+        See ``InplaceTransformParams``. What a step then takes in its weight's memory is scratch, 4
+        MB or its own bytes; that holds for weights that TVM's runtime has allocated, such as those
+        that ``load_params`` makes, and not for imported ones.
 
     Returns
     -------
@@ -207,11 +221,12 @@ def plan_memory(
                 lazy=lazy,
                 fused=fused,
                 tir_var_upper_bound=tir_var_upper_bound,
+                target=target,
             )
             for branch in (branches.on_true, branches.on_false)
         ]
         return max(plans, key=lambda plan: _number(plan.peak))
-    graph = read_transform(name, function, mod, params, lazy)
+    graph = read_transform(name, function, mod, params, lazy, target_to_plan_for(target, mod))
     if memory_limit is not None:
         limit = bytes_of_limit(graph, memory_limit, tir_var_upper_bound)
         schedule = plan_within(graph, limit, Kernels(mod or ir.IRModule()), tir_var_upper_bound)
@@ -252,6 +267,7 @@ def _described(schedule: Schedule, fused: bool | None) -> MemoryPlan:
                 live.before,
                 live.worst,
                 live.after,
+                [buffer.name for buffer in problem.in_place(step, frees).values()],
             )
         )
     ends = [problem.live_at_start, problem.live_at_end]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 
+import tvm
 from tvm import ir, relax
 
 from ..errors import StructuredError
@@ -17,6 +18,7 @@ from ..op import is_update
 from .captured import reads_moved_out
 from .fusion import Fusion, find_fusion
 from .memory_order import MemoryOrder, one_line
+from .moves_in_place import MovesInPlace
 from .signature import read_signature
 from .steps import Kernel, Step
 from .streamed_dimensions import with_dimensions_defined
@@ -32,6 +34,7 @@ def read_transform(
     mod: ir.IRModule | None = None,
     params: Sequence[str | int] | None = None,
     lazy: bool = False,
+    target: tvm.target.Target | None = None,
 ) -> TransformGraph:
     """Read a function.
 
@@ -46,6 +49,8 @@ def read_transform(
         default.
     lazy : bool
         Whether it is streamed.
+    target : tvm.target.Target, optional
+        What it will be compiled for. Without it, no result lies in an operand's memory.
 
     Raises
     ------
@@ -56,7 +61,7 @@ def read_transform(
         define each other.
     """
     graph = read_signature(name, function, params, lazy)
-    _Reader(graph, mod or ir.IRModule()).read()
+    _Reader(graph, mod or ir.IRModule(), target).read()
     return graph
 
 
@@ -66,11 +71,12 @@ _KERNEL_ATTRS = ("Primitive", "Composite", "Codegen")  # functions that stand fo
 
 
 class _Reader:
-    def __init__(self, graph: TransformGraph, mod: ir.IRModule):
+    def __init__(self, graph: TransformGraph, mod: ir.IRModule, target: tvm.target.Target | None):
         self.graph = graph
         self.function = graph.function
         self.mod = mod
         self.effects = EffectTable(mod)
+        self.moves = MovesInPlace(graph, self.effects.kernels, target)
         self.order = MemoryOrder(graph, self.effects)
         self.steps: list[Step] = []
         self.calling: list[str] = [graph.name]
@@ -195,6 +201,7 @@ class _Reader:
         else:
             step.runs_first |= isinstance(var.ty, (ir.PrimType, relax.ShapeType))
             graph._layout[var] = self._layout_of(kernel, is_view and step.is_fused)
+            self.moves.read(kernel)
         self.order.read(step, kernel, operands)
         self._keep_effects(step, value)
 

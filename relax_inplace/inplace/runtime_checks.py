@@ -37,13 +37,13 @@ def check_limit(
         The symbolic dimensions that are known then.
     """
     graph, peak = schedule.graph, schedule.peak()
+    otherwise = schedule.peak(in_place=False)
     weights: relax.Expr = graph.params
     if graph.get_weight is not None:
         if isinstance(peak, int):
             return  # the plan is what happens, whatever the caller holds
         _require_known(graph.name, limit, peak, defined)
         weights = blocks.bind("nothing", relax.op.null_value())
-    expr = peak.expr() if isinstance(peak, (ByteSize, LargestOf)) else peak
     freed = set(schedule.freed_first).union(*schedule.frees)
     kept = [
         index for index, weight in enumerate(graph.root.weights()) if weight.buffer not in freed
@@ -51,7 +51,10 @@ def check_limit(
     operands = [
         ir.StringImm(graph.name),
         relax.prim_value(limit),
-        relax.prim_value(expr),
+        *(
+            relax.prim_value(size.expr() if isinstance(size, (ByteSize, LargestOf)) else size)
+            for size in (peak, otherwise)
+        ),
         relax.ShapeExpr(kept),
         weights,
     ]

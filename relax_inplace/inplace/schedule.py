@@ -5,8 +5,10 @@ Definition
 Live memory at a step is every original with a use still to come, every output that is finished,
 every temporary with a use still to come, and what the step itself allocates. An original is freed
 after its last read, a temporary after its last use; one that nothing reads is freed before the
-first step. Constants and the ``num_input`` leading parameters are not counted: they are not the
-transform's. Bytes on all devices are counted together.
+first step. A result that lies in the memory of what its step reads last (:mod:`.moves_in_place`)
+takes no more than 4 MB of scratch, and not its size, while it is computed. Constants and the
+``num_input`` leading parameters are not counted: they are not the transform's. Bytes on all devices
+are counted together.
 
 The order is one of least peak (:mod:`.step_order`). Among those, one in which least would be
 allocated if spent storages were donated (:mod:`..lower.spare_storage`): steps of one size follow
@@ -40,9 +42,10 @@ from .steps import Load, Step
 from .transform_graph import TransformGraph
 from .weights import Buffer, buffers_of
 
-__all__ = ["UPPER_BOUND", "Schedule", "bounds_of", "least_order", "plan_graph"]
+__all__ = ["MOST_SCRATCH", "UPPER_BOUND", "Schedule", "bounds_of", "least_order", "plan_graph"]
 
 UPPER_BOUND = "tir_var_upper_bound"  # an attribute of functions that TVM's planner knows
+MOST_SCRATCH = 4 << 20  # bytes that a move within a weight takes besides: cpp/in_place_move.cc
 _WORTH_REORDERING = 1 << 20  # bytes; for less, steps stay in the order in which they are read
 
 
@@ -88,9 +91,9 @@ class Schedule:
             finished[max((position[step] for step in steps), default=0)].append(index)
         return finished
 
-    def peak(self) -> Size | LargestOf:
-        """The most that is live at any time."""
-        problem = self.with_sizes()
+    def peak(self, in_place: bool = True) -> Size | LargestOf:
+        """The most that is live at any time: see :meth:`with_sizes`."""
+        problem = self.with_sizes(in_place=in_place)
         lives = problem.simulate(self.steps)
         ends = [problem.live_at_start, problem.live_at_end]
         return largest([*ends, *(live.worst for live in lives)])
@@ -98,6 +101,10 @@ class Schedule:
     def lives(self, fused: bool | None = None) -> list[Live]:
         """The bytes around each step: see :meth:`with_sizes`."""
         return self.with_sizes(fused).simulate(self.steps)
+
+    def moves_in_place(self) -> bool:
+        """Whether the peak counts on a result in the memory of what its step reads."""
+        return any(kernel.over for step in self.steps for kernel in step.kernels)
 
     def groups(self) -> list[list[Step]]:
         """The steps that see each other, group by group, but for those that run first of all."""
@@ -116,15 +123,19 @@ class Schedule:
                 for buffer in (*kernel.allocates, *kernel.uses):
                     sizes[buffer] = self.problem.sizes[buffer]
         at_start = [buffer for buffer in sizes if buffer in self.problem.at_start]
-        return Problem(sizes, at_start, self.problem.kept, costs)
+        scratch = self.problem.most_scratch
+        return Problem(sizes, at_start, self.problem.kept, costs, most_scratch=scratch)
 
-    def with_sizes(self, fused: bool | None = None) -> Problem[Step, Buffer]:
+    def with_sizes(self, fused: bool | None = None, in_place: bool = True) -> Problem[Step, Buffer]:
         """The problem with sizes as they are, which may be symbolic.
 
         ``fused`` says whether the kernels of a step run as one; None is the worse of both.
+        ``in_place`` is false where no memory can be taken over, such as that of imported weights.
         """
         problem = copy.copy(self.problem)
         problem.fused = fused
+        if not in_place:
+            problem.most_scratch = None
         if not all(isinstance(buffer.size, int) for buffer in problem.sizes):
             problem.sizes = {b: at_bounds(b.size, self.bounds) for b in problem.sizes}
             problem.number = functools.partial(nominal_size, bounds=self.bounds)
@@ -165,7 +176,8 @@ def plan_graph(
     kept = {buffer for output in graph.outputs for buffer in buffers_of(graph.layout(output))}
     kept |= {weight.buffer for weight in weights if not weight.is_modifiable}
     kept |= {buffer for buffer in sizes if buffer.is_stuck}
-    problem = Problem(sizes, at_start, dict.fromkeys(b for b in sizes if b in kept), costs)
+    in_order = dict.fromkeys(b for b in sizes if b in kept)
+    problem = Problem(sizes, at_start, in_order, costs, most_scratch=MOST_SCRATCH)
     order, is_exact = _best_order(graph, problem, runs_in, known)
     freed_first = [b for b in at_start if not problem.readers[b] and b not in kept]
     frees = [dying for _, dying in problem.deaths(order)]
@@ -183,7 +195,9 @@ def _costs(
         if sliced is None or step is sliced.cone[-1]:
             one = sliced or step
             kernels = [(k.uses, k.allocates, nominal_size(k.scratch, bounds)) for k in one.kernels]
-            costs[one] = StepCost(kernels, {runs_in.get(other, other) for other in one.after})
+            after = {runs_in.get(other, other) for other in one.after}
+            over = {new: old for kernel in one.kernels for new, old in kernel.over.items()}
+            costs[one] = StepCost(kernels, after, over)
     return costs
 
 
@@ -242,12 +256,18 @@ def _best_order(
 def _allocated(problem: Problem[Step, Buffer], order: Sequence[Step], peak: int) -> int:
     """The bytes that an order allocates if spent storages are donated within its peak."""
     moments: list[Moment[Buffer]] = []
+    sizes = problem.sizes
+    rises: dict[Buffer, Size] = {}
+    falls: dict[Buffer, Size] = {}
     for step, dying in problem.deaths(order):
         allocated = [b for b in problem.allocates[step] if b in problem.kept or problem.readers[b]]
-        moments.append(Moment(allocated, dying, set(allocated), set(dying)))
-    sizes = problem.sizes
-    taken = take_spare(moments, sizes, problem.live_at_start, peak, {}, {}, shrinks=True)
-    return sum(sizes[b] for moment in moments for b in moment.allocated if b not in taken)
+        for new, old in problem.in_place(step, dying).items():
+            rises[new], falls[old] = 0, sizes[old] - sizes[new]
+        takes, leaves = set(allocated).difference(rises), set(dying).difference(falls)
+        moments.append(Moment(allocated, dying, takes, leaves))
+    taken = take_spare(moments, sizes, problem.live_at_start, peak, rises, falls, shrinks=True)
+    fresh = (b for moment in moments for b in moment.allocated if b not in rises)
+    return sum(sizes[b] for b in fresh if b not in taken)
 
 
 def _closure(
@@ -289,7 +309,8 @@ def _loaded_late(
     done: dict[Step, None] = {}
 
     def run(step: Step) -> None:
-        waiting = (problem.steps[step].after & late) - done.keys()
+        # Not a difference of sets: that of a set and a dict's keys goes through all the keys.
+        waiting = [one for one in problem.steps[step].after if one in late and one not in done]
         for other in sorted(waiting, key=problem.position.__getitem__):
             run(other)
         done[step] = None
@@ -340,5 +361,12 @@ def _without_loads_for_one(
         for load in loads:
             after |= problem.steps[load].after
             steps[load] = StepCost([(set(), [], 0)], set())
-        steps[step] = StepCost(kernels, after)
-    return Problem(problem.sizes, problem.at_start, problem.kept, steps, problem.fused)
+        steps[step] = StepCost(kernels, after, cost.over)
+    return Problem(
+        problem.sizes,
+        problem.at_start,
+        problem.kept,
+        steps,
+        problem.fused,
+        most_scratch=problem.most_scratch,
+    )

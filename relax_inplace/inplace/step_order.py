@@ -5,7 +5,8 @@ Definition
 Buffers have sizes. Some are there at the start. A step allocates buffers, then reads some; a buffer
 is freed when the last step that reads it has run, and never if it is *kept*. Live memory after a
 set of steps depends on the set alone: call it ``f(set)``. A step needs ``f(set)`` and its *rise* on
-top of it while it runs. The peak of an order is the most that is needed at any time.
+top of it while it runs. What it allocates may lie in a buffer that it reads last: then that takes
+bounded scratch, and not its size. The peak of an order is the most that is needed at any time.
 
 Algorithm
 ---------
@@ -16,10 +17,11 @@ follows that these moves are safe, which is to say that some order of least peak
     is reached with the least rise.
 
 For if ``P`` is any order and ``S`` such a set, then ``f(A | S) <= f(A) + f(S) - f(A & S) <= f(A)``
-for every set ``A`` that ``P`` goes through: running ``S`` first makes nothing worse. When no such
-set is left, the same is done from the end backwards, where what a step frees takes the place of
-what it allocates. What both leave untouched is nothing. Groups of steps that share no buffer do not
-see each other: each makes its moves by itself, and the moves of all are merged by their rise.
+for every set ``A`` that ``P`` goes through, and the more has run, the more of what a step reads it
+reads last: running ``S`` first makes nothing worse. When no such set is left, the same is done from
+the end backwards, where what a step frees takes the place of what it allocates. What both leave
+untouched is nothing. Groups of steps that share no buffer do not see each other: each makes its
+moves by itself, and the moves of all are merged by their rise.
 
 A step that is a group by itself and leaves as much as there was may run at any time; it runs where
 least is live, between what shrinks memory and what grows it, the one of largest rise first, which
@@ -77,10 +79,13 @@ class StepCost(Generic[_Step, _Buffer]):
         For each kernel in turn the buffers it reads, those it allocates, and its scratch bytes.
     after : set of steps
         Those that run before it.
+    over : mapping of buffers to sequences of buffers
+        Of what it allocates, what may lie in one of which it reads last, and which is not smaller.
     """
 
     kernels: list[tuple[set[_Buffer], list[_Buffer], Any]]
     after: set[_Step]
+    over: Mapping[_Buffer, Sequence[_Buffer]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass
@@ -109,6 +114,8 @@ class Problem(Generic[_Step, _Buffer]):
         Whether the kernels of a step run as one, or each by itself; None for the worse of both.
     number : callable, optional
         What stands for a size that is no number, where the larger of two is asked for.
+    most_scratch : int or None
+        The most that a result in an operand's memory takes besides; None if none lies there.
     """
 
     def __init__(
@@ -119,8 +126,10 @@ class Problem(Generic[_Step, _Buffer]):
         steps: Mapping[_Step, StepCost[_Step, _Buffer]],
         fused: bool | None = None,
         number: Callable[[Any], int] | None = None,
+        most_scratch: int | None = None,
     ):
         self.number = number
+        self.most_scratch = most_scratch
         self.sizes = sizes
         self.at_start = at_start
         self.kept = kept
@@ -157,7 +166,8 @@ class Problem(Generic[_Step, _Buffer]):
         kernels = self.steps[step].kernels
         if len(kernels) == 1:
             ((_, allocates, scratch),) = kernels
-            return sum(self.sizes[buffer] for buffer in allocates) + scratch
+            over = self.in_place(step, dying)
+            return sum(self._taken(buffer, buffer in over) for buffer in allocates) + scratch
         worst = 0
         if self.fused is not False:
             # What is seen inside only is not allocated; of a kernel with several results, all are.
@@ -171,6 +181,24 @@ class Problem(Generic[_Step, _Buffer]):
             worst = self._larger(worst, self._rise_unfused(step, set(dying)))
         return worst
 
+    def in_place(self, step: _Step, dying: Iterable[_Buffer]) -> Mapping[_Buffer, _Buffer]:
+        """What lies in an operand's memory, if a step of one kernel reads that last."""
+        cost = self.steps[step]
+        if self.most_scratch is None or not cost.over or len(cost.kernels) > 1:
+            return {}
+        read_last = set(dying)
+        found = {
+            new: next((b for b in old if b in read_last), None) for new, old in cost.over.items()
+        }
+        return {new: donor for new, donor in found.items() if donor is not None}
+
+    def _taken(self, buffer: _Buffer, is_in_place: bool) -> Any:
+        """Bytes that a result takes while it is computed."""
+        size = self.sizes[buffer]
+        if not is_in_place or self.most_scratch is None:
+            return size
+        return min(size, self.most_scratch) if isinstance(size, int) else self.most_scratch
+
     def _larger(self, *sizes: Any) -> Any:
         return max(sizes, key=self.number)
 
@@ -181,11 +209,16 @@ class Problem(Generic[_Step, _Buffer]):
         for index, (reads, allocates, _) in enumerate(kernels):
             last.update(dict.fromkeys(reads, index))
             last.update(dict.fromkeys(allocates, index))
+        over = {} if self.most_scratch is None else self.steps[step].over
         live: Any = 0
         worst: Any = 0
         for index, (reads, allocates, scratch) in enumerate(kernels):
+            grown = sum(
+                self._taken(b, any(d in freed and last[d] == index for d in over.get(b, ())))
+                for b in allocates
+            )
+            worst = self._larger(worst, live + grown + scratch)
             live += sum(self.sizes[buffer] for buffer in allocates)
-            worst = self._larger(worst, live + scratch)
             live -= sum(
                 self.sizes[buffer]
                 for buffer in sorted(reads.union(allocates), key=self.rank.__getitem__)

@@ -26,12 +26,15 @@ class Kernel:
         What its result lies in.
     scratch : int or ByteSize
         Bytes that it holds while it runs, besides its operands and its result.
+    over : dict of Buffer to (list of Buffer)
+        Of what it allocates, what may lie in the memory of an operand that it reads last: of which.
     """
 
     binding: relax.Binding
     uses: set[Buffer]
     allocates: list[Buffer]
     scratch: Size = 0
+    over: dict[Buffer, list[Buffer]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(eq=False)

@@ -10,6 +10,7 @@ from ..op import is_update
 
 __all__ = [
     "OVERWRITES",
+    "PLANNED_FOR",
     "REFERENCE",
     "STREAMED",
     "UPDATES_NOTHING",
@@ -23,6 +24,7 @@ UPDATES_NOTHING = "relax_inplace.updates_nothing"
 REFERENCE = "relax_inplace.reference"  # what a conversion is compared with
 STREAMED = "relax_inplace.streamed"  # its last parameter is a tuple that it fills, and never reads
 OVERWRITES = "relax_inplace.overwrites"  # weights in whose memory it computes, by their leaves
+PLANNED_FOR = "relax_inplace.planned_for"  # the kind of target by whose kernels its peak is planned
 
 _WITH_BINDINGS = (relax.Function, relax.If, relax.SeqExpr)
 

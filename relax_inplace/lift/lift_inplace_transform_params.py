@@ -57,6 +57,7 @@ def LiftInplaceTransformParams(  # noqa: N802  named as TVM names passes
     lazy: bool = False,
     restore: bool = False,
     reference: bool = False,
+    target: str | tvm.target.Target | None = None,
 ) -> tvm.transform.Pass:
     """Create the pass that lifts what a model does to its weights into one in-place transform.
 
@@ -90,6 +91,8 @@ def LiftInplaceTransformParams(  # noqa: N802  named as TVM names passes
     reference : bool
         Whether the module also gets what a conversion is compared with: see
         :func:`InplaceTransformParams`.
+    target : str or tvm.target.Target, optional
+        What the module will be compiled for: see :func:`InplaceTransformParams`.
 
     Returns
     -------
@@ -137,6 +140,7 @@ def LiftInplaceTransformParams(  # noqa: N802  named as TVM names passes
                 undo=restored if restore else None,
                 renamed=functools.partial(renamed, lifted=lifted_map),
                 equal=_equal_weights(plan),
+                target=target,
             )
             mod = _lifted(mod, plan, family.functions)
             entries.update(family.entries)

@@ -24,6 +24,7 @@ from tvm import ir, relax
 from tvm.relax import backend, pipeline
 
 from ..ir.binding_rewriter import with_blocks, with_body
+from ..ir.updates import PLANNED_FOR
 from .donate_storage import DonateStorage
 from .entry_check import is_entry_check
 from .kill_registers import kill_registers
@@ -69,6 +70,7 @@ def lower(mod: ir.IRModule, target: tvm.target.Target, fuses: bool) -> ir.IRModu
 
 def lower_without_donation(mod: ir.IRModule, target: tvm.target.Target, fuses: bool) -> ir.IRModule:
     """The same, up to where spent storages are to be donated."""
+    _require_planned_for(mod, target)
     legalize = _stage("legalize_passes", target)
     if not fuses:
         legalize = [one for one in legalize if one.info.name not in _FUSION]
@@ -92,6 +94,18 @@ def lower_without_donation(mod: ir.IRModule, target: tvm.target.Target, fuses: b
     ]
     with target:
         return tvm.transform.Sequential(passes)(mod)
+
+
+def _require_planned_for(mod: ir.IRModule, target: tvm.target.Target) -> None:
+    """Refuse what would need more memory than its plan says, and than its limit."""
+    for gvar, function in mod.functions_items():
+        kind = (function.attrs or {}).get(PLANNED_FOR)
+        if kind is not None and kind != target.kind.name:
+            raise ValueError(
+                f"function `{gvar.name_hint}` was planned for {kind}, and is compiled for "
+                f"{target.kind.name}, where other kernels work in place: give the pass that made "
+                "it the same target"
+            )
 
 
 def checks_first(function: relax.Function) -> relax.Function:

@@ -19,7 +19,7 @@ from tvm import ir, relax, tirx
 from ..ir.updates import bindings_of
 from ..relayout import rules_for
 
-__all__ = ["ScheduleRelayouts"]
+__all__ = ["ScheduleRelayouts", "scheduled"]
 
 
 def ScheduleRelayouts() -> tvm.transform.Pass:  # noqa: N802  named as TVM names passes
@@ -35,14 +35,19 @@ def ScheduleRelayouts() -> tvm.transform.Pass:  # noqa: N802  named as TVM names
         after = mod.clone()
         for gvar in _called_kernels(mod):
             kernel = mod.functions.get(gvar)
-            if not isinstance(kernel, tirx.PrimFunc) or _is_scheduled(kernel):
-                continue
-            scheduled = None if _casts_to_integer(kernel) else _first(kernel, target)
-            if scheduled is not None:
-                after.update_func(gvar, scheduled)
+            new = scheduled(kernel, target) if isinstance(kernel, tirx.PrimFunc) else None
+            if new is not None:
+                after.update_func(gvar, new)
         return after
 
     return run
+
+
+def scheduled(kernel: tirx.PrimFunc, target: tvm.target.Target) -> tirx.PrimFunc | None:
+    """What a kernel becomes; None if it stays as it is."""
+    if _is_scheduled(kernel) or _casts_to_integer(kernel):
+        return None
+    return _first(kernel, target)
 
 
 def _called_kernels(mod: ir.IRModule) -> list[ir.GlobalVar]:

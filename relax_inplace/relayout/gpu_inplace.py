@@ -33,7 +33,7 @@ from .gpu_nest import THREADS, Memory, Source, flat_nest, wide
 from .gpu_relayout import described, flat_lanes, nest_of, units_of
 from .gpu_tiles import SHARED, Staged
 from .gpu_units import Part, Read
-from .inplace_kernel import INPLACE
+from .description_blocks import INPLACE
 from .size import over
 
 __all__ = ["schedule_gpu_inplace"]

@@ -42,20 +42,23 @@ def convert(
     is_filled = not transform.is_streamed
     total = before if is_filled else _sum(transform.params)
     names = _names_of_slots(transform, params)
-    done = converted = grown = 0
+    done = converted = grown = emptied = 0
     ahead = _read_ahead(transform)
     trim_heap()
     with WatchedMemory(device) as memory, progress_bar(progress, total, doing) as bar:
 
         def updated(slot: str, bytes_in: int, bytes_out: int) -> None:
-            nonlocal done, converted, grown
+            nonlocal done, converted, grown, emptied
             memory.sample()
             new = max(0, bytes_in)
             converted += new
             grown += new - bytes_out
             moved = bytes_out if is_filled else new
-            done += moved
-            bar.update(moved, names.get(slot, slot))
+            if bytes_in < 0:  # it is told when a new weight is in place
+                emptied += moved
+            else:
+                bar.update(moved + emptied, names.get(slot, slot))
+                done, emptied = done + moved + emptied, 0
             if not is_filled:
                 freed()
 

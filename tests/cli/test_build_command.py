@@ -9,6 +9,8 @@ import tvm_ffi
 from commands import MODEL, TRANSFORM, error, output, run
 from tvm import relax
 
+from relax_inplace.cli import processor
+from relax_inplace.cli.compilation import target_of
 from relax_inplace.cli.script_file import read_script
 
 needs_cuda = pytest.mark.skipif(
@@ -16,11 +18,16 @@ needs_cuda = pytest.mark.skipif(
 )
 
 
+NAMED = '{"kind": "llvm", "mcpu": "x86-64"}'
+PROCESSOR = processor.of_this_machine().get("mcpu")
+LLVM = "llvm" if PROCESSOR is None else f"llvm {PROCESSOR}"
+
+
 def test_model(tmp_path):
     library = tmp_path / "lib.so"
     text = output("build", "-", "--max-resident", "1.0", "-o", library, text=MODEL)
     assert text == (
-        f"{library}: decode, inplace_transform_params, prefill; for llvm\n"
+        f"{library}: decode, inplace_transform_params, prefill; for {LLVM}\n"
         "inplace_transform_params: weights 2 -> 2, bytes 6,144 -> 6,144, peak 10,240, steps 2\n"
     )
     vm = relax.VirtualMachine(tvm.runtime.load_module(str(library)), tvm.cpu())
@@ -39,6 +46,7 @@ def test_transform_and_json(tmp_path):
     assert built == {
         "library": str(library),
         "target": "llvm",
+        "processor": PROCESSOR,
         "functions": ["inplace_transform_params"],
         "transforms": [
             {
@@ -63,9 +71,93 @@ def test_streamed(tmp_path):
 
 def test_what_is_rewritten_already_is_built(tmp_path):
     rewritten = output("rewrite", "-", text=TRANSFORM)
-    done = run("build", "-", "-o", tmp_path / "lib.so", text=rewritten)
-    assert done.stdout == f"{tmp_path / 'lib.so'}: inplace_transform_params; for llvm\n"
+    done = run("build", "-", "--target", NAMED, "-o", tmp_path / "lib.so", text=rewritten)
+    assert done.stdout == f"{tmp_path / 'lib.so'}: inplace_transform_params; for llvm x86-64\n"
     assert done.stderr == ""
+
+
+V3 = {"kind": "llvm", "mcpu": "x86-64-v3", "mattr": ["-fma"]}
+V3_FLAGS = "ssse3 sse4_1 sse4_2 popcnt cx16 lahf_lm movbe xsave avx avx2 f16c fma bmi1 bmi2 abm"
+
+
+@pytest.mark.parametrize(
+    "machine, text, expected",
+    [
+        ("x86_64", f"processor\t: 0\nflags\t\t: fpu {V3_FLAGS} avx512f\n", V3),
+        *(
+            ("x86_64", f"flags : {V3_FLAGS.replace(f'{one} ', ' ')} \n", {"kind": "llvm"})
+            for one in V3_FLAGS.split()[:-1]
+        ),
+        ("x86_64", f"flags : {V3_FLAGS[:-4]}\n", {"kind": "llvm"}),
+        ("x86_64", "", {"kind": "llvm"}),
+        ("aarch64", f"flags : {V3_FLAGS}\n", {"kind": "llvm"}),
+    ],
+)
+def test_processor(monkeypatch, tmp_path, machine, text, expected):
+    """All of x86-64-v3, or none of it; a kernel of Linux says what there is."""
+    (tmp_path / "cpuinfo").write_text(text)
+    monkeypatch.setattr(processor, "_CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(processor.platform, "machine", lambda: machine)
+    assert processor.of_this_machine() == expected
+
+
+def test_no_file_says_what_the_processor_is(monkeypatch, tmp_path):
+    monkeypatch.setattr(processor, "_CPUINFO", tmp_path / "none")
+    assert processor.of_this_machine() == {"kind": "llvm"}
+
+
+@pytest.mark.skipif(PROCESSOR is None, reason="no x86-64-v3")
+def test_library_for_others_names_its_target(tmp_path):
+    library = tmp_path / "lib.so"
+    done = run("build", "-", "-o", library, text=TRANSFORM)
+    assert done.stderr == (
+        f"relax-inplace: {library} is for this machine's processor (x86-64-v3); a library for "
+        "others names theirs: --target '" + NAMED + "'\n"
+    )
+    assert run("build", "-", "--quiet", "-o", library, text=TRANSFORM).stderr == ""
+    said = json.loads(output("build", "-", "--json", "--target", NAMED, "-o", library, text=MODEL))
+    assert said["processor"] == "x86-64"
+
+
+PRODUCT_AND_SUM = """
+@I.ir_module
+class M:
+    @T.prim_func(private=True, s_tir=True)
+    def kernel(A: T.Buffer((4096,), "float32"), B: T.Buffer((4096,), "float32")):
+        for i in range(4096):
+            with T.sblock("computed"):
+                v = T.axis.spatial(4096, i)
+                B[v] = A[v] * A[4095 - v] + A[v]
+
+    @R.function
+    def main(x: R.Tensor((4096,), "float32")):
+        cls = M
+        return R.call_tir(cls.kernel, (x,), out_ty=R.Tensor((4096,), "float32"))
+"""
+
+
+@pytest.mark.skipif(PROCESSOR is None, reason="no x86-64-v3")
+def test_product_and_sum_are_rounded_each(tmp_path):
+    """As on any processor; with FMA there is one rounding."""
+    x = np.random.default_rng(0).standard_normal(4096).astype("float32")
+    expected = x * x[::-1] + x
+
+    def computed(name, *target):
+        library = tmp_path / f"{name}.so"  # one of the same path is not loaded again
+        output("build", "-", *target, "-o", library, text=PRODUCT_AND_SUM)
+        vm = relax.VirtualMachine(tvm.runtime.load_module(str(library)), tvm.cpu())
+        return vm["main"](tvm.runtime.tensor(x)).numpy()
+
+    assert computed("own").tobytes() == expected.tobytes()
+    assert computed("any", "--target", NAMED).tobytes() == expected.tobytes()
+    with_fma = json.dumps({"kind": "llvm", "mcpu": "x86-64-v3"})
+    assert not np.array_equal(computed("fma", "--target", with_fma), expected)
+
+
+def test_other_targets_are_as_they_are_named():
+    assert target_of('{"kind": "llvm", "mcpu": "x86-64"}').attrs["mcpu"] == "x86-64"
+    assert "mattr" not in target_of('{"kind": "llvm", "mcpu": "x86-64-v3"}').attrs
+    assert "mcpu" not in target_of('{"kind": "llvm", "mtriple": "x86_64-linux-gnu"}').attrs
 
 
 FOLDED = """

@@ -28,21 +28,21 @@ def run_by_definition(problem, order):
         allocated = set(problem.allocates[step])
         after = {b for b in live | allocated if b in problem.kept or b in to_come}
         by_kernel = unfused(problem, step, live, after)
-        at_once = fused(problem, step, live)
+        at_once = fused(problem, step, live, after)
         worst = {None: max(by_kernel, at_once), True: at_once, False: by_kernel}[problem.fused]
         lives.append(Live(before, worst, sum(problem.sizes[b] for b in after)))
         live = after
     return lives
 
 
-def fused(problem, step, live):
+def fused(problem, step, live, after):
     """One kernel: what only its parts see is never allocated.
 
     Of a part with several results all are, if one of them is seen outside.
     """
     kernels = problem.steps[step].kernels
     if len(kernels) == 1:
-        return unfused(problem, step, live, live)
+        return unfused(problem, step, live, after)
     seen = {b for b in problem.allocates[step] if b in problem.kept or problem.readers[b]}
     results = {b for _, allocates, _ in kernels if seen & set(allocates) for b in allocates}
     scratch = max(scratch for _, _, scratch in kernels)
@@ -50,14 +50,23 @@ def fused(problem, step, live):
 
 
 def unfused(problem, step, live, after):
-    """Kernel by kernel: what it reads last is freed."""
+    """Kernel by kernel: what it reads last is freed, and its result may lie there."""
     kernels, live, worst = problem.steps[step].kernels, set(live), 0
     for position, (reads, allocates, scratch) in enumerate(kernels):
-        live |= set(allocates)
-        worst = max(worst, sum(problem.sizes[b] for b in live) + scratch)
         to_come = set().union(*(reads | set(a) for reads, a, _ in kernels[position + 1 :]))
-        live -= (reads | set(allocates)) - to_come - after
+        freed = (reads | set(allocates)) - to_come - after
+        taken = dict(problem.sizes)
+        for result, donors in problem.steps[step].over.items():
+            if result in allocates and freed.intersection(donors, reads):
+                taken[result] = min(taken[result], in_place_at_most(problem))
+        live |= set(allocates)
+        worst = max(worst, sum(taken[b] for b in live) + scratch)
+        live -= freed
     return worst
+
+
+def in_place_at_most(problem):
+    return 10 if problem.most_scratch is None else problem.most_scratch  # no size is above 9
 
 
 def valid_orders(problem, first):
@@ -105,12 +114,15 @@ def live_after(problem, done):
 
 @st.composite
 def problems(draw, most_steps=8):
-    """Steps of one to three kernels; the buffers that they read are older than they are."""
+    """Steps of one to three kernels; the buffers that they read are older than they are.
+
+    Results may lie in operands that are not smaller.
+    """
     sizes = draw(st.lists(st.integers(0, 9), min_size=1, max_size=4))
     at_start = set(range(len(sizes)))
     steps, computed_by = [], {}
     for index in range(draw(st.integers(1, most_steps))):
-        kernels, after, own = [], set(), set()
+        kernels, after, own, over = [], set(), set(), {}
         for _ in range(draw(st.sampled_from([1, 1, 2, 3]))):
             reads = set(draw(st.lists(st.sampled_from(range(len(sizes))), max_size=3)))
             after |= {computed_by[b] for b in reads if b in computed_by and b not in own}
@@ -118,15 +130,20 @@ def problems(draw, most_steps=8):
             for _ in range(draw(st.integers(0, 2))):
                 allocates.append(len(sizes))
                 sizes.append(draw(st.integers(0, 9)))
+            if len(allocates) == 1:
+                (new,) = allocates
+                donors = [b for b in sorted(reads) if sizes[b] >= sizes[new]]
+                over[new] = [b for b in donors if draw(st.booleans())]
             own.update(allocates)
             computed_by.update(dict.fromkeys(allocates, index))
             kernels.append((reads, allocates, draw(st.sampled_from([0, 0, 0, 4]))))
         if index and draw(st.integers(0, 5)) == 0:
             after.add(draw(st.integers(0, index - 1)))
-        steps.append(StepCost(kernels, after))
+        steps.append(StepCost(kernels, after, over))
     kept = {b for b in range(len(sizes)) if draw(st.integers(0, 3)) == 0}
     fused = draw(st.sampled_from([None, True, False]))
-    return Shown(numbered(sizes), at_start, kept, numbered(steps), fused)
+    most_scratch = draw(st.sampled_from([None, 0, 2]))
+    return Shown(numbered(sizes), at_start, kept, numbered(steps), fused, None, most_scratch)
 
 
 def numbered(values):
@@ -135,7 +152,10 @@ def numbered(values):
 
 class Shown(Problem):
     def __repr__(self):
-        return f"Problem({self.sizes}, {self.at_start}, {self.kept}, {self.steps}, {self.fused})"
+        return (
+            f"Problem({self.sizes}, {self.at_start}, {self.kept}, {self.steps}, {self.fused}, "
+            f"None, {self.most_scratch})"
+        )
 
 
 @given(problems(), st.data())
@@ -174,11 +194,14 @@ def side_by_side(parts):
                 ({b + by for b in reads}, [b + by for b in allocates], scratch)
                 for reads, allocates, scratch in step.kernels
             ]
-            steps.append(StepCost(kernels, {other + step_by for other in step.after}))
+            after = {other + step_by for other in step.after}
+            over = {new + by: [b + by for b in old] for new, old in step.over.items()}
+            steps.append(StepCost(kernels, after, over))
         at_start |= {b + by for b in part.at_start}
         kept |= {b + by for b in part.kept}
         sizes += part.sizes.values()
-    return Problem(numbered(sizes), at_start, kept, numbered(steps))
+    most_scratch = 2 if any(part.most_scratch == 2 for part in parts) else None
+    return Problem(numbered(sizes), at_start, kept, numbered(steps), most_scratch=most_scratch)
 
 
 @given(st.lists(problems(most_steps=3), min_size=4, max_size=4))
@@ -198,7 +221,7 @@ def chain(sizes):
 @given(st.lists(st.lists(st.integers(0, 9), min_size=4, max_size=4), min_size=6, max_size=6))
 @examples(20)
 def test_six_chains_of_three_steps(sizes):
-    problem = side_by_side(map(chain, sizes))
+    problem = side_by_side(list(map(chain, sizes)))
     order, _ = least_peak_order(problem)
     assert problem.peak(order) == least_peak(problem)
 

@@ -167,6 +167,19 @@ def test_a_branch_is_not_seen_into():
     assert tensor(found, "slot 0").is_hidden and tensor(found, "y").is_hidden
 
 
+def test_what_may_be_a_weight_is_not_counted_again():
+    """A function that is not known may return what it was given; a cast says how large that is."""
+    found = trace("""
+        w = READ params, 0, ty_args=FOUR)
+        r = CALL"keep", w, ty_args=R.Any)
+        y = R.match_cast(r, FOUR)
+        UPDATE params, 2, y, VOID)
+        return params
+    """)
+    assert tensor(found, "r").size is None
+    assert find_donation(found, shrinks=True).peak == 4 * 16
+
+
 def test_a_storage_of_two_tensors():
     """As StaticPlanBlockMemory plans, where it is run by hand."""
     found = trace(NEW.replace("UPDATE", "b = TENSOR\ncls.move(a, b)\nUPDATE") + "return params")

@@ -608,6 +608,11 @@ TRACE = _mutants(
         "            self._new(var, _known(var.ty), var.name)",
     ),
     (
+        "and its bytes are not counted, whatever is known of them later",
+        "if tensor.size is None and not tensor.is_hidden:",
+        "if tensor.size is None:",
+    ),
+    (
         "it may read slots",
         '        """What may keep what it is given, and may hold what it returns."""\n        self.reads_unseen.append(self._at)\n',
         "",
@@ -2230,18 +2235,18 @@ HOST_MOVES = _mutants(
 
 OFFERED_PAGES = [
     *_mutants(
-        "relayout/host_move.py",
+        "relayout/byte_moves.py",
         ("relayout/test_host_move.py", "-k", "pages"),
         (
             "what is read twice is not moved",
-            "(len(moves) == 1 or is_parted(relayouts, source))",
+            "len(pieces) == 1 or _is_read_once(pieces, relayouts[0].bits_of(source))",
             "True",
         ),
-        (
-            "what is no run is not moved",
-            "        if not any(move.digits for move in moves)\n        and ",
-            "        if ",
-        ),
+        ("what is no run is not moved", " or not _is_a_run(piece)", ""),
+    ),
+    *_mutants(
+        "relayout/host_move.py",
+        ("relayout/test_host_move.py", "-k", "pages"),
         (
             "a result that lies in its input is not made of its pages",
             "    if of_pages and not pairs:",
@@ -2276,6 +2281,50 @@ OFFERED_PAGES = [
         ),
     ),
 ]
+
+# -- what is planned in place ---------------------------------------------------------------------
+
+MOVES_IN_PLACE = _mutants(
+    "inplace/moves_in_place.py",
+    ("inplace/test_moves_in_place.py", "-k", "operand or taken_over or loaded or nested or device"),
+    ("what is one operand twice is not written over", "or operands.count(position) > 1", ""),
+    (
+        "nor what another operand is a view of",
+        "sum(donor in buffers for buffers in layouts) == 1",
+        "True",
+    ),
+    (
+        "nor a weight that is loaded",
+        "known.is_modifiable and not known.is_streamed",
+        "known.is_modifiable",
+    ),
+    ("nor one in a nested tuple", "if is_free and known.container.parent is None", "if is_free"),
+    ("devices beside the target have other kernels", 'mod.global_infos.get("vdevice")', "False"),
+    (
+        "what is larger than a result cannot be given back on a device",
+        "return donor.size == result.size",
+        "return covers(donor.size, result.size)",
+    ),
+)
+
+PLANNED_FOR = _mutants(
+    "lower/pipeline.py",
+    ("inplace/test_moves_in_place.py", "-k", "another_target"),
+    (
+        "what was planned for one target is compiled for it",
+        "if kind is not None and kind != target.kind.name:",
+        "if False:",
+    ),
+)
+
+# -- the command line -----------------------------------------------------------------------------
+
+PROCESSOR = _mutants(
+    "cli/processor.py",
+    ("cli/test_build_command.py",),
+    ("a processor has all of a level, or is taken for none", "_flags() >= _V3", "_flags()"),
+    ("with FMA a product and a sum are rounded once", ', "mattr": ["-fma"]', ""),
+)
 
 MUTANTS = [
     *OFFERED_PAGES,
@@ -2315,4 +2364,7 @@ MUTANTS = [
     *WRITER,
     *SCHEDULE,
     *UPDATED,
+    *MOVES_IN_PLACE,
+    *PLANNED_FOR,
+    *PROCESSOR,
 ]
