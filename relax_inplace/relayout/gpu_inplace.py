@@ -28,12 +28,11 @@ from tvm import tirx
 from tvm.target import Target
 
 from .description import Relayout
-from .description_blocks import Blocks, find_blocks
+from .description_blocks import INPLACE, Blocks, find_blocks
 from .gpu_nest import THREADS, Memory, Source, flat_nest, wide
 from .gpu_relayout import described, flat_lanes, nest_of, units_of
 from .gpu_tiles import SHARED, Staged
 from .gpu_units import Part, Read
-from .description_blocks import INPLACE
 from .size import over
 
 __all__ = ["schedule_gpu_inplace"]
