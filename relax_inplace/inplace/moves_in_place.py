@@ -75,7 +75,9 @@ class MovesInPlace:
             if output != len(operands) or position is None or operands.count(position) > 1:
                 continue
             donor = self._whole(variables[position])
-            if donor is not None and self._fits(donor, result) and self._is_alone(donor, variables):
+            if donor is None or not covers(donor.size, result.size):
+                continue
+            if self._is_alone(donor, variables):
                 kernel.over.setdefault(result, []).append(donor)
 
     def _in_place(self, kernel: tirx.PrimFunc) -> list[tuple[int, int]]:
@@ -97,13 +99,6 @@ class MovesInPlace:
             is_free = known.is_modifiable and not known.is_streamed
             return known.buffer if is_free and known.container.parent is None else None
         return self._made.get(known) if isinstance(known, relax.Var) else None
-
-    def _fits(self, donor: Buffer, result: Buffer) -> bool:
-        """Whether it is large enough; not larger, where the rest cannot be given back."""
-        assert self._target is not None
-        if self._target.kind.name == "llvm":
-            return covers(donor.size, result.size)
-        return donor.size == result.size
 
     def _is_alone(self, donor: Buffer, variables: list[relax.Var]) -> bool:
         """Whether one operand lies in it."""

@@ -2300,11 +2300,6 @@ MOVES_IN_PLACE = _mutants(
     ),
     ("nor one in a nested tuple", "if is_free and known.container.parent is None", "if is_free"),
     ("devices beside the target have other kernels", 'mod.global_infos.get("vdevice")', "False"),
-    (
-        "what is larger than a result cannot be given back on a device",
-        "return donor.size == result.size",
-        "return covers(donor.size, result.size)",
-    ),
 )
 
 PLANNED_FOR = _mutants(
