@@ -16,16 +16,30 @@ The functions take ``nn.Tensor`` in ``nn.Module.forward``, too. The table is in 
 
 import tvm  # noqa: F401  first: what is imported with it imports parts of this package
 
-from . import awq, faster_transformer, ggml, gptq, group_quantized, requantize, tiles
+from . import (
+    awq,
+    block_scales,
+    faster_transformer,
+    gate_up,
+    ggml,
+    gptq,
+    group_quantized,
+    marlin,
+    requantize,
+    tiles,
+)
 from ._argument import LayoutError
 
 __all__ = [
     "LayoutError",
     "awq",
+    "block_scales",
     "faster_transformer",
+    "gate_up",
     "ggml",
     "gptq",
     "group_quantized",
+    "marlin",
     "requantize",
     "tiles",
 ]

@@ -8,7 +8,7 @@ A kernel belongs to a module, and Relax has two places that build one: a ``relax
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
 import tvm
@@ -21,10 +21,7 @@ from tvm.script.ir_builder.ir.frame import IRModuleFrame
 
 from ._argument import LayoutError, require
 
-__all__ = ["LAYOUT", "LOSES", "NAME", "call_kernel", "of_known_type", "takes_nn_tensors"]
-
-LAYOUT = "relax_inplace.layout"  # an attribute of kernels: see .pairs
-NAME, LOSES = "name", "loses"  # in it: of the layout; what cannot be undone
+__all__ = ["call_kernel", "of_known_type", "takes_nn_tensors"]
 
 _Parameters = ParamSpec("_Parameters")
 _Result = TypeVar("_Result")
@@ -58,13 +55,7 @@ def _expression(value: Any) -> Any:
     return value._expr if isinstance(value, nn.Tensor) else value
 
 
-def call_kernel(
-    where: str,
-    name: str,
-    kernel: Callable[..., Any],
-    *args: Any,
-    layout: Mapping[str, str | int] | None = None,
-) -> relax.Expr:
+def call_kernel(where: str, name: str, kernel: Callable[..., Any], *args: Any) -> relax.Expr:
     """Call a kernel, as the active builder would with ``call_te`` or ``R.emit_te``.
 
     Parameters
@@ -77,9 +68,6 @@ def call_kernel(
         Makes the result, a ``te.Tensor``, from the arguments.
     *args
         Tensors, and sizes that the kernel cannot read off them.
-    layout : mapping, optional
-        Its name and its options, or what it loses, where the kernel does not show how it is undone:
-        see :mod:`.pairs`.
 
     Raises
     ------
@@ -87,10 +75,9 @@ def call_kernel(
         No builder is active.
     """
     builder = _active_builder(where)
-    attrs = None if layout is None else {LAYOUT: dict(layout)}
     if isinstance(builder, relax.BlockBuilder):
-        return builder.call_te(kernel, *args, primfunc_name_hint=name, primfunc_attrs=attrs)
-    function, operands, types = gen_call_tir_inputs(kernel, *args, primfunc_attrs=attrs)
+        return builder.call_te(kernel, *args, primfunc_name_hint=name)
+    function, operands, types = gen_call_tir_inputs(kernel, *args)
     return relax.op.call_tir(_declared(name, function), operands, types)
 
 

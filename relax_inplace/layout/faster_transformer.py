@@ -29,19 +29,23 @@ leaves step 4 out on 9.0, for kernels of its own, which are not served here.
 
 from __future__ import annotations
 
-import functools
-import operator
-from typing import Any
-
-from tvm import ir, relax, te, tirx
+from tvm import relax
 
 from ._argument import require, require_multiple, shape_of
-from ._kernel import NAME, call_kernel, of_known_type, takes_nn_tensors
+from ._declaration import Declaration, call_declared
+from ._kernel import of_known_type, takes_nn_tensors
 
-__all__ = ["from_mixed_gemm", "to_mixed_gemm"]
+__all__ = ["LAYOUTS", "from_mixed_gemm", "to_mixed_gemm"]
+
+# Rows of a block of 32 or 16 are 8 c + a for a below 2, and so on; codes of a word, 2 c + z.
+LAYOUTS = {
+    "int4": Declaration("K h:2 c:4 a:8, N g:4 b:4 -> N K g h a c b ^0x8"),
+    "int8": Declaration("K h:4 c:2 a:8, N g:2 b:8 -> N K g h a c b ^0x80"),
+    "int4, Volta": Declaration("K, N c:4 z:2 b:4 -> K, N z c b ^0x8"),
+    "int8, Volta": Declaration("K, N c:2 z:2 b:8 -> K, N z c b ^0x80"),
+}
 
 _TILE = 64  # rows of a column that stay together: ThreadblockK
-_LINE = 128  # bytes in which the tiles of interleaved columns lie
 
 
 @takes_nn_tensors
@@ -70,28 +74,8 @@ def to_mixed_gemm(codes: relax.Expr, *, arch: int = 80, bits: int = 4) -> relax.
     """
     where = "faster_transformer.to_mixed_gemm"
     codes = _checked(where, codes, arch, bits)
-    in_word, in_byte = 32 // bits, 8 // bits
-
-    def kernel(codes: te.Tensor) -> te.Tensor:
-        height, width = codes.shape
-
-        def byte(i: Any, j: Any) -> ir.Expr:
-            if arch < 75:
-                places = _order(in_word, in_byte, j % 4)
-                columns = [j // 4 * in_word + place for place in places]
-                return _biased_byte([_code(codes, i, column, bits) for column in columns], bits)
-            at = i * width + j
-            column, word, rest = _place(at, height, bits)
-            rows = [
-                _row(word * in_word + place, in_word) for place in _order(in_word, in_byte, rest)
-            ]
-            return _biased_byte([_code(codes, row, column, bits) for row in rows], bits)
-
-        return te.compute((height, width), byte, "mixed_gemm")
-
-    said: dict[str, str | int] = {NAME: where, "arch": arch, "bits": bits}
     name = f"to_mixed_gemm_int{bits}_sm{arch}"
-    return call_kernel(where, name, kernel, codes, layout=said)
+    return call_declared(where, name, _layout(arch, bits), codes, keeps_shape=True)
 
 
 @takes_nn_tensors
@@ -112,28 +96,9 @@ def from_mixed_gemm(codes: relax.Expr, *, arch: int = 80, bits: int = 4) -> rela
     """
     where = "faster_transformer.from_mixed_gemm"
     codes = _checked(where, codes, arch, bits)
-    in_word, in_byte = 32 // bits, 8 // bits
-
-    def kernel(codes: te.Tensor) -> te.Tensor:
-        height, width = codes.shape
-
-        def code(i: Any, column: Any) -> ir.Expr:
-            if arch < 75:
-                place = column // in_word * in_word + _place_in_word(column % in_word, in_word)
-                return _code(codes, i, place, bits)
-            row = _permuted_row(i, in_word)
-            place = row // in_word * in_word + _place_in_word(row % in_word, in_word)
-            at = _byte(place // in_byte, column, height, bits)
-            return _bits_of(codes[at // width, at % width], place % in_byte, bits)
-
-        def byte(i: Any, j: Any) -> ir.Expr:
-            return _biased_byte([code(i, j * in_byte + p) for p in range(in_byte)], bits)
-
-        return te.compute((height, width), byte, "row_major")
-
-    said: dict[str, str | int] = {NAME: where, "arch": arch, "bits": bits}
     name = f"from_mixed_gemm_int{bits}_sm{arch}"
-    return call_kernel(where, name, kernel, codes, layout=said)
+    layout = _layout(arch, bits)
+    return call_declared(where, name, layout, codes, is_back=True, keeps_shape=True)
 
 
 def _checked(where: str, codes: relax.Expr, arch: int, bits: int) -> relax.Expr:
@@ -159,81 +124,5 @@ def _checked(where: str, codes: relax.Expr, arch: int, bits: int) -> relax.Expr:
     return codes
 
 
-# -- codes in bytes ---------------------------------------------------------------------------
-
-
-def _code(codes: te.Tensor, row: Any, column: Any, bits: int) -> ir.Expr:
-    """The code of a row and a column of row-major codes."""
-    in_byte = 8 // bits
-    return _bits_of(codes[row, column // in_byte], column % in_byte, bits)
-
-
-def _bits_of(byte: ir.Expr, place: Any, bits: int) -> ir.Expr:
-    unsigned = byte.astype("uint8")
-    if bits == 8:
-        return unsigned
-    shift = (place * bits).astype("uint8") if isinstance(place, ir.Expr) else place * bits
-    return (unsigned >> shift) & tirx.const((1 << bits) - 1, "uint8")
-
-
-def _biased_byte(codes: list[ir.Expr], bits: int) -> ir.Expr:
-    """A byte of codes, half of the range added to each: that is to flip their highest bits."""
-    shifted = [
-        code << tirx.const(bits * place, "uint8") if place else code
-        for place, code in enumerate(codes)
-    ]
-    flip = 0x88 if bits == 4 else 0x80
-    byte = functools.reduce(operator.or_, shifted) ^ tirx.const(flip, "uint8")
-    return byte.astype("int8")
-
-
-# -- places in a word: even codes first -------------------------------------------------------
-
-
-def _order(in_word: int, in_byte: int, byte: Any) -> list[Any]:
-    """Which codes of a word, in their first order, lie in one of its bytes."""
-    half = in_word // 2
-    first = byte * in_byte
-    return [first % half * 2 + first // half + 2 * place for place in range(in_byte)]
-
-
-def _place_in_word(code: Any, in_word: int) -> Any:
-    """Where a code of a word lies: the inverse of :func:`_order`."""
-    return code // 2 + code % 2 * (in_word // 2)
-
-
-# -- rows -------------------------------------------------------------------------------------
-
-
-def _row(at: Any, in_word: int) -> Any:
-    """Which row comes to be at a place, by step 1."""
-    block = 4 * in_word
-    place = at % block
-    return at // block * block + place % in_word // 2 * 8 + place % 2 + place // in_word * 2
-
-
-def _permuted_row(row: Any, in_word: int) -> Any:
-    """Where a row comes to be: the inverse of :func:`_row`."""
-    block = 4 * in_word
-    place = row % block
-    return row // block * block + place % 8 // 2 * in_word + place // 8 * 2 + place % 2
-
-
-# -- columns ----------------------------------------------------------------------------------
-
-
-def _place(at: Any, height: Any, bits: int) -> tuple[Any, Any, Any]:
-    """The column of a byte of interleaved columns; its word there; its place in the word."""
-    columns, tile = 16 // bits, _TILE * bits // 8  # interleaved columns; bytes of one in a line
-    group = height // _TILE * _LINE  # bytes of interleaved columns
-    line, rest = at % group // _LINE, at % _LINE
-    column = at // group * columns + rest // tile
-    return column, (line * tile + rest % tile) // 4, rest % 4
-
-
-def _byte(byte: Any, column: Any, height: Any, bits: int) -> Any:
-    """Where a byte of a column is: the inverse of :func:`_place`."""
-    columns, tile = 16 // bits, _TILE * bits // 8
-    group = height // _TILE * _LINE
-    line = byte // tile * _LINE + column % columns * tile
-    return column // columns * group + line + byte % tile
+def _layout(arch: int, bits: int) -> Declaration:
+    return LAYOUTS[f"int{bits}" if arch >= 75 else f"int{bits}, Volta"]

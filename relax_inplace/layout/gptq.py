@@ -25,12 +25,15 @@ bits lie across words, 32 in three, which MLC's do not, and its groups of them h
 
 from __future__ import annotations
 
-from tvm import relax, te
+from tvm import relax
 
 from ._argument import require, require_equal, shape_of
-from ._kernel import call_kernel, of_known_type, takes_nn_tensors
+from ._declaration import Declaration, call_declared
+from ._kernel import of_known_type, takes_nn_tensors
 
-__all__ = ["from_groups", "to_groups"]
+__all__ = ["LAYOUTS", "from_groups", "to_groups"]
+
+LAYOUTS = {"words": Declaration("K, N, b -> N, K, b")}  # those of scales, too
 
 _WORDS = ("int32", "uint32")
 _SCALES = ("float16", "bfloat16", "float32")
@@ -133,8 +136,4 @@ def _transposed(where: str, name: str, words: relax.Expr, dtype: str) -> relax.E
     if str(words.ty.dtype) == dtype:
         return relax.op.permute_dims(words)
 
-    def kernel(words: te.Tensor) -> te.Tensor:
-        height, width = words.shape
-        return te.compute((width, height), lambda i, j: words[j, i].astype(dtype), "transposed")
-
-    return call_kernel(where, name, kernel, words)
+    return call_declared(where, name, LAYOUTS["words"], words, dtype=dtype)

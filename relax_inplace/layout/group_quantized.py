@@ -22,9 +22,12 @@ from __future__ import annotations
 from tvm import ir, relax
 
 from ._argument import require, require_equal, shape_of, text_of
+from ._declaration import Declaration
 from ._kernel import of_known_type, takes_nn_tensors
 
-__all__ = ["kn_to_nk", "nk_to_kn"]
+__all__ = ["LAYOUTS", "kn_to_nk", "nk_to_kn"]
+
+LAYOUTS = {"codes and scales": Declaration("N, K, b -> K, N, b")}  # R.permute_dims is that
 
 _GROUPS = {3: 40, 4: 32, 8: 32}  # codes in a group, by bits of a code
 _SCALES = ("float16", "bfloat16", "float32")

@@ -24,8 +24,7 @@ from typing import Any
 from tvm import ir, relax, te, tirx
 
 from ._argument import require_equal, require_multiple, shape_of, text_of
-from ._kernel import LOSES, call_kernel, of_known_type, takes_nn_tensors
-from ._words import code_of
+from ._kernel import call_kernel, of_known_type, takes_nn_tensors
 
 __all__ = ["groups_to_columns"]
 
@@ -33,7 +32,6 @@ _GROUP = 32
 _IN_WORD = 8
 _HALF = 8  # of the range: codes are -8 to 7
 _ZERO = 7  # the code of 0 in q4f16_1
-_ROUNDS = {LOSES: "`layout.requantize.groups_to_columns` rounds numbers again"}
 
 
 @takes_nn_tensors
@@ -95,13 +93,14 @@ def groups_to_columns(codes: relax.Expr, scales: relax.Expr) -> tuple[relax.Expr
 
         return te.compute((words * _IN_WORD, height // 2), byte, "codes")
 
-    columns = call_kernel(where, "column_scales", scales_kernel, codes, scales, layout=_ROUNDS)
+    columns = call_kernel(where, "column_scales", scales_kernel, codes, scales)
     columns = of_known_type(where, columns)
     name = "requantize_to_columns"
-    requantized = call_kernel(where, name, codes_kernel, codes, scales, columns, layout=_ROUNDS)
+    requantized = call_kernel(where, name, codes_kernel, codes, scales, columns)
     return requantized, columns
 
 
 def _number(codes: te.Tensor, scales: te.Tensor, k: Any, n: Any) -> ir.Expr:
-    code = code_of(codes[n, k // _IN_WORD], k % _IN_WORD, 4).astype("float32")
+    shift = (k % _IN_WORD * 4).astype("uint32")
+    code = (codes[n, k // _IN_WORD] >> shift & tirx.const(15, "uint32")).astype("float32")
     return (code - tirx.const(_ZERO, "float32")) * scales[n, k // _GROUP].astype("float32")

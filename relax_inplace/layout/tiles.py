@@ -17,14 +17,25 @@ four int8 (``packed_B`` of ggml's ``ggml-cpu/amx/mmq.cpp``; TVM's ``dot_16x4_vnn
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-from tvm import ir, relax, sym, te, tirx
+from tvm import ir, relax, sym, tirx
 
 from ._argument import require, require_equal, require_multiple, shape_of, text_of
-from ._kernel import call_kernel, of_known_type, takes_nn_tensors
+from ._declaration import Declaration, call_declared
+from ._kernel import of_known_type, takes_nn_tensors
 
-__all__ = ["pack", "pack_vnni", "unpack", "unpack_vnni"]
+__all__ = ["LAYOUTS", "pack", "pack_vnni", "unpack", "unpack_vnni"]
+
+
+def _tiles(rows: int, columns: int) -> Declaration:
+    return Declaration(f"N n:{rows}, K k:{columns}, b -> N, K, n, k, b")
+
+
+LAYOUTS = {
+    "tiles of 16 x 64": _tiles(16, 64),
+    "neighbours of 8 bits": Declaration("N, K v:4 b:8 -> K, N, v b"),
+    "neighbours of 16 bits": Declaration("N, K v:2 b:16 -> K, N, v b"),
+}
 
 _NEIGHBOURS = {"int8": 4, "uint8": 4, "bfloat16": 2, "float16": 2}
 
@@ -51,21 +62,8 @@ def pack(weight: relax.Expr, rows: int, columns: int) -> relax.Expr:
     weight = of_known_type(where, weight)
     shape_of(where, "weight", weight, (), ("N", "K"))
 
-    def kernel(weight: te.Tensor) -> te.Tensor:
-        height, width = weight.shape
-        down, across = tirx.ceildiv(height, rows), tirx.ceildiv(width, columns)
-        exact = _covers(down * rows, height) and _covers(across * columns, width)
-
-        def element(a: Any, b: Any, i: Any, j: Any) -> ir.Expr:
-            row, column = a * rows + i, b * columns + j
-            if exact:
-                return weight[row, column]
-            inside = tirx.all(row < height, column < width)
-            return te.if_then_else(inside, weight[row, column], tirx.const(0, weight.dtype))
-
-        return te.compute((down, across, rows, columns), element, "tiles")
-
-    return call_kernel(where, f"pack_tiles_{rows}x{columns}", kernel, weight)
+    name = f"pack_tiles_{rows}x{columns}"
+    return call_declared(where, name, _tiles(rows, columns), weight, pads=True)
 
 
 @takes_nn_tensors
@@ -109,15 +107,10 @@ def unpack(
             because = f"{text_of(size)} in tiles of {text_of(length)}"
             require_equal(where, what, count, tirx.ceildiv(size, length), because, remedy)
 
-    def kernel(tiles: te.Tensor, height: ir.Expr, width: ir.Expr) -> te.Tensor:
-        return te.compute(
-            (height, width),
-            lambda i, j: tiles[i // rows, j // columns, i % rows, j % columns],
-            "matrix",
-        )
-
     name = f"unpack_tiles_{rows.value}x{columns.value}"
-    return call_kernel(where, name, kernel, tiles, *(sym.Analyzer().simplify(n) for n in sizes))
+    layout = _tiles(rows.value, columns.value)
+    end = None if shape is None else [sym.Analyzer().simplify(size) for size in sizes]
+    return call_declared(where, name, layout, tiles, is_back=True, end=end)
 
 
 @takes_nn_tensors
@@ -140,13 +133,7 @@ def pack_vnni(weight: relax.Expr) -> relax.Expr:
     v = _NEIGHBOURS[str(weight.ty.dtype)]
     require_multiple(where, "columns", width, v, "pad the weight along K with zeros")
 
-    def kernel(weight: te.Tensor) -> te.Tensor:
-        height, width = weight.shape
-        return te.compute(
-            (width // v, height, v), lambda a, i, j: weight[i, a * v + j], "neighbours"
-        )
-
-    return call_kernel(where, f"pack_vnni_{v}", kernel, weight)
+    return call_declared(where, f"pack_vnni_{v}", LAYOUTS[f"neighbours of {32 // v} bits"], weight)
 
 
 @takes_nn_tensors
@@ -170,11 +157,8 @@ def unpack_vnni(weight: relax.Expr) -> relax.Expr:
     because = f"neighbours of {weight.ty.dtype}"
     require_equal(where, "neighbours", sizes[2], v, because, "give what pack_vnni returned")
 
-    def kernel(weight: te.Tensor) -> te.Tensor:
-        count, height, _ = weight.shape
-        return te.compute((height, count * v), lambda i, j: weight[j // v, i, j % v], "matrix")
-
-    return call_kernel(where, f"unpack_vnni_{v}", kernel, weight)
+    layout = LAYOUTS[f"neighbours of {32 // v} bits"]
+    return call_declared(where, f"unpack_vnni_{v}", layout, weight, is_back=True)
 
 
 def _require_tile(where: str, rows: int, columns: int) -> None:
@@ -185,8 +169,3 @@ def _require_tile(where: str, rows: int, columns: int) -> None:
         "two numbers above 0",
         "give the rows and the columns of a tile",
     )
-
-
-def _covers(length: ir.Expr, size: ir.Expr) -> bool:
-    """Whether nothing has to be filled up."""
-    return sym.Analyzer().can_prove_equal(length, size)

@@ -47,7 +47,7 @@ from .size import (
 )
 from .tir_forms import IndexReader
 
-__all__ = ["NoKernel", "described", "kernel_of"]
+__all__ = ["NoKernel", "described", "kernel_of", "sizes_of"]
 
 _MOST_PARTS = 1024
 _MOST_RESTARTS = 16
@@ -97,7 +97,11 @@ def kernel_of(
 
 
 def described(
-    relayout: Relayout, given: Mapping[int, te.Tensor], shape: _Shape, dtype: str
+    relayout: Relayout,
+    given: Mapping[int, te.Tensor],
+    shape: _Shape,
+    dtype: str,
+    whole: Mapping[int, _Shape] | None = None,
 ) -> te.Tensor:
     """What a description makes of tensors. Raises NoKernel.
 
@@ -110,25 +114,45 @@ def described(
     shape : sequence
     dtype : str
         Of the result.
+    whole : mapping, optional
+        The shapes that the description is of, of parameters that end earlier along some axes: zeros
+        are read there, and nothing is written.
     """
     if any(piece.value is not None for piece in relayout.pieces):
         raise NoKernel("computes new numbers")
-    shape = _whole_numbers(shape)
     known = _KnownSizes(relayout)
-    into = _Axes(known.sizes(shape), dtype)
-    read = {param: _Axes(known.sizes(t.shape), str(t.dtype)) for param, t in given.items()}
+    shape = _whole_numbers(shape)
+    order = [relayout.output, *given]
+    real = [shape, *(tensor.shape[:] for tensor in given.values())]
+    described_as = [
+        _whole_numbers((whole or {}).get(param, own))
+        for param, own in zip(order, real, strict=True)
+    ]
+    sizes = iter(known.sizes(size for one in (*described_as, *real) for size in one))
+    dtypes = [dtype, *(str(tensor.dtype) for tensor in given.values())]
+    axes = {
+        param: _Axes([next(sizes) for _ in one], element)
+        for param, one, element in zip(order, described_as, dtypes, strict=True)
+    }
+    ends = {param: [next(sizes) for _ in own] for param, own in zip(order, real, strict=True)}
+    into = axes.pop(relayout.output)
     parts = [
         part
         for piece in known.of(relayout).pieces
-        for part in _parts(piece, into.bits, {param: axes.bits for param, axes in read.items()})
+        for part in _parts(piece, into.bits, {param: one.bits for param, one in axes.items()})
     ]
-    output = _Output(into, read, given)
-    groups = _groups(parts, {param: axes.bits for param, axes in read.items()})
+    output = _Output(into, axes, given, ends)
+    groups = _groups(parts, {param: one.bits for param, one in axes.items()})
 
     def element(*at: Any) -> ir.Expr:
         return output.element(groups, at)
 
     return te.compute(shape, element, "made")
+
+
+def sizes_of(shape: Iterable[ir.Expr]) -> list[Size]:
+    """What is known of the sizes of axes. Raises NoKernel."""
+    return _KnownSizes().sizes(shape)
 
 
 def _whole_numbers(shape: _Shape) -> list[ir.Expr]:
@@ -141,9 +165,9 @@ def _whole_numbers(shape: _Shape) -> list[ir.Expr]:
 class _KnownSizes:
     """Sizes of shapes, in the unknowns of a description: those that it divides are divided."""
 
-    def __init__(self, relayout: Relayout) -> None:
+    def __init__(self, relayout: Relayout | None = None) -> None:
         self._sizes = Sizes()
-        for unknown in _unknowns_of(relayout):
+        for unknown in _unknowns_of(relayout) if relayout is not None else ():
             if unknown.kind == "%" or (unknown.kind == "//" and unknown.high is None):
                 self._divide(*unknown.args)
 
@@ -696,14 +720,18 @@ class _Output:
     into : _Axes
     read : mapping
         The axes of each parameter that is read.
-    given : mapping
-        The tensor for each.
+    given, ends : mapping
+        The tensor for each, and the sizes that it has.
     """
 
     def __init__(
-        self, into: _Axes, read: Mapping[int, _Axes], given: Mapping[int, te.Tensor]
+        self,
+        into: _Axes,
+        read: Mapping[int, _Axes],
+        given: Mapping[int, te.Tensor],
+        ends: Mapping[int, Sequence[Size]],
     ) -> None:
-        self._into, self._read, self._given = into, read, given
+        self._into, self._read, self._given, self._ends = into, read, given, ends
         self._unsigned = f"uint{into.bits}"
         self._positive = factors_in(into.sizes)  # where there is an element
 
@@ -764,7 +792,7 @@ class _Output:
         if more or field.param is None or self._read[field.param].bits != self._into.bits:
             return self._of_bits(self._bits(choice))
         source = self._read[field.param].dtype
-        element = self._given[field.param](*field.indices)
+        element = self._element(field)
         if not field.pattern:
             return _reinterpreted(element, source, dtype)
         if dtype.startswith(("int", "uint")):
@@ -790,8 +818,7 @@ class _Output:
         assert field.param is not None
         axes, shift = self._read[field.param], field.shift
         unsigned = f"uint{axes.bits}"
-        element = self._given[field.param](*field.indices)
-        bits = _reinterpreted(element, axes.dtype, unsigned)
+        bits = _reinterpreted(self._element(field), axes.dtype, unsigned)
         if isinstance(shift, int):
             bits = bits >> tirx.const(shift, unsigned) if shift else bits
         else:
@@ -800,6 +827,17 @@ class _Output:
             bits = bits & tirx.const((1 << field.width) - 1, unsigned)
         bits = _reinterpreted(bits, unsigned, self._unsigned)
         return bits << tirx.const(field.low, self._unsigned) if field.low else bits
+
+    def _element(self, field: _Field) -> ir.Expr:
+        assert field.param is not None
+        element = self._given[field.param](*field.indices)
+        axes, ends = self._read[field.param], self._ends[field.param]
+        inside = [
+            index < expression(end)
+            for index, size, end in zip(field.indices, axes.sizes, ends, strict=True)
+            if size != end
+        ]
+        return _chosen(inside, element, tirx.const(0, axes.dtype))
 
     def _field(self, part: _Part, at: Sequence[Any]) -> _Field:
         if part.param is None:

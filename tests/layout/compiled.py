@@ -87,5 +87,5 @@ def random_bits(generator, shape, dtype):
 
 def pattern(shape, dtype):
     """Bytes that anyone can make again."""
-    at = np.arange(np.prod(shape))
+    at = np.arange(np.prod(shape) * np.dtype(dtype).itemsize)
     return ((at * 37 + (at >> 8) * 11) % 256).astype("uint8").view(dtype).reshape(shape)

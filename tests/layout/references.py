@@ -48,20 +48,18 @@ def vnni(weight):
 
 # -- GGML ---------------------------------------------------------------------------------------
 
-BLOCK_BYTES = {"q4_0": 18, "q8_0": 34}
 
-
-def interleaved(weight, block, rows, chunk):
-    size = BLOCK_BYTES[block]
+def interleaved(weight, block, rows, chunk, size):
+    scale = 1 if block == "mxfp4" else 2
     height, blocks = weight.shape[0], weight.shape[1] // size
     out = []
     for first in range(0, height, rows):
         for b in range(blocks):
             group = weight[first : first + rows, b * size : (b + 1) * size]
             for row in group:
-                out += list(row[:2])
-            codes = group[:, 2:] ^ 0x88 if block == "q4_0" else group[:, 2:]
-            for start in range(0, size - 2, chunk):
+                out += list(row[:scale])
+            codes = group[:, scale:] ^ 0x88 if block == "q4_0" else group[:, scale:]
+            for start in range(0, size - scale, chunk):
                 for row in codes:
                     out += list(row[start : start + chunk])
     return np.array(out, "uint8").reshape(height // rows, blocks, rows * size)

@@ -12,14 +12,37 @@ from profiles import examples
 
 from relax_inplace.layout import LayoutError, ggml
 
-# Of make_block_q4_0x4, make_block_q4_0x8 and make_block_q8_0x4 (ggml-cpu/repack.cpp), compiled and
-# run on `pattern` of 16 rows of 5 blocks: SHA-256 of the result.
+# Of make_block_q4_0x4, make_block_q4_Kx8 and so on (llama.cpp's ggml-cpu/repack.cpp), compiled and run
+# on `pattern` of 16 rows of 5 blocks: SHA-256 of the result. KleidiAI's
+# kai_run_rhs_pack_nxk_qsi4c32pscalef16_qsu4c32s16s0 makes the bytes of q4_0 4x4, 4x8 and 8x8, too.
 GGML = {
     ("q4_0", 4, 4): "a34fdcbcad8dfbe9",
     ("q4_0", 4, 8): "b1c5e95bd0524165",
     ("q4_0", 8, 8): "7af126e580d66ed6",
+    ("q4_0", 16, 1): "661cff7ee800479e",
     ("q8_0", 4, 4): "a6526b72e9e4432f",
     ("q8_0", 4, 8): "dd2319fe9dc06ccf",
+    ("q8_0", 16, 1): "a23279fd17f3e93e",
+    ("iq4_nl", 4, 4): "caaaedcfc779f97f",
+    ("iq4_nl", 8, 8): "f1a6e93e495b8811",
+    ("iq4_nl", 16, 1): "cadcd0b229a5354c",
+    ("mxfp4", 4, 4): "f17eef006607316b",
+    ("mxfp4", 8, 8): "9feefcd38551ac67",
+    ("q4_K", 8, 4): "3c39b9ceacd9d810",
+    ("q4_K", 8, 8): "9ecd1f161ec014ef",
+    ("q5_K", 8, 4): "bed113cdb926e7b3",
+    ("q5_K", 8, 8): "98dd130867cdf42a",
+    ("q6_K", 8, 4): "ba334a463222c2c1",
+    ("q6_K", 8, 8): "0f9add3ba585203d",
+}
+BLOCK_BYTES = {
+    "q4_0": 18,
+    "q8_0": 34,
+    "iq4_nl": 18,
+    "mxfp4": 17,
+    "q4_K": 144,
+    "q5_K": 176,
+    "q6_K": 210,
 }
 
 
@@ -56,44 +79,76 @@ def test_the_flip_makes_twos_complement():
 
 @pytest.mark.parametrize("form", GGML, ids=str)
 def test_ggml_makes_the_same_bytes(form):
-    weight = pattern((16, 5 * references.BLOCK_BYTES[form[0]]), "uint8")
+    weight = pattern((16, 5 * BLOCK_BYTES[form[0]]), "uint8")
     out = compiled(there(*form), (weight.shape, "uint8"))(weight)
+    assert_bits(compiled(back(*form), (out.shape, "uint8"))(out), weight)
     assert hashlib.sha256(out.tobytes()).hexdigest()[:16] == GGML[form]
 
 
+PLAIN = [form for form in GGML if not form[0].endswith("_K")]  # whole bytes of codes and scales
+
+
 @examples(20)
-@given(st.sampled_from(list(GGML)), st.integers(1, 3), st.integers(1, 4))
+@given(st.sampled_from(PLAIN), st.integers(1, 3), st.integers(1, 4))
 def test_static_sizes(form, groups, blocks):
-    weight = random_bits(
-        np.random.default_rng(blocks),
-        (groups * form[1], blocks * references.BLOCK_BYTES[form[0]]),
-        "uint8",
-    )
-    expected = references.interleaved(weight, *form)
+    shape = groups * form[1], blocks * BLOCK_BYTES[form[0]]
+    weight = random_bits(np.random.default_rng(blocks), shape, "uint8")
+    expected = references.interleaved(weight, *form, BLOCK_BYTES[form[0]])
     assert_bits(compiled(there(*form), (weight.shape, "uint8"))(weight), expected)
     assert_bits(compiled(back(*form), (expected.shape, "uint8"))(expected), weight)
 
 
-@pytest.fixture(scope="module", params=GGML, ids=str)
+def test_scales_of_6_bits():
+    """Scale of sub-block i and row r: (8 i + r) % 64; its minimum is 63 less that."""
+    rows = np.zeros((8, 144), "uint8")
+    values = (8 * np.arange(8)[:, None] + np.arange(8)) % 64  # sub-block, row
+
+    def packed(scales):
+        """Of 8 scales and their minima, as get_scale_min_k4 of ggml-quants.c unpacks them."""
+        out = np.zeros(12, "uint8")
+        for i in range(4):
+            s, m, high, high_m = scales[i], 63 - scales[i], scales[i + 4], 63 - scales[i + 4]
+            out[i] = s | high >> 4 << 6
+            out[i + 4] = m | high_m >> 4 << 6
+            out[i + 8] = high & 15 | (high_m & 15) << 4
+        return out
+
+    for r in range(8):
+        rows[r, 4:16] = packed(values[:, r])
+    out = compiled(there("q4_K", 8, 8), (rows.shape, "uint8"))(rows)[0, 0, 32:128].reshape(8, 12)
+    assert_bits(out, np.stack([packed(values[i]) for i in range(8)]))
+
+
+@pytest.fixture(scope="module", params=[*PLAIN[:4], ("q4_K", 8, 8), ("q6_K", 8, 4)], ids=str)
 def symbolic(request):
     block, rows, _ = form = request.param
-    size = references.BLOCK_BYTES[block]
-    return (
-        form,
-        compiled(there(*form), ((f"n * {rows}", f"b * {size}"), "uint8")),
-        compiled(back(*form), (("n", "b", rows * size), "uint8")),
+    size = BLOCK_BYTES[block]
+    shapes = ("n", "b", rows * size), (f"n * {rows}", f"b * {size}")
+    return form, *(
+        [compiled(way(*form), ((*experts, *shape), "uint8")) for experts in ((), ("e",))]
+        for way, shape in zip((back, there), shapes, strict=True)
     )
 
 
 @examples(15)
-@given(groups=st.integers(1, 6), blocks=st.integers(1, 6))
-def test_symbolic_sizes(symbolic, groups, blocks):
-    form, interleave, deinterleave = symbolic
-    size = references.BLOCK_BYTES[form[0]]
-    weight = random_bits(np.random.default_rng(groups), (groups * form[1], blocks * size), "uint8")
-    expected = references.interleaved(weight, *form)
-    assert_bits(interleave(weight, n=groups, b=blocks), expected)
-    assert_bits(deinterleave(expected, n=groups, b=blocks), weight)
+@given(groups=st.integers(1, 4), blocks=st.integers(1, 4), experts=st.integers(1, 3))
+def test_symbolic_sizes(symbolic, groups, blocks, experts):
+    """Also of each expert."""
+    form, deinterleave, interleave = symbolic
+    sizes = {"n": groups, "b": blocks}
+    shape = (experts, groups * form[1], blocks * BLOCK_BYTES[form[0]])
+    weight = random_bits(np.random.default_rng(groups), shape, "uint8")
+    each = compiled(there(*form), (shape[1:], "uint8")) if groups == blocks == 1 else None
+    made = interleave[1](weight, e=experts, **sizes)
+    for expert in range(experts):
+        assert_bits(interleave[0](weight[expert], **sizes), made[expert])
+        if each is not None:
+            assert_bits(each(weight[expert]), made[expert])
+        if form in PLAIN:
+            expected = references.interleaved(weight[expert], *form, BLOCK_BYTES[form[0]])
+            assert_bits(made[expert], expected)
+    assert_bits(deinterleave[1](made, e=experts, **sizes), weight)
+    assert_bits(deinterleave[0](made[0], **sizes), weight[0])
 
 
 @pytest.mark.parametrize(
@@ -126,14 +181,20 @@ def test_symbolic_sizes(symbolic, groups, blocks):
         (
             there("q8_0", 8, 8),
             ((32, 34), "uint8"),
-            "layout.ggml.interleave: 8 rows by 8 bytes of q8_0 given, expected 4 by 4 or 4 by 8; "
-            "choose what ggml's kernels read",
+            "layout.ggml.interleave: 8 rows by 8 bytes of q8_0 given, expected 4 by 4 or 4 by 8 or 16 "
+            "by 1; choose what ggml's kernels read",
         ),
         (
-            there("q4_K", 4, 4),
-            ((32, 144), "uint8"),
-            "layout.ggml.interleave: block='q4_K' given, expected 'q4_0' or 'q8_0'; other blocks "
-            "have no layout here",
+            there("q3_K", 8, 8),
+            ((32, 110), "uint8"),
+            "layout.ggml.interleave: block='q3_K' given, expected 'q4_0' or 'q8_0' or 'iq4_nl' or "
+            "'mxfp4' or 'q4_K' or 'q5_K' or 'q6_K'; other blocks have no layout here",
+        ),
+        (
+            there("q4_K", 8, 8),
+            ((32, 160), "uint8"),
+            "layout.ggml.interleave: 160 bytes in a row of q4_K given, expected a multiple of 144; "
+            "give whole rows as they are in a GGUF file: K / 256 blocks of 144 bytes",
         ),
         (
             back("q4_0", 8, 8),

@@ -159,6 +159,42 @@ LAYOUTS = {
         lambda w: GGML.deinterleave(w, block="q8_0", rows=4, bytes=8),
         [[((4, 2, 136), "uint8")], [((2, 5, 136), "uint8")]],
     ),
+    "ggml.interleave, scales of 6 bits": (
+        lambda w: GGML.interleave(w, block="q4_K", rows=8, bytes=8),
+        [[((16, 288), "uint8")], [((8, 144), "uint8")]],
+    ),
+    "ggml.deinterleave, scales of 6 bits": (
+        lambda w: GGML.deinterleave(w, block="q5_K", rows=8, bytes=4),
+        [[((1, 3, 1408), "uint8")], [((2, 2, 1408), "uint8")]],
+    ),
+    "ggml.interleave, experts": (
+        lambda w: GGML.interleave(w, block="mxfp4", rows=4, bytes=4),
+        [[((3, 8, 34), "uint8")], [((2, 4, 17), "uint8")]],
+    ),
+    "marlin.from_gptq": (
+        layout.marlin.from_gptq,
+        [[((4, 64), "int32"), ((2, 64), "float16")], [((2, 128), "int32"), ((1, 128), "float16")]],
+    ),
+    "marlin.from_awq": (
+        lambda *w: layout.marlin.from_awq(*w, bits=8),
+        [[((16, 16), "int32"), ((2, 16), "int32"), ((2, 64), "float16")]] * 2,
+    ),
+    "marlin.to_awq": (
+        layout.marlin.to_awq,
+        [[((2, 128), "int32"), ((2, 8), "int32"), ((2, 64), "float16")]] * 2,
+    ),
+    "block_scales.swizzle": (
+        layout.block_scales.swizzle,
+        [[((256, 8), "uint8")], [((128, 12), "uint8")]],
+    ),
+    "block_scales.unswizzle": (
+        layout.block_scales.unswizzle,
+        [[((2, 3, 32, 16), "uint8")], [((3, 1, 2, 32, 16), "uint8")]],
+    ),
+    "gate_up.interleave": (
+        lambda w: layout.gate_up.interleave(w, group=8),
+        [[((32, 6), "float16")], [((2, 48, 4), "float16")]],
+    ),
     "faster_transformer.to_mixed_gemm": (
         FT.to_mixed_gemm,
         [[((64, 32), "int8")], [((128, 32), "int8")]],

@@ -431,6 +431,20 @@ INVERSES = [
             "    if r.high is None or not terms_of(rest).keys() <= terms_of(Polynomial.of(r) + 1).keys():\n",
             "    if r.high is None:\n",
         ),
+        (
+            "what is more than 1 is not its own sign",
+            "        if is_sign and r.high == 1:\n",
+            "        if is_sign:\n",
+        ),
+    ),
+    *_mutants(
+        "relayout/size.py",
+        ("relayout/test_size.py",),
+        (
+            "what is more than 1 has powers",
+            "        if unknown.high == 1:\n            powers",
+            "        if unknown.high:\n            powers",
+        ),
     ),
 ]
 
