@@ -1,8 +1,8 @@
-"""Group-quantised weights to the mixed GEMM's codes. Not a layout: numbers change.
+"""What changes numbers, and so is no layout: the mixed GEMM's codes, and another float8.
 
-A weight of q4f16_1 (:mod:`.group_quantized`) has a scale for each 32 numbers along K; the mixed
-GEMM (:mod:`.faster_transformer`) has one for each output channel, and signed codes. So the numbers
-are computed, a scale is found for them, and they are rounded to it.
+**Groups to columns.** A weight of q4f16_1 (:mod:`.group_quantized`) has a scale for each 32 numbers
+along K; the mixed GEMM (:mod:`.faster_transformer`) has one for each output channel, and signed
+codes. So the numbers are computed, a scale is found for them, and they are rounded to it.
 
 With c the codes and s the scales of q4f16_1::
 
@@ -15,6 +15,14 @@ largest number over 8, which is cut to 7 if it is positive. MLC-LLM's ``ft_quant
 by 7: nothing is cut, but the steps are wider, and the error of normal numbers is larger.
 
 What it costs is in docs/layouts.md: measured by ``tests/layout/test_requantize.py``.
+
+**e4m3fn to e4m3fnuz**, the float8 of AMD's MI300: the bits stay, each is half the number, and
+scales are doubled (``normalize_e4m3fn_to_e4m3fnuz`` of vLLM's ``w8a8_utils.py``). The product of
+number and scale is the same, but
+
+- -0 (0x80), which would be NaN, becomes 0;
+- NaN (0x7f, 0xff) becomes 240 or -240: a weight has none;
+- a scale above half of what float32 holds becomes infinity.
 """
 
 from __future__ import annotations
@@ -26,7 +34,7 @@ from tvm import ir, relax, te, tirx
 from ._argument import require_equal, require_multiple, shape_of, text_of
 from ._kernel import call_kernel, of_known_type, takes_nn_tensors
 
-__all__ = ["groups_to_columns"]
+__all__ = ["e4m3fn_to_e4m3fnuz", "groups_to_columns"]
 
 _GROUP = 32
 _IN_WORD = 8
@@ -104,3 +112,43 @@ def _number(codes: te.Tensor, scales: te.Tensor, k: Any, n: Any) -> ir.Expr:
     shift = (k % _IN_WORD * 4).astype("uint32")
     code = (codes[n, k // _IN_WORD] >> shift & tirx.const(15, "uint32")).astype("float32")
     return (code - tirx.const(_ZERO, "float32")) * scales[n, k // _GROUP].astype("float32")
+
+
+@takes_nn_tensors
+def e4m3fn_to_e4m3fnuz(weight: relax.Expr, scales: relax.Expr) -> tuple[relax.Expr, relax.Expr]:
+    """Float8 of half the number, and twice the scales: what MI300 multiplies.
+
+    Parameters
+    ----------
+    weight : relax.Expr
+        float8_e4m3fn, of any known shape.
+    scales : relax.Expr
+        float32, of any known shape: what the numbers are multiplied by.
+
+    Returns
+    -------
+    weight, scales : relax.Expr
+        float8_e4m3fnuz and float32, of the same shapes.
+    """
+    where = "requantize.e4m3fn_to_e4m3fnuz"
+    weight, scales = of_known_type(where, weight), of_known_type(where, scales)
+    for name, tensor, dtype in (("weight", weight, "float8_e4m3fn"), ("scales", scales, "float32")):
+        shape_of(where, name, tensor, (dtype,), ["..."] * max(tensor.ty.ndim, 0))
+
+    def number(given: te.Tensor) -> te.Tensor:
+        def element(*at: Any) -> ir.Expr:
+            bits = tirx.reinterpret("uint8", given(*at))
+            zero = tirx.const(0, "uint8")
+            kept = tirx.Select(bits == tirx.const(0x80, "uint8"), zero, bits)
+            return tirx.reinterpret("float8_e4m3fnuz", kept)
+
+        return te.compute(given.shape, element, "halved")
+
+    def scale(given: te.Tensor) -> te.Tensor:
+        two = tirx.const(2, "float32")
+        return te.compute(given.shape, lambda *at: given(*at) * two, "doubled")
+
+    return (
+        call_kernel(where, "e4m3fn_to_e4m3fnuz", number, weight),
+        call_kernel(where, "doubled_scales", scale, scales),
+    )

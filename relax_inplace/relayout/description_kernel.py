@@ -600,17 +600,18 @@ class _Digits:
             if not self._is_at_least(step - 1, span):
                 raise NoKernel("writes to places that do not follow each other")
             first, rest = divided(base, step)
-            if not (self._is_at_least(rest, 0) and self._is_at_least(step - 1, rest + span)):
-                # They go on in the next step: counted from there, they do not.
-                if not (self._is_at_least(rest, 0) and self._is_at_least(step, rest)):
-                    raise NoKernel("writes to places that do not follow each other")
+            if not (self._is_at_least(rest, 0) and self._is_at_least(step, rest)):
+                raise NoKernel("writes to places that do not follow each other")
+            goes_on = not self._is_at_least(step - 1, rest + span)
+            if first != 0 or goes_on:
+                self.conditions.append(flat >= expression(base))
+            if not self._is_at_least((first + extents[at]) * step, size):
+                end = base + (extents[at] - 1) * step + span + 1
+                self.conditions.append(flat < expression(end))
+            if goes_on:  # in the next step: counted from there, it does not
                 flat, size = flat + expression(step - rest), size + step - rest
                 first, rest = first + 1, 0
             index = flat if step == 1 else tirx.floordiv(flat, expression(step))
-            if first != 0:
-                self.conditions.append(index >= expression(first))
-            if not self._is_at_least((first + extents[at]) * step, size):
-                self.conditions.append(index < expression(first + extents[at]))
             self.values[at] = index, first
             flat = tirx.floormod(flat, expression(step)) if step != 1 else None
             size, base = step, rest
@@ -692,10 +693,10 @@ class _Field:
 
 @dataclasses.dataclass(eq=False)
 class _Value:
-    """What an element of the output may be: in which boxes, by the conditions of each."""
+    """What an element of the output may be, and which groups say so."""
 
     fields: list[_Field]
-    boxes: list[list[ir.Expr]]
+    groups: list[Sequence[_Part]]
 
     def has(self, fields: Sequence[_Field]) -> bool:
         """Whether these are its fields."""
@@ -742,17 +743,17 @@ class _Output:
         if len(whole) < len(choices):
             zero = tirx.const(0, self._unsigned)
             bits = (
-                _chosen(box, self._bits(choice), zero)
+                _chosen(self._conditions(group, at), self._bits(choice), zero)
                 for choice in choices
                 if choice not in whole
-                for box in choice.boxes
+                for group in choice.groups
             )
             value = self._of_bits(functools.reduce(lambda a, b: a | b, bits))
         else:
             value = self._value(whole.pop()) if whole else tirx.const(0, self._into.dtype)
         for choice in reversed(whole):
-            for box in reversed(choice.boxes):
-                value = _chosen(box, self._value(choice), value)
+            for group in reversed(choice.groups):
+                value = _chosen(self._conditions(group, at), self._value(choice), value)
         return value
 
     def _choices(self, groups: Iterable[Sequence[_Part]], at: Sequence[Any]) -> list[_Value]:
@@ -760,14 +761,13 @@ class _Output:
         found: list[_Value] = []
         for group in groups:
             fields = [self._field(part, at) for part in group]
-            conditions = self._conditions(group, at)
             for known in found:
                 if known.has(fields):
-                    known.boxes.append(conditions)
+                    known.groups.append(group)
                     break
             else:
-                found.append(_Value(fields, [conditions]))
-        return sorted(found, key=lambda choice: (choice.is_constant, len(choice.boxes)))
+                found.append(_Value(fields, [group]))
+        return sorted(found, key=lambda choice: (choice.is_constant, len(choice.groups)))
 
     def _conditions(self, group: Sequence[_Part], at: Sequence[Any]) -> list[ir.Expr]:
         part = min(group, key=lambda part: len(part.steps))
@@ -787,8 +787,10 @@ class _Output:
     def _value(self, choice: _Value) -> ir.Expr:
         (field, *more) = choice.fields
         dtype = self._into.dtype
-        if choice.is_constant and not any(field.pattern for field in choice.fields):
-            return tirx.const(0, dtype)
+        if choice.is_constant:
+            pattern = sum(field.pattern << field.low for field in choice.fields)
+            if pattern == 0 or dtype.startswith(("int", "uint")):
+                return tirx.const(_signed(pattern, dtype), dtype)
         if more or field.param is None or self._read[field.param].bits != self._into.bits:
             return self._of_bits(self._bits(choice))
         source = self._read[field.param].dtype

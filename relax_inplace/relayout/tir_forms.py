@@ -174,9 +174,12 @@ class IndexReader:
         try:
             if self.holds(one) is decisive:
                 return decisive
-        except Cut:
-            if self.holds(two) is decisive:
-                return decisive
+        except Cut as cut:
+            try:
+                if self.holds(two) is decisive:
+                    return decisive
+            except Cut:
+                raise cut from None  # where the first holds, there may be less to cut
             raise
         return self.holds(two)
 

@@ -1,5 +1,6 @@
 """Requantising, which is no layout: bitwise as defined, and how far the numbers move."""
 
+import ml_dtypes
 import numpy as np
 import pytest
 import references
@@ -126,4 +127,56 @@ def test_what_it_costs(symbolic, case):
 def test_refusals(codes, scales, message):
     with pytest.raises(LayoutError) as raised:
         compiled(requantize.groups_to_columns, codes, scales)
+    assert str(raised.value) == message
+
+
+# -- e4m3fn to e4m3fnuz ----------------------------------------------------------------------------
+
+
+def normalized(weight, scales):
+    """As normalize_e4m3fn_to_e4m3fnuz of vLLM's w8a8_utils.py."""
+    bits = weight.view("int8").copy()
+    bits[bits == -128] = 0
+    return bits.view(ml_dtypes.float8_e4m3fnuz), scales * np.float32(2)
+
+
+@pytest.mark.parametrize("symbolic", [False, True], ids=["static", "symbolic"])
+def test_every_float8(symbolic):
+    """The products are the same, but of -0, which is 0, and of NaN."""
+    weight = np.arange(256, dtype="uint8").view(ml_dtypes.float8_e4m3fn).reshape(8, 32)
+    scales = scales_like(np.random.default_rng(0), (8, 1)).astype("float32")
+    sizes = {"n": 8, "k": 32} if symbolic else {}
+    shapes = (("n", "k"), ("n", 1)) if symbolic else (weight.shape, scales.shape)
+    convert = compiled(
+        requantize.e4m3fn_to_e4m3fnuz, (shapes[0], "float8_e4m3fn"), (shapes[1], "float32")
+    )
+    out = convert(weight, scales, **sizes)
+    for left, right in zip(out, normalized(weight, scales), strict=True):
+        assert_bits(left, right)
+    before, after = (w.astype("float32") * s for w, s in ((weight, scales), out))
+    is_number = ~np.isnan(weight.astype("float32"))
+    assert_bits(after[is_number], before[is_number] + np.float32(0))
+    assert list(np.abs(out[0].astype("float32"))[~is_number]) == [240, 240]
+
+
+@pytest.mark.parametrize(
+    "weight, scales, message",
+    [
+        (
+            ((8, 32), "uint8"),
+            ((8, 1), "float32"),
+            "layout.requantize.e4m3fn_to_e4m3fnuz: `weight` is uint8, expected float8_e4m3fn (..., "
+            "...); layouts move bits and never convert numbers: give the tensor as it is stored",
+        ),
+        (
+            ((8, 32), "float8_e4m3fn"),
+            ((1,), "float16"),
+            "layout.requantize.e4m3fn_to_e4m3fnuz: `scales` is float16, expected float32 (...); "
+            "layouts move bits and never convert numbers: give the tensor as it is stored",
+        ),
+    ],
+)
+def test_refusals_of_float8(weight, scales, message):
+    with pytest.raises(LayoutError) as raised:
+        compiled(requantize.e4m3fn_to_e4m3fnuz, weight, scales)
     assert str(raised.value) == message

@@ -165,6 +165,9 @@ def _layouts(symbolic):
         ("q4_0", 18, 8, 8),
         ("q8_0", 34, 4, 4),
         ("q8_0", 34, 4, 8),
+        ("mxfp4", 17, 8, 8),
+        ("q4_K", 144, 8, 8),
+        ("q6_K", 210, 8, 4),
     ):
         said = {"block": block, "rows": rows, "bytes": count}
         name = f"{block} {rows}x{count}"
@@ -178,6 +181,30 @@ def _layouts(symbolic):
         for way in (transformer.to_mixed_gemm, transformer.from_mixed_gemm):
             function = lambda x, w=way, a=arch, b=bits: w(x, arch=a, bits=b)  # noqa: E731
             yield f"{way.__name__} sm{arch} int{bits}", function, [(shape, "int8")]
+    for bits in (4, 8):
+        words = 32 // bits
+        n, k = s(128, "n * 64"), s(3, "k")
+        codes = (k, s(128 * 16 // words, f"n * {64 * 16 // words}"))
+        for way, shape in (
+            (layout.marlin.from_gptq, (s(48 // words, f"k * {16 // words}"), n)),
+            (layout.marlin.to_gptq, codes),
+        ):
+            function = lambda *x, w=way, b=bits: w(*x, bits=b)  # noqa: E731
+            yield f"marlin {way.__name__} {bits}", function, [(shape, "int32"), ((3, n), HALF)]
+        zeros = (3, s(128 // words, f"n * {64 // words}"))
+        for way, shape in (
+            (layout.marlin.from_awq, (s(48, "k * 16"), zeros[1])),
+            (layout.marlin.to_awq, codes),
+        ):
+            function = lambda *x, w=way, b=bits: w(*x, bits=b)  # noqa: E731
+            tensors = [(shape, "int32"), (zeros, "int32"), ((3, n), HALF)]
+            yield f"marlin {way.__name__} {bits}", function, tensors
+    scales = ((s(256, "n * 128"), s(8, "k * 4")), "uint8")
+    yield "swizzle", layout.block_scales.swizzle, [scales]
+    yield "unswizzle", layout.block_scales.unswizzle, [((s(2, "n"), s(3, "k"), 32, 16), "uint8")]
+    for way in (layout.gate_up.interleave, layout.gate_up.deinterleave):
+        function = lambda x, w=way: w(x, group=8)  # noqa: E731
+        yield f"{way.__name__} gate, up", function, [((s(48, "n * 16"), s(5, "k")), HALF)]
     packed = lambda x: tiles.pack(x, 16, 64)  # noqa: E731
     yield "pack", packed, [((s(48, "n * 16"), s(128, "k * 64")), HALF)]
     yield "unpack, a rim", (lambda x, y: tiles.unpack(x, y.ty.shape)), _rim(s)

@@ -45,7 +45,7 @@ def relayouts(name):
         yield from read_relayouts(with_producers_inlined(kernel))
 
 
-BITS = ("int4", "awq", "gptq", "kn_to_nk", "nk_to_kn")
+BITS = ("int4", "q4_K", "awq", "gptq", "kn_to_nk", "nk_to_kn")
 
 
 @pytest.mark.parametrize("name", {**OPERATORS, **LAYOUTS})
