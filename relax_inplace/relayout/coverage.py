@@ -50,13 +50,14 @@ def _all_tile(boxes: Sequence[Box], size: Size) -> bool:
 def _without_signs(box: Box) -> Box:
     """The same places: a digit that is there if there is anything is left out.
 
-    A rim of ``n % 16`` rows is in a last tile, of which there are ``(n % 16 + 15) // 16``.
+    A rim of ``n % 16`` rows is in a last tile, of which there are ``(n % 16 + 15) // 16``; one of
+    ``n % 2`` rows is in ``n % 2`` tiles.
     """
     base, digits = box
     found = list(digits)
     for at, (extent, stride) in enumerate(digits):
         for unknown in unknowns_in(extent):
-            rim = unknown.sign_of
+            rim = unknown.sign_of or (unknown if unknown.high == 1 else None)
             others = [other for place, (other, _) in enumerate(found) if place != at]
             without = over(found[at][0], Polynomial.of(unknown))
             if rim is None or without is None:

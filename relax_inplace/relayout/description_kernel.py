@@ -600,15 +600,15 @@ class _Digits:
             if not self._is_at_least(step - 1, span):
                 raise NoKernel("writes to places that do not follow each other")
             first, rest = divided(base, step)
-            if first != 0:
+            if not (self._is_at_least(rest, 0) and self._is_at_least(step, rest)):
+                raise NoKernel("writes to places that do not follow each other")
+            goes_on = not self._is_at_least(step - 1, rest + span)
+            if first != 0 or goes_on:
                 self.conditions.append(flat >= expression(base))
             if not self._is_at_least((first + extents[at]) * step, size):
                 end = base + (extents[at] - 1) * step + span + 1
                 self.conditions.append(flat < expression(end))
-            if not (self._is_at_least(rest, 0) and self._is_at_least(step - 1, rest + span)):
-                # They go on in the next step: counted from there, they do not.
-                if not (self._is_at_least(rest, 0) and self._is_at_least(step, rest)):
-                    raise NoKernel("writes to places that do not follow each other")
+            if goes_on:  # in the next step: counted from there, it does not
                 flat, size = flat + expression(step - rest), size + step - rest
                 first, rest = first + 1, 0
             index = flat if step == 1 else tirx.floordiv(flat, expression(step))
@@ -787,8 +787,10 @@ class _Output:
     def _value(self, choice: _Value) -> ir.Expr:
         (field, *more) = choice.fields
         dtype = self._into.dtype
-        if choice.is_constant and not any(field.pattern for field in choice.fields):
-            return tirx.const(0, dtype)
+        if choice.is_constant:
+            pattern = sum(field.pattern << field.low for field in choice.fields)
+            if pattern == 0 or dtype.startswith(("int", "uint")):
+                return tirx.const(_signed(pattern, dtype), dtype)
         if more or field.param is None or self._read[field.param].bits != self._into.bits:
             return self._of_bits(self._bits(choice))
         source = self._read[field.param].dtype

@@ -199,6 +199,8 @@ class Sizes:
             return low
         (r, *others) = unknowns_in(rest)
         is_sign = not others and _is_sign_of(r, rest, by)
+        if is_sign and r.high == 1:
+            return Polynomial.of(r)  # it is its own sign
         shift = low  # an unknown is 0 or more
         small = rest - shift * by
         return shift + Polynomial.of(Unknown("//", (small, by), high - low, r if is_sign else None))

@@ -5,7 +5,7 @@ Definition
 An *unknown* is a whole number of 0 or more that is known when a kernel runs: a variable of its
 shapes, or what it leaves divided by a number. A *size* is an int, or a polynomial of unknowns with
 whole coefficients. Two polynomials are one number, whatever the unknowns are, only if they are
-equal: so sizes can be compared, hashed, and divided, without a prover.
+equal, as what is 0 or 1 has no powers: so sizes are compared, hashed, and divided without a prover.
 
 A variable ``n`` that is divided by 16 becomes ``16 * q + r``: unknowns ``q = n // 16`` and
 ``r = n % 16``. So ``n // 16``, ``n % 16`` and ``ceildiv(n, 16)`` are polynomials, too.
@@ -160,10 +160,10 @@ def _product(one: _Monomial, two: _Monomial) -> _Monomial:
     for unknown, power in two:
         powers[unknown] = powers.get(unknown, 0) + power
     for unknown in list(powers):
-        if unknown.sign_of is not None:
+        if unknown.high == 1:
             powers[unknown] = 1
-            if unknown.sign_of in powers:
-                del powers[unknown]
+        if unknown.sign_of in powers:
+            del powers[unknown]
     return frozenset(powers.items())
 
 

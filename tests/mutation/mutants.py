@@ -429,6 +429,20 @@ INVERSES = [
             "    if r.high is None or not terms_of(rest).keys() <= terms_of(Polynomial.of(r) + 1).keys():\n",
             "    if r.high is None:\n",
         ),
+        (
+            "what is more than 1 is not its own sign",
+            "        if is_sign and r.high == 1:\n",
+            "        if is_sign:\n",
+        ),
+    ),
+    *_mutants(
+        "relayout/size.py",
+        ("relayout/test_size.py",),
+        (
+            "what is more than 1 has powers",
+            "        if unknown.high == 1:\n            powers",
+            "        if unknown.high:\n            powers",
+        ),
     ),
 ]
 
@@ -2092,6 +2106,116 @@ DESCRIPTIONS = [
             "a border is in the box",
             "    if not is_at_least_zero(border) or not is_at_least_zero(digit.extent - border):\n",
             "    if False:\n",
+        ),
+    ),
+    *_mutants(
+        "relayout/description_kernel.py",
+        (
+            "relayout/test_description_kernel.py",
+            "-k",
+            "refused or 0 or bits or rim or pad or moves",
+        ),
+        (
+            "bits lie in one element",
+            "    if low >= 0 and high + unit <= wide:\n",
+            "    if True:\n",
+        ),
+        (
+            "bits that follow each other stay in one element",
+            "    return one.bit + highest + one.width + two.width <= widths[one.param]\n",
+            "    return True\n",
+        ),
+        (
+            "steps stay in an axis",
+            "            if not all(_is_at_least_zero(rest, positive) for rest in (least, length - 1 - most)):\n",
+            "            if False:\n",
+        ),
+        (
+            "places follow each other",
+            "            if not self._is_at_least(step - 1, span):\n",
+            "            if False:\n",
+        ),
+        (
+            "a box has a beginning",
+            "            if first != 0 or goes_on:\n",
+            "            if False:\n",
+        ),
+        (
+            "what goes on has a beginning",
+            "            if first != 0 or goes_on:\n",
+            "            if first != 0:\n",
+        ),
+        (
+            "a box has an end",
+            "            if not self._is_at_least((first + extents[at]) * step, size):\n",
+            "            if False:\n",
+        ),
+        (
+            "what goes on in the next step is counted from there",
+            "            goes_on = not self._is_at_least(step - 1, rest + span)\n",
+            "            goes_on = False\n",
+        ),
+        (
+            "a place of its own is a condition",
+            "        if size != 1:\n",
+            "        if False:\n",
+        ),
+        (
+            "nothing is divided by 0",
+            "        if not self._is_at_least(size, 1) and over(self._count, size) is None:\n",
+            "        if False:\n",
+        ),
+        (
+            "what falls is counted from the end",
+            "        backwards = falls == {True}\n",
+            "        backwards = False\n",
+        ),
+        (
+            "both ways are refused",
+            "        if len(falls) > 1:\n",
+            "        if False:\n",
+        ),
+        (
+            "other places are other values",
+            "        return alike[0] == alike[1] and tvm_ffi.structural_equal(*places)\n",
+            "        return alike[0] == alike[1]\n",
+        ),
+    ),
+    *_mutants(
+        "relayout/description_kernel.py",
+        ("layout/test_tiles.py", "-k", "static"),
+        (
+            "nothing is read behind the end",
+            "            if size != end\n",
+            "            if size == 0 == end\n",
+        ),
+    ),
+    *_mutants(
+        "layout/_declaration.py",
+        ("layout/test_declaration.py",),
+        (
+            "a flip is of the same bits on both sides",
+            "        if flip and read[-1][-1] != into[-1][-1]:\n",
+            "        if False:\n",
+        ),
+        (
+            "an axis is what its digits are",
+            "                    if known != count:\n",
+            "                    if False:\n",
+        ),
+        (
+            "a field holds what is inside",
+            "            if not isinstance(width, int) or start + width > size:\n",
+            "            if False:\n",
+        ),
+    ),
+    *_mutants(
+        "layout/marlin.py",
+        ("layout/test_marlin.py", "-k", "refusals"),
+        (
+            "it is known whether there is one group",
+            "        isinstance(groups, tirx.IntImm),\n",
+            "        True,\n",
         ),
     ),
     *_mutants(

@@ -236,7 +236,7 @@ BITS = {
     "across the end of rows": (
         [
             a_piece((5, 40, 32), (32, 1, 1), into=24),
-            filled(0, (24, 1)),
+            filled(0xFFFFFF, (24, 1)),
             filled(0, (4, 40), (8, 1), into=56),
             filled(0, (8, 1), into=216),
         ],

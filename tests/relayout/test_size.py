@@ -127,3 +127,12 @@ def test_what_is_left_is_there_or_not():
     assert sign_of(rest * 3 + 3, 4) is None  # 0, 1, 2, 3
     assert sign_of(rest + 2, 4) is None  # 0, 0, 1, 1
     assert sign_of(rest * rest + 8, 9) is None  # 0, 1, 1, 1, but it does not rise for sure
+
+
+def test_a_rest_of_two_is_its_own_sign():
+    """So that ``(n + 1) // 2`` is ``n // 2 + n % 2``: TVM writes a size as the one or the other."""
+    left = Polynomial.of(Unknown("%", (n, 2), 1))
+    assert Sizes().floordiv(left + 1, 2) == left
+    assert left * left == left
+    assert (left * n + 1) * left == left * n + left
+    assert BELOW_8 * BELOW_8 != BELOW_8

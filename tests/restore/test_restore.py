@@ -332,16 +332,18 @@ class AnySize:
             R.Tensor(("n * 8", "m * 2"), "int32"),
             R.Tensor(("n * 64", "m * 32"), "int8"),
             R.Tensor(("n * 3", "m * 2"), "float16"),
+            R.Tensor(("n", "m * 2"), "int32"),
+            R.Tensor(("n", "m * 16"), "float16"),
         ),
     ):
         R.func_attr({"num_input": 1})
         n = T.int64()
         m = T.int64()
-        a = AWQ.codes_to_groups(params[1], "int32")
+        a = AWQ.to_groups(params[1], params[4], params[5])
         b = GGML.interleave(params[0], rows=4, bytes=8)
         c = FT.to_mixed_gemm(params[2], arch=80)
         d = TILES.pack(params[3], 2, 8)
-        return (a, b, c, d)
+        return (a[0], a[1], a[2], b, c, d)
 
 
 @pytest.mark.parametrize("pipeline", ["compile", "cpu default"])
