@@ -48,7 +48,7 @@ from .cpu_loops import (
     sequence,
     simplify,
 )
-from .description import NUMBER, Digit, Piece, Relayout
+from .description import NUMBER, Piece, Relayout
 from .description_blocks import INPLACE, MOST_SCRATCH, Blocks, Parts, find_blocks, parts_of
 from .emulated_floats import bits_of_constant, can_be_vector
 from .fields import bits_of
@@ -252,7 +252,7 @@ def _over_input(relayout: Relayout, blocks: Blocks, views: _Views) -> tirx.Stmt 
             return None
         outer = tuple((digit.extent, digit.into) for digit in parts.outer)
         groups.setdefault((parts.number, outer), []).append((piece, parts))
-    if not _are_apart(list(groups), relayout, blocks):
+    if not _are_in_order(list(groups), relayout, blocks):
         return None
     whole = over(relayout.bits_of(relayout.output), blocks.written * 8)
     is_whole = whole is not None and is_at_least_zero(
@@ -263,26 +263,18 @@ def _over_input(relayout: Relayout, blocks: Blocks, views: _Views) -> tirx.Stmt 
     )
 
 
-def _are_apart(groups: Sequence[Any], relayout: Relayout, blocks: Blocks) -> bool:
-    """Whether no block is of two groups; where the order counts, whether it is that of one."""
+def _are_in_order(groups: Sequence[Any], relayout: Relayout, blocks: Blocks) -> bool:
+    """Whether each block is of one group; where the order counts, all are of one, from 0 on."""
     written = blocks.written * 8
     boxes = [
         (number, tuple((extent, _exact(into, written)) for extent, into in outer))
         for number, outer in groups
     ]
-    if len(groups) == 1 and blocks.read == blocks.written:
-        return True
-    if len(groups) == 1:
-        ((number, outer),) = boxes
-        step: Size = 1
-        for extent, stride in reversed(outer):
-            if stride != step:
-                return False
-            step = step * extent
-        return number == 0
-    whole, rest = divided(relayout.bits_of(relayout.output), written)
-    total = whole if rest == 0 else whole + 1
-    return blocks.read == blocks.written and isinstance(rest, int) and tile(boxes, total)
+    total, rest = divided(relayout.bits_of(relayout.output), written)
+    if rest != 0:
+        total = total + 1
+    is_free = blocks.read == blocks.written or len(groups) == 1
+    return is_free and isinstance(rest, int) and tile(boxes, total)
 
 
 def _exact(size: Size, by: int) -> Size:
@@ -306,7 +298,6 @@ class _Group:
         self._pieces = pieces
         self._number = pieces[0][1].number
         outer = list(pieces[0][1].outer)
-        self._joined: list[Digit] = []
         self._chunk = 1
         room = max(min(_BLOCK // blocks.written, MOST_SCRATCH // blocks.read), 1)
         count = 1
@@ -315,7 +306,7 @@ class _Group:
             if not isinstance(extent, int) or count * extent > room:
                 self._chunk = _chunk_of(extent, room // count)
                 break
-            self._joined.insert(0, outer.pop())
+            outer.pop()
             count *= extent
         self._outer = outer
         self._per_position = count  # blocks that are joined, at each position of the chunk
@@ -338,7 +329,11 @@ class _Group:
         return loop("block", total, self._in_scratch)
 
     def _in_phases(self, total: ir.Expr) -> tirx.Stmt:
-        """The first one; then as many as have been computed, all of them at once; and so on."""
+        """The first one; then as many as have been computed, all of them at once; and so on.
+
+        Where a chunk ends earlier, at the end of its digit, that is right, too: 2 * k blocks are
+        not longer than twice k of them, from the first one on.
+        """
         known = integer(total)
         phases = _MOST_PHASES if known is None else (known - 1).bit_length()
         first = self._in_scratch(constant(0))

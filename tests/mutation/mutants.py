@@ -216,7 +216,16 @@ TUPLE_STATE = _mutants(
 COMPUTED = [
     *_mutants(
         "relayout/cpu_compute.py",
-        ("relayout/test_cpu_compute.py",),
+        (
+            "relayout/test_cpu_compute.py",
+            "-k",
+            "numbers or order or whole or outputs or alone or place or otherwise",
+        ),
+        (
+            "each block is of one group of pieces",
+            "    return is_free and isinstance(rest, int) and tile(boxes, total)\n",
+            "    return is_free\n",
+        ),
         (
             "what may lie in its input is not taken for other memory",
             'attrs |= {INPLACE: pairs, "tirx.noalias": False}',

@@ -22,7 +22,9 @@ from tvm.relax import op
 from tvm.script import from_source
 
 from relax_inplace import layout
+from relax_inplace.relayout import cpu_compute
 from relax_inplace.relayout.cpu_compute import schedule_cpu_compute
+from relax_inplace.relayout.description import Computed, Digit, Piece, Relayout
 from relax_inplace.relayout.description_blocks import MOST_SCRATCH, find_blocks
 from relax_inplace.relayout.read_description import read_relayouts
 
@@ -276,6 +278,33 @@ def test_a_last_block_that_is_not_whole(rows):
     assert "T.min" in scheduled.script()
     array = random_array(np.random.default_rng(0), (rows, 100), "int32")
     assert_right(scheduled, [array], run(built(kernel), kernel, [array]))
+
+
+def test_pieces_that_share_blocks_otherwise(monkeypatch):
+    """Half of a row is of a piece for all rows, half of one for every second: as none is read."""
+    x = tirx.Var("x", "int32")
+    tripled = Computed(x * 3, (x,), 32)
+    row, item = 256, 32
+
+    def piece(rows, step, into, read, direction):
+        digits = Digit(rows, row * step, (row * step,)), Digit(4, item, (item * direction,))
+        return Piece(digits, into, ((0, read),), value=tripled)
+
+    pieces = (
+        piece(64, 1, 0, 3 * item, -1),
+        piece(32, 2, 4 * item, 0, 1),  # what the first one has written over
+        piece(32, 2, row + 4 * item, row + 4 * item, 1),
+    )
+    mixed = Relayout(1, pieces, ((0, 64 * row), (1, 64 * row)))
+    monkeypatch.setattr(cpu_compute, "read_relayouts", lambda *_, **__: [mixed])
+    kernel = te_kernel(lambda a: te.compute((64, 8), lambda i, j: a[i, j]), ((64, 8), "int32"))
+    scheduled = schedule_cpu_compute(kernel, TARGET)
+    assert find_blocks([mixed], MOST_SCRATCH) and scheduled_pairs(scheduled) == []
+    array = random_array(np.random.default_rng(0), (64, 8), "int32")
+    expected = array.copy()
+    expected[:, :4] = array[:, 3::-1]
+    expected[::2, 4:] = array[::2, :4]
+    assert_right(scheduled, [array], [(expected * 3).tobytes()])
 
 
 def test_several_outputs():

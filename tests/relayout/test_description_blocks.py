@@ -9,7 +9,7 @@ from moving_kernels import LAYOUTS, OPERATORS, SIZES
 from profiles import examples
 from tvm import relax, te, tirx
 
-from relax_inplace.relayout.description import Digit, Piece, Relayout
+from relax_inplace.relayout.description import Computed, Digit, Piece, Relayout
 from relax_inplace.relayout.description_blocks import MOST_SCRATCH, Blocks, find_blocks, in_blocks
 from relax_inplace.relayout.inlining import with_producers_inlined
 from relax_inplace.relayout.read_description import read_relayouts
@@ -345,6 +345,17 @@ def test_what_is_read_stays_in_a_block():
 
     assert in_blocks(rows(8), 0, MOST_SCRATCH) == Blocks(0, 1, 4, 3)
     assert isinstance(in_blocks(rows(16), 0, MOST_SCRATCH), str)  # goes on in the next one
+
+
+def test_all_bits_of_an_element_are_read():
+    def every_second(base):
+        x = tirx.Var("x", "int16")
+        computed = Computed(x * 2, (x,), 16)
+        piece = Piece((Digit(6, 16, (32,)),), 0, ((0, base),), value=computed)
+        return Relayout(1, (piece,), ((0, 6 * 32), (1, 6 * 16)))
+
+    assert in_blocks(every_second(16), 0, MOST_SCRATCH) == Blocks(0, 1, 4, 2)
+    assert isinstance(in_blocks(every_second(24), 0, MOST_SCRATCH), str)
 
 
 def test_a_neighbour_is_outside():
