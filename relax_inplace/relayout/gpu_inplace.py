@@ -93,7 +93,7 @@ def _flat(memory: Memory, relayout: Relayout, parts: list[Part], own: list[Block
     lanes = flat_lanes(parts, total, by)
     if not small or lanes % by:
         return None
-    span = THREADS * max(lanes, _GROUP * 8 // parts[0].bits)
+    span = THREADS * max(lanes, _GROUP * 8 // max(part.widest for part in parts))
     return flat_nest(memory, relayout.output, parts, total, lanes, span), small
 
 

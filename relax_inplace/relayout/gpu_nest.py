@@ -18,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from tvm import ir, relax, tirx
@@ -32,19 +32,21 @@ __all__ = [
     "THREADS",
     "Memory",
     "Source",
-    "are_rows",
     "ceil",
     "copied",
+    "even",
     "flat_nest",
     "group",
-    "lanes_of",
     "local",
     "loop",
+    "most_lanes",
     "place",
+    "row_of",
     "sequence",
     "threads",
     "unravel",
     "wide",
+    "within",
 ]
 
 THREADS = 256  # of a thread block
@@ -145,6 +147,16 @@ def copied(count: int, into: relax.Var, there: Any, source: relax.Var, start: An
     return loop(count, one, tirx.ForKind.VECTORIZED)
 
 
+def within(
+    done: tirx.Stmt, extents: Sequence[Size], tile: Sequence[int], digits: Sequence[Any]
+) -> tirx.Stmt:
+    """Done where digits are below their extents: where tiles may go beyond, or there is nothing."""
+    for extent, size, digit in zip(extents, tile, digits, strict=True):
+        if not isinstance(extent, int) or extent % size:
+            done = tirx.IfThenElse(digit < expression(extent), done, None)
+    return done
+
+
 # -- memory ----------------------------------------------------------------------------------------
 
 
@@ -197,9 +209,8 @@ class Memory:
 
     def source(self, read: Read) -> Source:
         """Where a read is found in the parameter."""
-        row = 16 if read.steps and read.steps[-1] == 1 else 1
-        while any(over(size, row) is None for size in (read.base, *read.steps[:-1])):
-            row //= 2
+        is_row = bool(read.steps) and read.steps[-1] == 1
+        row = even([read.base, *read.steps[:-1]], 16) if is_row else 1
         buffer = self.view(read.param, f"uint{read.bits}")
         return Source(buffer, lambda digits: place(read.base, read.steps, digits), row)
 
@@ -258,23 +269,27 @@ class Memory:
 # -- groups ----------------------------------------------------------------------------------------
 
 
-def lanes_of(parts: Sequence[Part], fits: Callable[[int], bool]) -> int:
-    """The most units of a group, of those numbers that fit."""
-    widest = max(max(part.bits, *(read.bits for read in part.reads), 8) for part in parts)
-    dtype = parts[0].dtype
-    # Of others than these TVM has no vectors where the target has no such numbers.
-    most = _ACCESS // widest if dtype.startswith("uint") else 4 if dtype == "bfloat16" else 1
-    return next((n for n in (16, 8, 4, 2) if n <= most and fits(n)), 1)
+def even(sizes: Iterable[Size], most: int) -> int:
+    """The largest power of two, up to one, that divides sizes, whatever they are."""
+    while any(over(size, most) is None for size in sizes):
+        most //= 2
+    return most
 
 
-def are_rows(parts: Sequence[Part], lanes: int) -> bool:
-    """Whether groups of so many are values of the innermost digit, from a multiple on."""
-    return all(
-        part.steps
-        and part.steps[-1] == 1
-        and all(over(n, lanes) is not None for n in (part.into, part.extents[-1], *part.steps[:-1]))
-        for part in parts
-    )
+def most_lanes(parts: Sequence[Part]) -> int:
+    """Units of a group."""
+    dtype, widest = parts[0].dtype, max(part.widest for part in parts)
+    if dtype.startswith("uint"):
+        return _ACCESS // widest
+    # Of others than this one TVM has no vectors where the target has no such numbers.
+    return 4 if dtype == "bfloat16" else 1
+
+
+def row_of(part: Part, most: int) -> int:
+    """Units, up to so many, that are values of the innermost digit, from a multiple on."""
+    if not part.steps or part.steps[-1] != 1:
+        return 1
+    return even([part.into, part.extents[-1], *part.steps[:-1]], most)
 
 
 def group(
@@ -346,14 +361,12 @@ def flat_nest(
         def one(number: Any) -> tirx.Stmt:
             at = wide(point[0]) * span + wide(number) * lanes
             made, zero = local(dtype, lanes, "made"), tirx.const(0, "int32")
-            if are_rows(parts, lanes):
+            if all(row_of(part, lanes) == lanes for part in parts):
                 make = _made(parts, at, lanes, find, made, zero)
             else:
                 make = loop(lanes, lambda lane: _made(parts, at + wide(lane), 1, find, made, lane))
             write = copied(lanes, memory.view(output, dtype), at, made, zero)
-            done = sequence(tirx.AllocBuffer(made), make, write)
-            is_even = over(total, span) is not None
-            return done if is_even else tirx.IfThenElse(at < expression(total), done, None)
+            return within(sequence(tirx.AllocBuffer(made), make, write), [total], [span], [at])
 
         return sequence(*before, threads(span // lanes, one))
 

@@ -4,25 +4,21 @@ Definition
 ----------
 A kernel that has a description (:mod:`.read_description`) is a nest for each output
 
-- *tiled* (:mod:`.gpu_tiles`), if it is of one part, flat it would read words that lie apart, and by
-  way of shared memory it reads longer runs;
+- *tiled* (:mod:`.gpu_tiles`), if it is of one part, less than 128 bytes of words lie side by side
+  for neighbouring units (sectors of 32 bytes may be 1.25 times that), and they do in a tile;
 - else *flat* (:mod:`.gpu_nest`).
 
-Words lie *apart* if less than 128 bytes are side by side of what a thread block reads, or 32 of
-what a warp does: by sectors of 32 bytes, 1.25 times as much is moved then, or twice by a warp (the
-rest is still in the cache of its multiprocessor). Any other kernel is left to TVM's dlight.
+Any other kernel is left to TVM's dlight.
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 from tvm import tirx
 from tvm.target import Target
 
 from .description import Relayout
-from .gpu_nest import THREADS, Memory, are_rows, flat_nest, lanes_of
-from .gpu_tiles import LINE, tile_nest, tile_of
+from .gpu_nest import THREADS, Memory, even, flat_nest, most_lanes, row_of
+from .gpu_tiles import LINE, tile_nest
 from .gpu_units import Part, Read, parts_of
 from .inlining import with_producers_inlined
 from .read_description import read_relayouts
@@ -30,10 +26,7 @@ from .size import Size, nominal, over
 
 __all__ = ["described", "flat_lanes", "nest_of", "schedule_gpu_relayout", "units_of"]
 
-_SECTOR = 256  # bits: the least that is read
 _WORD = 32
-_WARP = 32
-_NEAR = 1.25  # steps of so many times what is there are as good as side by side
 _GROUP = 128  # bits of a thread
 
 
@@ -73,19 +66,15 @@ def described(function: tirx.PrimFunc, target: Target) -> list[tuple[Relayout, l
 
 def nest_of(memory: Memory, relayout: Relayout, parts: list[Part]) -> tirx.Stmt:
     """The nest of an output that is other memory than its inputs."""
-    part, output = parts[0], relayout.output
-    runs = {} if len(parts) > 1 else {read: _flat_run(part, read) for read in part.reads}
-    apart = [read for read, run in runs.items() if run < LINE]
-    if apart:
-        tile = tile_of(part, min(apart, key=lambda read: runs[read]))
-        nest = tile_nest(memory, output, part, tile, apart)
-        if nest is not None and any(_side_by_side(read, tile) > runs[read] for read in apart):
+    apart = [read for read in parts[0].reads if _row(parts[0], read) * read.bits < LINE]
+    if len(parts) == 1 and apart:
+        nest = tile_nest(memory, relayout.output, parts[0], apart)
+        if nest is not None:
             return nest
     total = units_of(relayout, parts)
     lanes = flat_lanes(parts, total)
-    widest = max(max(part.bits, *(read.bits for read in part.reads), 8) for part in parts)
-    span = THREADS * lanes * max(1, _GROUP // (lanes * widest))
-    return flat_nest(memory, output, parts, total, lanes, span)
+    span = THREADS * max(lanes, _GROUP // max(part.widest for part in parts))
+    return flat_nest(memory, relayout.output, parts, total, lanes, span)
 
 
 def units_of(relayout: Relayout, parts: list[Part]) -> Size:
@@ -96,37 +85,18 @@ def units_of(relayout: Relayout, parts: list[Part]) -> Size:
 
 
 def flat_lanes(parts: list[Part], total: Size, by: int = 1) -> int:
-    """Units of a group, a multiple of `by` if there is one: a row's, if these are 4 bytes."""
-
-    def fits(lanes: int) -> bool:
-        return over(total, lanes) is not None and lanes % by == 0
-
-    rows = lanes_of(parts, lambda lanes: fits(lanes) and are_rows(parts, lanes))
-    return rows if rows * parts[0].bits >= _WORD else lanes_of(parts, fits)
+    """Units of a group: of a row, if these are 4 bytes; a multiple of `by`, if there is one."""
+    whole = even([total], most_lanes(parts))
+    row = min(row_of(part, whole) for part in parts)
+    return row if row * parts[0].bits >= _WORD and row % by == 0 else whole
 
 
-def _flat_run(part: Part, read: Read) -> int:
-    """Bits that lie side by side of what a thread block reads, flat; or 4 times those of a warp."""
-    block, warp = (_run(part, read, count) for count in (THREADS, _WARP))
-    return min(block, warp * LINE // _SECTOR)
-
-
-def _run(part: Part, read: Read, threads: int) -> int:
-    room = threads * lanes_of([part], lambda _: True)
-    counts: list[int] = []
-    for extent in reversed(part.extents):
-        counts.insert(0, max(1, min(nominal(extent), room)))
-        room = -(-room // counts[0])
-    return _side_by_side(read, counts)
-
-
-def _side_by_side(read: Read, counts: Sequence[int]) -> int:
-    """Bits in a run of a box; as many as matter if it is one run."""
-    run, is_one = 1, True
-    digits = [(abs(nominal(s)), n) for s, n in zip(read.steps, counts, strict=True) if n > 1]
-    for step, count in sorted(digits):
-        if 0 < step <= _NEAR * run and is_one:
-            run += step * (count - 1)
-        elif step:
-            is_one = False
-    return max(run * read.bits, LINE) if is_one else run * read.bits
+def _row(part: Part, read: Read) -> int:
+    """Words that lie side by side for neighbouring units; many, if all do."""
+    row: Size = 1
+    for step, extent in zip(reversed(read.steps), reversed(part.extents), strict=True):
+        if step in (row, -row):
+            row = row * extent
+        elif step != 0:
+            return nominal(row)
+    return LINE

@@ -23,23 +23,25 @@ from .gpu_nest import (
     THREADS,
     Memory,
     Source,
-    are_rows,
     ceil,
     copied,
+    even,
     group,
-    lanes_of,
     local,
     loop,
+    most_lanes,
     place,
+    row_of,
     sequence,
     threads,
     unravel,
     wide,
+    within,
 )
 from .gpu_units import Part, Read
-from .size import Size, expression, nominal, over
+from .size import Size, nominal
 
-__all__ = ["LINE", "SHARED", "Staged", "tile_nest", "tile_of"]
+__all__ = ["LINE", "SHARED", "Staged", "tile_nest"]
 
 LINE = 1024  # bits: what a warp reads or writes best
 SHARED = 48 * 1024  # bytes that a thread block has on any GPU
@@ -70,15 +72,20 @@ class Staged:
     gap: int
 
     @functools.cached_property
-    def order(self) -> list[int]:
-        """The digits, as they lie in the input, innermost first; rows as in the output."""
-        steps, run, length = self.read.steps, [], 1
-        found = [i for i, step in enumerate(steps) if step != 0 and self.tile[i] > 1]
-        for i in sorted(found, key=lambda i: abs(nominal(steps[i]))):
-            if steps[i] in (length, -length):
-                run.append(i)
+    def row(self) -> list[int]:
+        """The digits whose values lie side by side in the input, innermost first."""
+        row, length = [], 1
+        for i in _by_step(self.read):
+            if self.tile[i] > 1 and self.read.steps[i] in (length, -length):
+                row.append(i)
                 length *= self.tile[i]
-        return run + [i for i in reversed(found) if i not in run]
+        return row
+
+    @functools.cached_property
+    def order(self) -> list[int]:
+        """Those, and the others, as in the output."""
+        others = [i for i in _by_step(self.read) if self.tile[i] > 1 and i not in self.row]
+        return self.row + sorted(others, reverse=True)
 
     @property
     def count(self) -> int:
@@ -156,34 +163,26 @@ class Staged:
 
     def _lanes(self) -> int:
         """Words of a bank that lie side by side, and are all in the box or not."""
-        if not self.order or self.read.steps[self.order[0]] != 1:
+        steps, inner = self.read.steps, self.order[0] if self.order else -1
+        if not self.row or steps[inner] != 1:
             return 1
-        inner, lanes = self.order[0], max(1, _BANK // self.read.bits)
-        steps = [step for i, step in enumerate(self.read.steps) if i != inner]
-        sizes = [self.read.base, self.extents[inner], self.tile[inner], *steps]
-        while any(over(size, lanes) is None for size in sizes):
-            lanes //= 2
-        return lanes
+        sizes = [self.read.base, self.extents[inner], self.tile[inner]]
+        sizes += [step for i, step in enumerate(steps) if i != inner]
+        return even(sizes, max(1, _BANK // self.read.bits))
 
 
-def within(
-    done: tirx.Stmt, extents: Sequence[Size], tile: Sequence[int], digits: Sequence[Any]
-) -> tirx.Stmt:
-    """Done where digits are below their extents, where tiles may go beyond."""
-    for extent, size, digit in zip(extents, tile, digits, strict=True):
-        if over(extent, size) is None:
-            done = tirx.IfThenElse(digit < expression(extent), done, None)
-    return done
+def _by_step(read: Read) -> list[int]:
+    """The digits that words differ by, innermost first."""
+    digits = [i for i, step in enumerate(read.steps) if step != 0]
+    return sorted(digits, key=lambda i: abs(nominal(read.steps[i])))
 
 
-def tile_of(part: Part, read: Read) -> tuple[int, ...]:
+def _tile_of(part: Part, read: Read) -> tuple[int, ...]:
     """How many values of each digit a thread block takes."""
     extents = [nominal(extent) for extent in part.extents]
-    inside = [i for i, step in enumerate(read.steps) if step != 0]
-    inside.sort(key=lambda i: abs(nominal(read.steps[i])))
     tile = [1] * len(extents)
     for lines in (1, 2, 4, 8):
-        for order, bits in ((range(len(extents))[::-1], part.bits), (inside, read.bits)):
+        for order, bits in ((range(len(extents))[::-1], part.bits), (_by_step(read), read.bits)):
             room = lines * max(_WARP, LINE // bits)
             for i in order:
                 taken = min(extents[i], room)
@@ -197,30 +196,20 @@ def tile_of(part: Part, read: Read) -> tuple[int, ...]:
     return tuple(tile)
 
 
-def tile_nest(
-    memory: Memory, output: int, part: Part, tile: Sequence[int], reads: Sequence[Read]
-) -> tirx.Stmt | None:
-    """Thread blocks move tiles; None if shared memory has no room for them.
+def tile_nest(memory: Memory, output: int, part: Part, reads: Sequence[Read]) -> tirx.Stmt | None:
+    """Thread blocks move tiles, some reads by way of shared memory.
 
-    Parameters
-    ----------
-    memory : Memory
-    output : int
-    part : Part
-        All of the output.
-    tile : sequence of int
-    reads : sequence of Read
-        Those that go through shared memory.
+    None if these have no rows there, or no room.
     """
-    lanes = lanes_of([part], lambda n: are_rows([part], n) and tile[-1] % n == 0)
+    tile = _tile_of(part, reads[0])
+    lanes = even([tile[-1]], row_of(part, most_lanes([part])))
     staged = {}
     for read in reads:
-        is_row = read.steps[-1] == 1 and all(
-            over(step, lanes) is not None for step in read.steps[:-1]
-        )
+        is_row = read.steps[-1] == 1 and even(read.steps[:-1], lanes) == lanes
         gap = lanes if is_row else max(1, _BANK // (lanes * part.bits))
-        staged[read] = Staged(read, part.extents, tuple(tile), gap)
-    if sum(each.bytes for each in staged.values()) > SHARED:
+        staged[read] = Staged(read, part.extents, tile, gap)
+    fits = sum(each.bytes for each in staged.values()) <= SHARED
+    if not fits or not any(each.row for each in staged.values()):
         return None
     groups = math.prod(tile) // lanes
     most = min(THREADS, -(-groups // _WARP) * _WARP)

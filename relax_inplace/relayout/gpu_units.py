@@ -81,6 +81,11 @@ class Part:
         """Of a unit."""
         return bits_of(self.dtype)
 
+    @property
+    def widest(self) -> int:
+        """Bits of the largest unit or word."""
+        return max(self.bits, *(read.bits for read in self.reads), 8)
+
 
 def parts_of(relayout: Relayout) -> list[Part] | None:
     """The pieces of a description in its unit; None if there is none."""

@@ -2454,7 +2454,166 @@ PROCESSOR = _mutants(
     ("with FMA a product and a sum are rounded once", ', "mattr": ["-fma"]', ""),
 )
 
+GPU_KERNELS = [
+    *_mutants(
+        "relayout/gpu_units.py",
+        ("relayout/test_gpu_units.py",),
+        (
+            "a place says the digits that it is of",
+            "        if not is_at_least_zero(step - reach):\n",
+            "        if False:\n",
+        ),
+        (
+            "the output is whole units",
+            "            and over(relayout.bits_of(relayout.output), unit) is not None\n",
+            "",
+        ),
+        (
+            "a pattern is in one unit",
+            "    if pattern and (not inner or inner[-1].extent != piece.digits[-1].extent):\n",
+            "    if False:\n",
+        ),
+        (
+            "a piece that begins in a unit ends in it",
+            " or low + sum((d.extent - 1) * d.into for d in inner) >= unit:\n",
+            ":\n",
+        ),
+        (
+            "an input is whole words",
+            "        if over(relayout.bits_of(piece.inputs[0][0]), size) is not None:\n",
+            "        if True:\n",
+        ),
+        (
+            "a field is in one word",
+            "    if any(not isinstance(bit, int) or bit + reach > size for _, _, bit in places):\n",
+            "    if False:\n",
+        ),
+        (
+            "a part that makes all bits of its units is whole",
+            "math.prod(digit.extent for digit in inner) == unit\n",
+            "True\n",
+        ),
+    ),
+    *_mutants(
+        "relayout/gpu_nest.py",
+        ("relayout/test_gpu_relayout.py", "-k", "symbolic or odd or as_unscheduled or sectors"),
+        (
+            "tiles may go beyond what is there",
+            "        if not isinstance(extent, int) or extent % size:\n",
+            "        if not isinstance(extent, int):\n",
+        ),
+        (
+            "a size may be anything",
+            "        if not isinstance(extent, int) or extent % size:\n",
+            "        if isinstance(extent, int) and extent % size:\n",
+        ),
+        (
+            "the last threads may have nothing to do",
+            "        return done if count % most == 0 else tirx.IfThenElse(number < count, done, None)\n",
+            "        return done\n",
+        ),
+        (
+            "a vector is aligned in the input",
+            "        row = even([read.base, *read.steps[:-1]], 16) if is_row else 1\n",
+            "        row = 16 if is_row else 1\n",
+        ),
+        (
+            "a group is in one row of the output",
+            "    return even([part.into, part.extents[-1], *part.steps[:-1]], most)\n",
+            "    return most\n",
+        ),
+        (
+            "bits of several parts are put together",
+            "unit if is_whole else made[index] | unit",
+            "unit",
+        ),
+        (
+            "a digit is below its extent",
+            "        holds = tirx.And(holds, digit < expression(extent))\n",
+            "",
+        ),
+        (
+            "what is divided by a size is proved to be no less than 0",
+            "tirx.max(tirx.truncdiv(number, by), zero), tirx.max(tirx.truncmod(number, by), zero)",
+            "tirx.floordiv(number, by), tirx.floormod(number, by)",
+        ),
+    ),
+    *_mutants(
+        "relayout/gpu_nest.py",
+        ("relayout/test_gpu_inplace.py", "-k", "pointers"),
+        (
+            "a kernel has one pointer to memory that may be the same",
+            "        return self._base if away is None else tirx.handle_add_byte_offset(self._base, away)\n",
+            "        return self._function.params[param].data\n",
+        ),
+    ),
+    *_mutants(
+        "relayout/gpu_tiles.py",
+        ("relayout/test_gpu_relayout.py", "-k", "sectors or room"),
+        (
+            "what is read at once is in the tile, from a multiple on",
+            "        sizes = [self.read.base, self.extents[inner], self.tile[inner]]\n",
+            "        sizes: list[Size] = [self.tile[inner]]\n",
+        ),
+        (
+            "rows do not begin in one bank",
+            "        return number + tirx.truncdiv(number, tirx.const(line, str(number.ty))) * self.gap\n",
+            "        return number\n",
+        ),
+        (
+            "a tile has room in shared memory",
+            "    fits = sum(each.bytes for each in staged.values()) <= SHARED\n",
+            "    fits = True\n",
+        ),
+    ),
+    *_mutants(
+        "relayout/gpu_relayout.py",
+        ("relayout/test_gpu_relayout.py", "-k", "sectors or tiles or other or empty"),
+        (
+            "what lies apart goes through shared memory",
+            "    if len(parts) == 1 and apart:\n",
+            "    if False:\n",
+        ),
+        (
+            "a kernel for another target is TVM's",
+            '    if target.kind.name != "cuda":\n',
+            "    if False:\n",
+        ),
+        (
+            "all outputs are known",
+            "    return found if len(found) == len(relayouts) else None\n",
+            "    return found\n",
+        ),
+    ),
+    *_mutants(
+        "relayout/gpu_inplace.py",
+        ("relayout/test_gpu_inplace.py", "-k", "not nvcc"),
+        (
+            "thread blocks have no order: smaller blocks are not in place",
+            "        if blocks.read == blocks.written\n",
+            "",
+        ),
+        (
+            "a thread reads all of a block before it writes it",
+            "    if not small or lanes % by:\n",
+            "    if not small:\n",
+        ),
+        (
+            "shared memory has words of one size",
+            "        if len({read.bits for read in reads}) > 1 or blocks",
+            "        if blocks",
+        ),
+        (
+            "what may be in place is not taken for distinct memory",
+            '{INPLACE: pairs, "tirx.noalias": False}',
+            "{INPLACE: pairs}",
+        ),
+    ),
+]
+
+
 MUTANTS = [
+    *GPU_KERNELS,
     *OFFERED_PAGES,
     *DESCRIPTIONS,
     *HOST_MOVES,

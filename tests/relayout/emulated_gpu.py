@@ -195,7 +195,10 @@ class _Run:
         if scope == "local" or not there.any():
             return
         first = np.broadcast_to(self.value(indices[0], at), there.shape)
-        places = (first[:, None] * size + np.arange(size * at.get("lanes", 1)))[there]
+        lanes = at.get("lanes", 1)
+        assert not (first[there] % lanes).any(), "a vector that is not aligned"
+        places = (first[:, None] * size + np.arange(size * lanes))[there]
+        assert places.min() >= 0 and places.max() < int(buffer.ty.shape[0]) * size, "beyond its end"
         if scope == "shared":
             warps = np.split(places, range(_WARP, len(places), _WARP))
             self.conflicts = max(self.conflicts, *map(_conflicts, warps))

@@ -23,6 +23,7 @@ from tvm.target import Target
 
 from relax_inplace.layout import faster_transformer, ggml, tiles
 from relax_inplace.relayout.gpu_inplace import schedule_gpu_inplace
+from relax_inplace.relayout.gpu_relayout import described, schedule_gpu_relayout
 
 T, op = relax.TensorType, relax.op
 n = tirx.Var("n", "int64")
@@ -91,7 +92,7 @@ def test_either_of_two_operands():
     assert pairs_of(scheduled(legalized(build, *types)[0])) == [(0, 2), (1, 2)]
 
 
-@pytest.mark.parametrize("rows", [1, 5, 61])
+@pytest.mark.parametrize("rows", [0, 1, 5, 61])
 def test_symbolic_rows(rows):
     for ty, build, expected in (
         (T((n, 96), "float32"), lambda w: op.flip(w, 1), lambda w: w[:, ::-1]),
@@ -124,6 +125,25 @@ def test_any_moves(drawn, backwards):
 def two_outputs(a, b):
     negative = te.compute((64, 96), lambda i, j: tirx.const(0, "float32") - a[i, j], "negative")
     return negative, te.compute((96, 64), lambda i, j: b[j, i], "turned")
+
+
+def test_words_of_several_sizes_do_not_go_through_shared_memory():
+    """Of each row three bytes are turned around, and nibbles change places with neighbours."""
+    place = te.placeholder((12, 24), "uint8", name="given")
+
+    def element(i, j):
+        four, low, high = (tirx.const(n, "uint8") for n in (4, 15, 240))
+        even = (place[i, j] & low) | ((place[i, j + 1] & low) << four)
+        pairs = te.if_then_else(j % 2 < 1, even, (place[i, j - 1] >> four) | (place[i, j] & high))
+        return te.if_then_else(j < 3, place[i, 2 - j], te.if_then_else(j < 4, place[i, j], pairs))
+
+    kernel = te.create_prim_func([place, te.compute((12, 24), element, "made")])
+    ((_, parts),) = described(kernel, CUDA)
+    assert {read.bits for part in parts for read in part.reads} == {8, 16}
+    assert schedule_gpu_inplace(kernel, CUDA) is None
+    arrays = random_arrays(kernel)
+    expected = emulated(kernel, arrays)[1]
+    assert (emulated(schedule_gpu_relayout(kernel, CUDA), arrays)[1] == expected).all()
 
 
 def test_another_output_is_other_memory():

@@ -25,6 +25,7 @@ from tvm import relax, te, tirx
 from tvm.target import Target
 
 from relax_inplace.layout import awq, faster_transformer, ggml, tiles
+from relax_inplace.lower.schedule_relayouts import _may_divide_negatives
 from relax_inplace.relayout.gpu_nest import Memory, flat_nest
 from relax_inplace.relayout.gpu_relayout import described, schedule_gpu_relayout
 
@@ -35,6 +36,7 @@ n, m = tirx.Var("n", "int64"), tirx.Var("m", "int64")
 def scheduled(function):
     result = schedule_gpu_relayout(function, CUDA)
     assert result is not None
+    assert not _may_divide_negatives(result)
     assert result.attrs["tirx.is_scheduled"]
     assert result.params[:] == function.params[:]
     return result
@@ -123,6 +125,20 @@ def test_other_kernels_are_left_to_tvm(left, taken, types):
     assert schedule_gpu_relayout(kernel, CUDA) is None
     (kernel,) = legalized(taken, T(types[-1], "float32"))
     scheduled(kernel)
+
+
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_bits_beside_what_tvm_may_compute_as_float32_are_left_to_it(outputs):
+    given = te.placeholder((64, 64), "float32", name="given")
+    moved = te.placeholder((64, 64), "bfloat16", name="moved")
+
+    def both(i, j):
+        return te.if_then_else(j < 64, given[i, j].astype("bfloat16"), moved[i, j - 64])
+
+    turned = te.compute((64, 64), lambda i, j: given[j, i], "turned")
+    made = [turned, te.compute((64, 128), both, "made")][-outputs:]
+    assert schedule_gpu_relayout(te.create_prim_func([given, moved, *made]), CUDA) is None
+    scheduled(te.create_prim_func([given, turned]))
 
 
 def test_other_targets_are_left_to_tvm():
@@ -339,7 +355,7 @@ ANY_SIZE = {
 }
 
 
-@pytest.mark.parametrize("rows, columns", [(1, 1), (65, 33), (16, 96)])
+@pytest.mark.parametrize("rows, columns", [(1, 1), (65, 33), (16, 96), (0, 64), (64, 0)])
 @pytest.mark.parametrize("name", ANY_SIZE)
 def test_symbolic_sizes(name, rows, columns):
     build, types = ANY_SIZE[name]
@@ -363,6 +379,11 @@ MOVED = {
     "copy": permuted((512, 512), (0, 1), "float16"),
 }
 MOVED_LAYOUTS = {
+    "slice": (lambda w: op.strided_slice(w, [1], [3], [1024]), T((64, 1024), "float16")),
+    "tall_slice": (
+        lambda w: op.permute_dims(op.strided_slice(w, [1], [1], [256])),
+        T((512, 256), "uint8"),
+    ),
     "pack": (lambda w: tiles.pack(w, 16, 64), T((512, 512), "float16")),
     "unpack": (lambda w: tiles.unpack(w), T((128, 128, 4, 4), "float16")),
     "vnni": (lambda w: tiles.pack_vnni(w), T((512, 512), "int8")),
@@ -385,15 +406,31 @@ MOVED_LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("block", [0, 37])
 @pytest.mark.parametrize("name", [*MOVED, *MOVED_LAYOUTS])
-def test_whole_sectors_are_moved(name, block):
+def test_whole_sectors_are_moved(name):
     """And shared memory is read and written without a queue before its banks, or a short one."""
-    (kernel,) = [MOVED[name]] if name in MOVED else legalized(*MOVED_LAYOUTS[name])
-    moved = traffic(scheduled(kernel), block)
-    assert moved.needed >= 8192
-    assert moved.most <= 1.25
-    assert moved.conflicts <= 2
+    (kernel,) = [MOVED[name]] if name in MOVED else fused(*MOVED_LAYOUTS[name])
+    function = scheduled(kernel)
+    for block in (0, 37):
+        moved = traffic(function, block)
+        assert moved.needed >= 4096
+        assert moved.most <= 1.25
+        assert moved.conflicts <= 2
+    traffic(function, 2**31)  # the last one: its vectors are aligned, and end where buffers do
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_tiles_have_room_in_shared_memory(count):
+    """The tile of a transpose of bytes takes 16,511; there are 49,152."""
+    given = [te.placeholder((512, 512), "uint8", name=f"given{i}") for i in range(count)]
+
+    def total(i, j):
+        return functools.reduce(lambda one, two: one ^ two, (place[j, i] for place in given))
+
+    made = te.compute((512, 512), total, "made")
+    script = scheduled(te.create_prim_func([*given, made])).script()
+    sizes = [int(size) for size in re.findall(r"alloc_shared\(\((\d+),\)", script)]
+    assert sizes == ([16511] * 2 if count == 2 else [])
 
 
 def test_what_is_moved_is_measured():
