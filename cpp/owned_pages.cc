@@ -9,7 +9,9 @@
 #include <cerrno>
 #include <cstdint>
 #include <cstring>
+#include <iterator>
 #include <map>
+#include <memory>
 #include <mutex>
 
 #include "host_pages.h"
@@ -21,12 +23,15 @@
 namespace relax_inplace {
 
 constexpr int64_t kLeast = int64_t{64} << 10;
+/*! \brief Linux lets a process have 65,530 areas, of everything that is mapped. */
+constexpr int64_t kMostAreas = int64_t{1} << 15;
 constexpr int64_t kHugePage = int64_t{2} << 20;  // of x86, and of Arm with pages of 4 KB
 
 /*! \brief All that are there, by their first byte. */
 struct AllPages {
   std::mutex mutex;
   std::map<const char*, OwnedPages*> by_begin;
+  int64_t areas = 0;  // of all of them
 
   static AllPages& Get() {
     static auto* all = new AllPages;  // a tensor may be freed when the process ends
@@ -48,18 +53,23 @@ static char* Map(int64_t bytes) {
   return pages == MAP_FAILED ? nullptr : static_cast<char*>(pages);
 }
 
-bool MayOwnPages(int64_t bytes) { return bytes >= kLeast; }
+std::unique_ptr<OwnedPages> OwnedPages::Allocate(int64_t bytes) {
+  if (bytes < kLeast) return nullptr;
+  bytes = RoundUp(bytes, PageSize());
+  const int64_t more = bytes >= kHugePage ? kHugePage - PageSize() : 0;
+  char* begin = Map(bytes + more);
+  if (begin == nullptr) return nullptr;
+  char* data = more > 0 ? RoundUp(begin, kHugePage) : begin;
+  char* end = begin + bytes + more;
+  if (data > begin) munmap(begin, data - begin);
+  if (data + bytes < end) munmap(data + bytes, end - (data + bytes));
+  if (more > 0) madvise(data, bytes, MADV_HUGEPAGE);  // a system without them refuses
+  std::unique_ptr<OwnedPages> pages(new OwnedPages(data, bytes));
+  if (!pages->MayGetAreas(1)) pages.reset();
+  return pages;
+}
 
-OwnedPages::OwnedPages(int64_t bytes) : bytes_(RoundUp(bytes, PageSize())) {
-  const int64_t more = bytes_ >= kHugePage ? kHugePage - PageSize() : 0;
-  char* begin = Map(bytes_ + more);
-  TVM_FFI_CHECK(begin != nullptr, RuntimeError)
-      << "relax_inplace: out of memory: cannot allocate " << bytes << " bytes";
-  data_ = more > 0 ? RoundUp(begin, kHugePage) : begin;
-  char* end = begin + bytes_ + more;
-  if (data_ > begin) munmap(begin, data_ - begin);
-  if (data_ + bytes_ < end) munmap(data_ + bytes_, end - (data_ + bytes_));
-  if (more > 0) madvise(data_, bytes_, MADV_HUGEPAGE);  // a system without them refuses
+OwnedPages::OwnedPages(char* data, int64_t bytes) : data_(data), bytes_(bytes) {
   AllPages& all = AllPages::Get();
   const std::lock_guard<std::mutex> lock(all.mutex);
   all.by_begin.emplace(data_, this);
@@ -70,8 +80,19 @@ OwnedPages::~OwnedPages() {
   {
     const std::lock_guard<std::mutex> lock(all.mutex);
     all.by_begin.erase(data_);  // first: others may be given the address
+    all.areas -= areas_;
   }
   if (bytes_ > 0) munmap(data_, bytes_);
+}
+
+/*! \brief Counts areas, unless there are too many. */
+bool OwnedPages::MayGetAreas(int64_t more) {
+  AllPages& all = AllPages::Get();
+  const std::lock_guard<std::mutex> lock(all.mutex);
+  if (all.areas + more > kMostAreas) return false;
+  all.areas += more;
+  areas_ += more;
+  return true;
 }
 
 OwnedPages* OwnedPages::At(const void* memory) {
@@ -122,7 +143,7 @@ bool MovePages(char* from, char* to, int64_t bytes) {
   }
   const int64_t head = RoundUp(from, page) - from;
   const int64_t whole = (bytes - head) / page * page;
-  if (whole == 0) return false;
+  if (whole == 0 || !target->MayGetAreas(2)) return false;
   std::memcpy(to, from, head);
   std::memcpy(to + head + whole, from + head + whole, bytes - head - whole);
   target->is_one_area_ = false;
@@ -141,9 +162,7 @@ bool MovePages(char* from, char* to, int64_t bytes) {
 
 namespace relax_inplace {
 
-bool MayOwnPages(int64_t) { return false; }
-
-OwnedPages::OwnedPages(int64_t bytes) : data_(nullptr), bytes_(bytes) {}
+std::unique_ptr<OwnedPages> OwnedPages::Allocate(int64_t) { return nullptr; }
 
 OwnedPages::~OwnedPages() = default;
 

@@ -3,11 +3,9 @@
 #define RELAX_INPLACE_OWNED_PAGES_H_
 
 #include <cstdint>
+#include <memory>
 
 namespace relax_inplace {
-
-/*! \brief Whether so many bytes of host memory are worth pages of their own, and can have them. */
-bool MayOwnPages(int64_t bytes);
 
 /*!
  * \brief Pages from the system, which has them back when this is destroyed: of a heap what is freed
@@ -17,11 +15,8 @@ bool MayOwnPages(int64_t bytes);
  */
 class OwnedPages {
  public:
-  /*!
-   * \param bytes What MayOwnPages.
-   * \throws RuntimeError if the system has no memory.
-   */
-  explicit OwnedPages(int64_t bytes);
+  /*! \return Null for few bytes, where there are too many of these, or if there is no memory. */
+  static std::unique_ptr<OwnedPages> Allocate(int64_t bytes);
   ~OwnedPages();
   OwnedPages(const OwnedPages&) = delete;
   OwnedPages& operator=(const OwnedPages&) = delete;
@@ -31,12 +26,15 @@ class OwnedPages {
  private:
   friend void SetSpent(const void* memory, bool is_spent);
   friend bool MovePages(char* from, char* to, int64_t bytes);
+  OwnedPages(char* data, int64_t bytes);
   static OwnedPages* At(const void* memory);
+  bool MayGetAreas(int64_t more);
 
   char* data_;
   int64_t bytes_;
   bool is_spent_ = false;
   bool is_one_area_ = true;  // to the system: what has been moved into it is another
+  int64_t areas_ = 0;        // at most
 };
 
 /*!

@@ -53,19 +53,18 @@ static Deleter DeleterOf(const ffi::Tensor& tensor) {
 
 /*! \brief The memory of a tensor in pages of its own. */
 struct PagesOfTensor {
-  OwnedPages* pages = nullptr;  // tvm-ffi copies this before it allocates
+  OwnedPages* pages;  // tvm-ffi copies this before it allocates
 
-  void AllocData(DLTensor* tensor) {
-    pages = new OwnedPages(static_cast<int64_t>(ffi::GetDataSize(*tensor)));
-    tensor->data = pages->data();
-  }
+  void AllocData(DLTensor* tensor) { tensor->data = pages->data(); }
   void FreeData(DLTensor*) { delete pages; }
 };
 
 ffi::Tensor AllocateTensor(const ffi::Shape& shape, DLDataType dtype, DLDevice device) {
-  const auto bytes = static_cast<int64_t>(ffi::GetDataSize(shape.Product(), dtype));
-  if (IsHost(device) && MayOwnPages(bytes)) {
-    return ffi::Tensor::FromNDAlloc(PagesOfTensor(), shape, dtype, device);
+  if (IsHost(device)) {
+    const size_t bytes = ffi::GetDataSize(shape.Product(), dtype);
+    if (auto pages = OwnedPages::Allocate(static_cast<int64_t>(bytes))) {
+      return ffi::Tensor::FromNDAlloc(PagesOfTensor{pages.release()}, shape, dtype, device);
+    }
   }
   static const char* name = "runtime.TVMTensorAllocWithScope";
   const ffi::Optional<ffi::Function> allocate = ffi::Function::GetGlobal(name);

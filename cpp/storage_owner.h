@@ -38,7 +38,7 @@ tvm::ffi::Tensor TensorInStorage(const tvm::ffi::TensorObj& owner, tvm::ffi::Sha
                                  DLDataType dtype);
 
 /*!
- * \brief A tensor with memory of its own: OwnedPages if that is worth it, else from TVM's runtime,
+ * \brief A tensor with memory of its own: OwnedPages if it can have them, else from TVM's runtime,
  *        and not from a pool.
  */
 tvm::ffi::Tensor AllocateTensor(const tvm::ffi::Shape& shape, DLDataType dtype, DLDevice device);

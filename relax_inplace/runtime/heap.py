@@ -2,8 +2,7 @@
 
 glibc serves blocks below a threshold, which rises up to 32 MB as blocks are freed, from its heap,
 and keeps the holes that they leave: a freed weight stays resident until one that fits is allocated.
-What this package allocates is not there (:mod:`.empty_tensor`); what others did, numpy's for one,
-is.
+What this package allocates is not there (:mod:`.empty_tensor`); what numpy and others did may be.
 """
 
 from __future__ import annotations
