@@ -136,13 +136,10 @@ def described(
     }
     ends = {param: [next(sizes) for _ in own] for param, own in zip(order, real, strict=True)}
     into = axes.pop(relayout.output)
-    parts = [
-        part
-        for piece in known.of(relayout).pieces
-        for part in _parts(piece, into.bits, {param: one.bits for param, one in axes.items()})
-    ]
+    widths = {param: one.bits for param, one in axes.items()}
+    pieces = known.of(relayout).pieces
+    groups = _groups(part for piece in pieces for part in _parts(piece, into.bits, widths))
     output = _Output(into, axes, given, ends)
-    groups = _groups(parts, {param: one.bits for param, one in axes.items()})
 
     def element(*at: Any) -> ir.Expr:
         return output.element(groups, at)
@@ -402,12 +399,12 @@ def _exact(size: Size, by: Size) -> Size:
 # -- groups: the parts of the same elements --------------------------------------------------------
 
 
-def _groups(parts: Iterable[_Part], widths: Mapping[int, int]) -> list[list[_Part]]:
+def _groups(parts: Iterable[_Part]) -> list[list[_Part]]:
     """The parts of the same elements of the output, each from the lowest bit on."""
     found: dict[object, list[_Part]] = {}
     for part in parts:
         found.setdefault((_box(part.steps), part.into), []).append(part)
-    return [_without_seams(group, widths) for group in found.values()]
+    return [_without_seams(group) for group in found.values()]
 
 
 def _box(steps: Iterable[_Step]) -> tuple[tuple[Size, Size], ...]:
@@ -421,12 +418,12 @@ def _box(steps: Iterable[_Step]) -> tuple[tuple[Size, Size], ...]:
     return tuple(merged)
 
 
-def _without_seams(parts: Iterable[_Part], widths: Mapping[int, int]) -> list[_Part]:
+def _without_seams(parts: Iterable[_Part]) -> list[_Part]:
     """Bits that follow each other on both sides are one part."""
     found: list[_Part] = []
     for part in sorted(parts, key=lambda part: part.low):
         last = found[-1] if found else None
-        if last is not None and _follows(last, part, widths):
+        if last is not None and _follows(last, part):
             pattern = last.pattern | part.pattern << last.width
             width = last.width + part.width
             found[-1] = dataclasses.replace(last, width=width, pattern=pattern)
@@ -435,15 +432,12 @@ def _without_seams(parts: Iterable[_Part], widths: Mapping[int, int]) -> list[_P
     return found
 
 
-def _follows(one: _Part, two: _Part, widths: Mapping[int, int]) -> bool:
+def _follows(one: _Part, two: _Part) -> bool:
     if one.param != two.param or one.low + one.width != two.low:
         return False
     if one.param is None:
         return True
-    if (one.steps, one.read, one.bit + one.width) != (two.steps, two.read, two.bit):
-        return False
-    highest = sum((_number(step.extent) - 1) * step.bit for step in one.steps if step.bit > 0)
-    return one.bit + highest + one.width + two.width <= widths[one.param]
+    return (one.steps, one.read, one.bit + one.width) == (two.steps, two.read, two.bit)
 
 
 # -- indices ---------------------------------------------------------------------------------------

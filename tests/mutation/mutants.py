@@ -2122,17 +2122,12 @@ DESCRIPTIONS = [
         (
             "relayout/test_description_kernel.py",
             "-k",
-            "refused or 0 or bits or rim or pad or moves",
+            "refused or be_0 or bits or pad or axis",
         ),
         (
             "bits lie in one element",
             "    if low >= 0 and high + unit <= wide:\n",
             "    if True:\n",
-        ),
-        (
-            "bits that follow each other stay in one element",
-            "    return one.bit + highest + one.width + two.width <= widths[one.param]\n",
-            "    return True\n",
         ),
         (
             "steps stay in an axis",

@@ -229,9 +229,14 @@ BITS = {
         ((2, 4), "uint8"),
     ),
     "backwards, in other axes": (
-        [a_piece((96, 8, -8), (8, 1, 1), read=760)],
+        [a_piece((90, 8, -8), (8, 1, 1), read=712)],
         ((8, 12), "int8"),
-        ((6, 16), "int8"),
+        ((90,), "int8"),
+    ),
+    "from across the end of rows": (
+        [a_piece((4, 32, 48), (32, 1, 1), read=32)],
+        ((5, 6), "int8"),
+        ((4, 4), "int8"),
     ),
     "across the end of rows": (
         [
@@ -314,6 +319,23 @@ def test_a_size_that_may_be_0():
     assert kernel_of(relayout, shapes, {0: "int8", 1: "int8"}) == (
         "divides by a size that may be 0"
     )
+
+
+CROSSING = {  # what is read: two axes are one, and divided again
+    "from across the end of rows": "given[(v_i1 + (4)) // (6) + v_i0, (v_i1 + (4)) % (6)]",
+    # Not (89 - i) % 12: TVM 0.27 may leave out what is in front of such an index.
+    "backwards, in other axes": "given[(7) - (v_i0 + (6)) // (12), (11) - (v_i0 + (6)) % (12)]",
+}
+
+
+@pytest.mark.parametrize("name", CROSSING)
+def test_what_crosses_an_axis(name):
+    pieces, *tensors = BITS[name]
+    bits = [8 * random_bits(np.random.default_rng(0), *tensor).nbytes for tensor in tensors]
+    relayout = Relayout(1, normal(pieces), tuple(enumerate(bits)))
+    shapes, dtypes = (dict(enumerate(values)) for values in zip(*tensors, strict=True))
+    made = kernel_of(relayout, shapes, dtypes).script().replace("T.int64", "")
+    assert made.endswith(f"= {CROSSING[name]}")
 
 
 def test_indices_stay_in_their_axes():
