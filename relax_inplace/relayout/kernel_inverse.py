@@ -166,6 +166,8 @@ def _sizes_of_call(
         return "takes other numbers than it is given"
     pairs = list(zip(numbers, sizes, strict=True))
     for tensor, ty in zip(buffer_params(kernel), types, strict=True):
+        if len(tensor.ty.shape) != len(ty.shape.values):
+            return "is called with tensors of other ranks"
         pairs += zip(tensor.ty.shape[:], ty.shape.values[:], strict=True)
     variables: dict[str, relax.Var] = {}
     known: dict[str, ir.Expr] = {}

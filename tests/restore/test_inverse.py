@@ -287,6 +287,10 @@ def test_a_call_of_a_kernel_with_other_tensors():
     assert undo_kernel(mod["move"], "move", [whole], half, []) == (
         "`move` is called with tensors of other dtypes"
     )
+    flat = relax.TensorType((24,), "float16")
+    assert undo_kernel(mod["move"], "move", [half], flat, []) == (
+        "`move` is called with tensors of other ranks"
+    )
     assert undo_kernel(mod["move"], "move", [half, half], half, []) == (
         "`move` has other tensors than its call"
     )
