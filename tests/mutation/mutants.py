@@ -219,7 +219,7 @@ COMPUTED = [
         (
             "relayout/test_cpu_compute.py",
             "-k",
-            "numbers or order or whole or outputs or alone or place or otherwise",
+            "numbers or order or whole or outputs or alone or place or otherwise or either",
         ),
         (
             "each block is of one group of pieces",

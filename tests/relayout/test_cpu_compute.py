@@ -307,6 +307,18 @@ def test_pieces_that_share_blocks_otherwise(monkeypatch):
     assert_right(scheduled, [array], [(expected * 3).tobytes()])
 
 
+def test_either_input_but_not_any_of_both():
+    """Only of one it has the copy, where blocks go through scratch."""
+    kernel = te_kernel(
+        lambda a, b: te.compute((20, 6), lambda i, j: a[i, 5 - j] + b[i, 5 - j]),
+        *[((20, 6), "int32")] * 2,
+    )
+    scheduled = schedule_cpu_compute(kernel, TARGET)
+    assert scheduled_pairs(scheduled) == [[0, 2]]
+    arrays = [random_array(np.random.default_rng(i), (20, 6), "int32") for i in range(2)]
+    assert_right(scheduled, arrays, run(built(kernel), kernel, arrays))
+
+
 def test_several_outputs():
     def make(a, b, c):
         return (
