@@ -2214,11 +2214,6 @@ GPU_KERNELS = [
             "        if False:\n",
         ),
         (
-            "the output is whole units",
-            "            and over(relayout.bits_of(relayout.output), unit) is not None\n",
-            "",
-        ),
-        (
             "a pattern is in one unit",
             "    if pattern and (not inner or inner[-1].extent != piece.digits[-1].extent):\n",
             "    if False:\n",
@@ -2281,11 +2276,6 @@ GPU_KERNELS = [
             "a digit is below its extent",
             "        holds = tirx.And(holds, digit < expression(extent))\n",
             "",
-        ),
-        (
-            "what is divided by a size is proved to be no less than 0",
-            "tirx.max(tirx.truncdiv(number, by), zero), tirx.max(tirx.truncmod(number, by), zero)",
-            "tirx.floordiv(number, by), tirx.floormod(number, by)",
         ),
     ),
     *_mutants(
