@@ -105,11 +105,12 @@ def unravel(number: Any, extents: Sequence[Any]) -> list[Any]:
 
 
 def _divided(number: Any, by: Any) -> tuple[Any, Any]:
-    zero = tirx.const(0, str(number.ty))
-    if isinstance(by, int):
-        return (number, zero) if by == 1 else (tirx.floordiv(number, by), tirx.floormod(number, by))
-    # C's quotient: to lower the other one TVM would have to prove that nothing is below 0.
-    return tirx.max(tirx.truncdiv(number, by), zero), tirx.max(tirx.truncmod(number, by), zero)
+    """Quotient and rest of a number that is not below 0."""
+    if not isinstance(by, int):  # C's quotient: TVM would correct the other one below 0
+        return tirx.truncdiv(number, by), tirx.truncmod(number, by)
+    if by == 1:
+        return number, tirx.const(0, str(number.ty))
+    return tirx.floordiv(number, by), tirx.floormod(number, by)
 
 
 def ceil(size: Size, by: int) -> Any:

@@ -19,7 +19,7 @@ from tvm.target import Target
 from .description import Relayout
 from .gpu_nest import THREADS, Memory, even, flat_nest, most_lanes, row_of
 from .gpu_tiles import LINE, tile_nest
-from .gpu_units import Part, Read, parts_of
+from .gpu_units import Part, Read, in_units
 from .inlining import with_producers_inlined
 from .read_description import read_relayouts
 from .size import Size, nominal, over
@@ -60,7 +60,7 @@ def described(function: tirx.PrimFunc, target: Target) -> list[tuple[Relayout, l
     relayouts = "has intermediate buffers" if kernel is None else read_relayouts(kernel)
     if isinstance(relayouts, str):
         return None
-    found = [(relayout, parts) for relayout in relayouts if (parts := parts_of(relayout))]
+    found = [(relayout, parts) for relayout in relayouts if (parts := in_units(relayout))]
     return found if len(found) == len(relayouts) else None
 
 

@@ -26,7 +26,7 @@ from .description import Digit, Piece, Relayout
 from .fields import bits_of
 from .size import Size, divided, is_at_least_zero, over
 
-__all__ = ["Part", "Read", "parts_of"]
+__all__ = ["Part", "Read", "in_units"]
 
 _WORDS = (8, 16, 32, 64)
 
@@ -87,7 +87,7 @@ class Part:
         return max(self.bits, *(read.bits for read in self.reads), 8)
 
 
-def parts_of(relayout: Relayout) -> list[Part] | None:
+def in_units(relayout: Relayout) -> list[Part] | None:
     """The pieces of a description in its unit; None if there is none."""
     computed = [piece.value.bits for piece in relayout.pieces if piece.value is not None]
     for unit in computed[:1] or reversed(_WORDS):
@@ -98,7 +98,6 @@ def parts_of(relayout: Relayout) -> list[Part] | None:
             len(parts) == len(found)
             and (one_word or computed or unit == 8)
             and len({part.dtype for part in parts}) == 1
-            and over(relayout.bits_of(relayout.output), unit) is not None
         ):
             return parts
     return None

@@ -25,7 +25,7 @@ from tvm.target import Target
 CUDA = Target({"kind": "cuda", "arch": "sm_90"})
 NVCC = shutil.which("nvcc")
 
-_GUARD = 4096  # bytes behind each tensor
+_GUARD = 4 << 20  # bytes behind each tensor: more than a tile that goes beyond writes
 
 
 def legalized(build: Callable, *types: relax.TensorType) -> list[tirx.PrimFunc]:

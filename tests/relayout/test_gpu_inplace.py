@@ -52,6 +52,7 @@ BLOCKS = {
     "heads": (lambda w: op.permute_dims(w, (0, 2, 1)), [T((15, 64, 48), "float16")]),
     "heads_bytes": (lambda w: op.permute_dims(w, (0, 2, 1)), [T((7, 33, 48), "uint8")]),
     "flip": (lambda w: op.flip(w, 1), [T((100, 70), "float32")]),
+    "flip_three": (lambda w: op.flip(w, 1), [T((101, 3), "float16")]),  # in no group of 2^n
     "flip_prime": (lambda w: op.flip(w, 1), [T((101, 61), "float16")]),
     "two_blocks": (lambda w: op.permute_dims(w, (0, 2, 1)), [T((2, 61, 31), "uint8")]),
     "one_column": (lambda w: op.flip(w, 1), [T((3, 4099, 1), "uint8")]),

@@ -1,12 +1,12 @@
 """Descriptions in units: what is read at once, and what is refused."""
 
 from relax_inplace.relayout.description import Digit, Piece, Relayout
-from relax_inplace.relayout.gpu_units import parts_of
+from relax_inplace.relayout.gpu_units import in_units
 
 
 def parts(out, given, *pieces):
     """Of pieces of one input, or of none; both sizes in bits."""
-    return parts_of(Relayout(1, pieces, ((0, given), (1, out))))
+    return in_units(Relayout(1, pieces, ((0, given), (1, out))))
 
 
 def moved(*digits, into=0, base=0):
