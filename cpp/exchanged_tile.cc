@@ -190,15 +190,13 @@ ExchangedTile::ExchangedTile(const std::vector<TileBit>& bits, uint64_t given) :
   }
   registers = int64_t{1} << (at.size() - width);
 
+  first = 0;
+  for (const TileBit& bit : bits) first += std::min<int64_t>(bit.read, 0);
   loads = {{0, 0}};
   for (size_t i = 0; i < loaded.size(); ++i) {
-    if (loaded[i] == kNone) continue;
+    if (loaded[i] == kNone || static_cast<int>(i) < read_run) continue;
     const int64_t step = bits[loaded[i]].read;
-    if (static_cast<int>(i) < read_run) {
-      for (Run& run : loads) run.offset += std::min<int64_t>(step, 0);
-    } else {
-      AddDigit(static_cast<int>(i), 0, step, &loads);
-    }
+    AddDigit(static_cast<int>(i), std::max<int64_t>(-step, 0), std::max<int64_t>(step, 0), &loads);
   }
   stores = {{0, 0}};
   for (size_t i = into_run; i < at.size(); ++i) {

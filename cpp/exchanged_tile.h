@@ -45,7 +45,7 @@ class ExchangedTile {
   ExchangedTile(const std::vector<TileBit>& bits, uint64_t pattern);
 
   /*!
-   * \brief Moves a tile whose first bits are in these bytes.
+   * \brief Moves a tile whose first bits are in these bytes: `first` from where digits are 0.
    * \param later The source of a tile that is moved later.
    * \param streams Whether to store whole lines past the caches: runs at addresses of 64 bytes.
    */
@@ -68,6 +68,7 @@ class ExchangedTile {
   int load_bytes;
   int store_bytes;
   int64_t registers;
+  int64_t first;    // bits from where all digits are 0 to the first that is read; 0 or below
   bool is_partial;  // not all places are loaded
   uint64_t pattern;
 };

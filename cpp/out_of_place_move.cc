@@ -280,12 +280,14 @@ bool OutOfPlaceMove::PlanRuns() {
 }
 
 bool OutOfPlaceMove::PlanTiles() {
-  if (piece_.fills || piece_.into % 8 != 0 || piece_.read % 8 != 0) return false;
+  if (piece_.fills || piece_.into % 8 != 0) return false;
   const TilePlan plan(piece_);
   if (!plan.IsPossible()) return false;
-  way_ = Way::kTiles;
   const std::vector<TileBit> bits = plan.Bits();
   tile_.emplace(bits, piece_.pattern);
+  if ((piece_.read + tile_->first) % 8 != 0) return false;
+  piece_.read += tile_->first;
+  way_ = Way::kTiles;
   fills_lines_ = plan.FillsLines();
   for (int i = static_cast<int>(plan.digits.size()); i-- > 0;) {
     const TileDigit& digit = plan.digits[i];

@@ -23,6 +23,8 @@ constexpr int64_t kGrain = int64_t{256} << 10;
 /*! \brief Rows of a power of two would share few places of a cache. */
 constexpr int64_t kPaddedRow = 512;
 constexpr int64_t kPadding = 64;
+/*! \brief Small blocks are moved together: so many bytes of them, at most. */
+constexpr int64_t kTogether = int64_t{16} << 10;
 
 Blocks BlocksOf(std::vector<Piece> pieces, int64_t bytes) {
   Blocks found{std::move(pieces), bytes, 1};
@@ -50,8 +52,12 @@ Blocks BlocksOf(std::vector<Piece> pieces, int64_t bytes) {
   }
 }
 
-LocalPass::LocalPass(const Blocks& blocks, int threads, int64_t most_scratch)
-    : block_(blocks.bytes), blocks_(blocks.count), row_(block_), padded_row_(block_) {
+LocalPass::LocalPass(const Blocks& blocks, int threads, int64_t most_scratch) {
+  const int64_t together = std::clamp<int64_t>(kTogether / blocks.bytes, 1, blocks.count);
+  block_ = together * blocks.bytes;
+  blocks_ = blocks.count / together;
+  tail_ = blocks.count % together * blocks.bytes;
+  row_ = padded_row_ = blocks.bytes;
   std::vector<Piece> pieces = blocks.pieces;
   if (pieces.size() == 1 && !pieces.front().digits.empty()) {
     Piece& piece = pieces.front();
@@ -66,9 +72,28 @@ LocalPass::LocalPass(const Blocks& blocks, int threads, int64_t most_scratch)
       }
     }
   }
-  scratch_ = (block_ / row_ * padded_row_ + kPadding - 1) / kPadding * kPadding;
+  const int64_t padded = blocks.bytes / row_ * padded_row_;
+  scratch_ = (together * padded + kPadding - 1) / kPadding * kPadding;
   threads_ = static_cast<int>(std::clamp<int64_t>(most_scratch / scratch_, 1, threads));
-  for (const Piece& piece : pieces) moves_.emplace_back(piece);
+  for (Piece& piece : pieces) {
+    piece.digits.insert(piece.digits.begin(), {together, 8 * blocks.bytes, 8 * padded});
+    moves_.emplace_back(piece);
+    if (tail_ == 0) continue;
+    piece.digits.front().extent = tail_ / blocks.bytes;
+    tail_moves_.emplace_back(piece);
+  }
+}
+
+void LocalPass::RunBlock(char* block, int64_t bytes, const std::vector<OutOfPlaceMove>& moves,
+                         char* scratch) const noexcept {
+  if (row_ == padded_row_) {
+    std::memcpy(scratch, block, bytes);
+  } else {
+    for (int64_t row = 0; row < bytes / row_; ++row) {
+      std::memcpy(scratch + row * padded_row_, block + row * row_, row_);
+    }
+  }
+  for (const OutOfPlaceMove& move : moves) move.RunInCache(scratch, block);
 }
 
 void LocalPass::Run(char* memory, char* scratch) const noexcept {
@@ -76,13 +101,10 @@ void LocalPass::Run(char* memory, char* scratch) const noexcept {
            [&](int thread, int64_t begin, int64_t end) {
              char* own = scratch + thread * scratch_;
              for (int64_t i = begin; i < end; ++i) {
-               char* block = memory + i * block_;
-               for (int64_t row = 0; row < block_ / row_; ++row) {
-                 std::memcpy(own + row * padded_row_, block + row * row_, row_);
-               }
-               for (const OutOfPlaceMove& move : moves_) move.RunInCache(own, block);
+               RunBlock(memory + i * block_, block_, moves_, own);
              }
            });
+  if (tail_ > 0) RunBlock(memory + blocks_ * block_, tail_, tail_moves_, scratch);
 }
 
 namespace {

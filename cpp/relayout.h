@@ -159,13 +159,18 @@ class LocalPass {
   void Run(char* memory, char* scratch) const noexcept;
 
  private:
-  int64_t block_;  // bytes
+  void RunBlock(char* block, int64_t bytes, const std::vector<OutOfPlaceMove>& moves,
+                char* scratch) const noexcept;
+
+  int64_t block_;  // bytes, of one or of several that are moved together
   int64_t blocks_;
-  int64_t row_;  // bytes that lie together in scratch
+  int64_t tail_;  // bytes of what is left over
+  int64_t row_;   // bytes that lie together in scratch
   int64_t padded_row_;
   int64_t scratch_;  // bytes of a block there
   int threads_;
   std::vector<OutOfPlaceMove> moves_;  // from scratch to a block
+  std::vector<OutOfPlaceMove> tail_moves_;
 };
 
 /*! \brief A permutation of the bits of one memory, as up to three passes over it. */

@@ -465,9 +465,7 @@ BIT_MOVES = {
     "FasterTransformer int4": permutation(
         4, [6, 2, 4, 8, 96, 4], [4, 0, 5, 1, 3, 2], (), 0x8888888888888888, 1
     ),
-    "Marlin int4": permutation(
-        4, [12, 2, 2, 4, 2, 12, 4, 2, 8], [0, 5, 8, 3, 6, 2, 7, 1, 4], (), 0, 1
-    ),
+    "Marlin int4": permutation(4, [12, 2, 12, 4, 2, 8, 4, 2], [0, 2, 5, 6, 3, 7, 4, 1], (), 0, 1),
     "AWQ": permutation(4, [300, 40, 4, 2], [1, 3, 2, 0], (), 0, 1),
     "nibbles in reverse": permutation(4, [64, 1000], [0, 1], [1], 0, 1),
     "nibbles of odd sizes": permutation(4, [1001, 1038], [1, 0], (), 0, 1),
