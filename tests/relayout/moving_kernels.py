@@ -9,6 +9,7 @@ import numpy as np
 from tvm import relax, tirx
 
 from relax_inplace import layout
+from relax_inplace.layout._declaration import call_declared
 
 op = relax.op
 SIZES = {"n": 3, "k": 5, "m": 2}
@@ -27,6 +28,18 @@ def constant(value, dtype):
 
 def rolled(x):
     return op.concat([op.strided_slice(x, [0], [5], [12]), op.strided_slice(x, [0], [0], [5])], 0)
+
+
+def awq_codes_to_groups(words):
+    """Of `awq.to_groups` the first result."""
+    line = layout.awq.LAYOUTS["codes"]
+    return call_declared("awq", "awq_codes_to_groups", line, words, dtype="uint32")
+
+
+def awq_codes_from_groups(words):
+    """Of `awq.from_groups` the first result."""
+    line = layout.awq.LAYOUTS["codes"]
+    return call_declared("awq", "awq_codes_from_groups", line, words, dtype="int32", is_back=True)
 
 
 OPERATORS = {

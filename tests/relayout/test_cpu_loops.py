@@ -18,14 +18,20 @@ from kernels_of import (
     symbol,
     tensors_of,
 )
-from moving_kernels import COMPUTED, LAYOUTS, OPERATORS
+from moving_kernels import (
+    COMPUTED,
+    LAYOUTS,
+    OPERATORS,
+    awq_codes_from_groups,
+    awq_codes_to_groups,
+)
 from profiles import examples
 from tvm import relax, te, tirx
 from tvm.relax import op
 from tvm.script import tirx as T
 from tvm.target import Target
 
-from relax_inplace.layout import awq, faster_transformer, ggml, tiles
+from relax_inplace.layout import faster_transformer, ggml, tiles
 from relax_inplace.relayout.cpu_compute import schedule_cpu_compute
 
 LLVM = Target({"kind": "llvm"})
@@ -495,14 +501,14 @@ BITS = {
         for bits in (4, 8)
         for height, width in ((64, 64), (192, 448), (320, 128))
     },
-    "words to groups": (lambda x: awq.codes_to_groups(x, "int32"), ((40, 13), "int32")),
-    "words from groups": (lambda x: awq.codes_from_groups(x, "int32"), ((264, 131), "uint32")),
+    "words to groups": (awq_codes_to_groups, ((40, 13), "int32")),
+    "words from groups": (awq_codes_from_groups, ((264, 131), "uint32")),
     "words to groups, any size": (
-        lambda x: awq.codes_to_groups(x, "int32"),
+        awq_codes_to_groups,
         ((328, N), "int32"),
     ),
     "words from groups, any size": (
-        lambda x: awq.codes_from_groups(x, "uint32"),
+        awq_codes_from_groups,
         ((136, N), "uint32"),
     ),
     "spread": (spread, ((37, 200), "uint8")),

@@ -20,11 +20,12 @@ from emulated_gpu import (
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from inplace_kernels import moves, random_array
+from moving_kernels import awq_codes_from_groups, awq_codes_to_groups
 from profiles import examples
 from tvm import relax, te, tirx
 from tvm.target import Target
 
-from relax_inplace.layout import awq, faster_transformer, ggml, tiles
+from relax_inplace.layout import faster_transformer, ggml, tiles
 from relax_inplace.relayout.gpu_nest import Memory, flat_nest
 from relax_inplace.relayout.gpu_relayout import described, schedule_gpu_relayout
 
@@ -85,7 +86,7 @@ def test_a_transpose_reads_and_writes_rows_of_a_tile():
         (lambda w: tiles.unpack(w), [T((128, 128, 4, 4), "float16")], True),
         (lambda w: tiles.pack_vnni(w), [T((512, 512), "int8")], True),
         (lambda w: ggml.interleave(w), [T((512, 2304), "uint8")], False),
-        (lambda w: awq.codes_to_groups(w, "int32"), [T((512, 64), "int32")], True),
+        (awq_codes_to_groups, [T((512, 64), "int32")], True),
     ],
     ids=[
         "transpose",
@@ -175,8 +176,8 @@ KERNELS = {
     "unpack": (lambda w: tiles.unpack(w), [T((32, 8, 4, 6), "float16")]),
     "vnni": (lambda w: tiles.pack_vnni(w), [T((70, 96), "int8")]),
     "unvnni": (lambda w: tiles.unpack_vnni(w), [T((24, 70, 4), "int8")]),
-    "awq": (lambda w: awq.codes_to_groups(w, "int32"), [T((128, 40), "int32")]),
-    "awq_back": (lambda w: awq.codes_from_groups(w, "int32"), [T((320, 16), "uint32")]),
+    "awq": (awq_codes_to_groups, [T((128, 40), "int32")]),
+    "awq_back": (awq_codes_from_groups, [T((320, 16), "uint32")]),
     "scale": (lambda w: op.multiply(w, relax.const(0.5, "float16")), [T((99, 64), "float16")]),
     "scale_odd": (lambda w: op.multiply(w, relax.const(0.5, "float16")), [T((9, 63), "float16")]),
     "one_number": (lambda w: op.expand_dims(w, 0), [T((), "float16")]),
@@ -348,8 +349,8 @@ ANY_SIZE = {
     "concat": (lambda w, v: op.concat([w, v], 1), [T((n, m), "int8"), T((n, 5), "int8")]),
     "pad": (lambda w: op.nn.pad(w, (1, 2, 0, 3)), [T((n, m), "float16")]),
     "interleave": (lambda w: ggml.interleave(w), [T((n * 4, m * 18), "uint8")]),
-    "awq": (lambda w: awq.codes_to_groups(w, "int32"), [T((n * 8, m), "int32")]),
-    "awq_back": (lambda w: awq.codes_from_groups(w, "int32"), [T((n * 8, m), "uint32")]),
+    "awq": (awq_codes_to_groups, [T((n * 8, m), "int32")]),
+    "awq_back": (awq_codes_from_groups, [T((n * 8, m), "uint32")]),
     "heads": (lambda w: op.permute_dims(w, (0, 2, 1)), [T((n, 7, m), "float16")]),
 }
 
@@ -388,8 +389,8 @@ MOVED_LAYOUTS = {
     "vnni": (lambda w: tiles.pack_vnni(w), T((512, 512), "int8")),
     "unvnni": (lambda w: tiles.unpack_vnni(w), T((128, 512, 4), "int8")),
     "interleave": (lambda w: ggml.interleave(w), T((512, 2304), "uint8")),
-    "awq": (lambda w: awq.codes_to_groups(w, "int32"), T((4096, 512), "int32")),
-    "awq_back": (lambda w: awq.codes_from_groups(w, "int32"), T((4096, 512), "uint32")),
+    "awq": (awq_codes_to_groups, T((4096, 512), "int32")),
+    "awq_back": (awq_codes_from_groups, T((4096, 512), "uint32")),
     "int8": (
         lambda w: faster_transformer.to_mixed_gemm(w, arch=80, bits=8),
         T((1024, 1024), "int8"),
