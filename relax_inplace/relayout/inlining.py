@@ -23,11 +23,10 @@ import collections
 from collections.abc import Iterable, Mapping, Sequence
 
 import tvm_ffi
-from tvm import ir, relax, tirx
+from tvm import ir, relax, sym, tirx
 from tvm.s_tir import SBlock, SBlockRealize
 from tvm.s_tir.analysis import get_sblock_access_region
 
-from .box_proof import analyzer_of
 from .simple_indices import with_simple_indices
 from .te_block import TEBlock, buffer_params, loads_in, te_blocks
 
@@ -100,7 +99,9 @@ def _inlined(block: TEBlock, written: Mapping[relax.Var, TEBlock]) -> TEBlock | 
     value = tvm_ffi.structural_map(block.value, (ir.TensorLoad, element))
     if not _is_small(value):
         return None
-    analyzer = analyzer_of(block.box)
+    analyzer = sym.Analyzer()
+    for var, extent in block.box.items():
+        analyzer.bind(var, ir.Range.from_min_extent(tirx.const(0, var.ty.dtype), extent))
     value = with_simple_indices(value, analyzer.simplify)
     if _operations(value) != _operations(analyzer.simplify(value)):
         return None
