@@ -39,7 +39,7 @@ def test_conversion_time(tmp_path):
 @pytest.mark.parametrize(
     "operation, shape, dtype, expected",
     [
-        ("interleave", (16, 36), "uint8", lambda w: references.interleaved(w, "q4_0", 8, 8)),
+        ("interleave", (16, 36), "uint8", lambda w: references.interleaved(w, "q4_0", 8, 8, 18)),
         ("mixed_gemm", (128, 64), "int8", lambda w: references.mixed_gemm(w, 80, 4)),
         ("mixed_gemm_8", (128, 64), "int8", lambda w: references.mixed_gemm(w, 80, 8)),
         ("tiles", (32, 96), "float16", lambda w: references.tiles(w, 16, 32)),

@@ -41,7 +41,7 @@ def filled(count, seed=0, made=empty):
 
 
 def move(source, target, count, read=0, into=0):
-    relayout(source, target, count, read, into, 0)
+    relayout(source, target, 1, 8 * count, 8 * read, 8 * into, 0, 0, 0)
 
 
 def is_moved(source, target, count, read=0, into=0):
@@ -170,7 +170,7 @@ def test_what_is_no_run():
     before = bytes_of(source).copy()
     offer(source)
     half = MB // 2
-    relayout(source, target, 1, 0, 0, 2, half, 2, 1, 2, 1, half)
+    relayout(source, target, 1, 8, 0, 0, 0, 0, 2, half, 16, 8, 2, 8, 8 * half)
     np.testing.assert_array_equal(bytes_of(source), before)
     np.testing.assert_array_equal(bytes_of(target), before.reshape(2, half).T.reshape(-1))
 

@@ -71,9 +71,12 @@ def copied():
 
     def watching(source, target, *numbers):
         stock(source, target, *numbers)
-        width, read = numbers[:2]
-        memory = (ctypes.c_uint8 * width).from_address(source.data_ptr() + read)
-        seen.append(width if any(memory) else 0)
+        count, *rest = numbers
+        for _ in range(count):
+            bits, read, _, _, _, digits = rest[:6]
+            memory = (ctypes.c_uint8 * (bits // 8)).from_address(source.data_ptr() + read // 8)
+            seen.append(bits // 8 if any(memory) else 0)
+            rest = rest[6 + 3 * digits :]
 
     tvm_ffi.register_global_func(RELAYOUT, watching, override=True)
     try:

@@ -77,6 +77,8 @@ _MOVING = (
         "pack": (4096, 4096),
         "unpack": (4096, 4096),
         "unpack, a rim": (4096, 3200),
+        "swizzle": (1024, 1024),
+        "unswizzle": (1536, 1536),
     }
     | {
         f"{way}interleave {kind}": (size, size)
@@ -87,6 +89,9 @@ _MOVING = (
             "q4_0 8x8": 720,
             "q8_0 4x4": 680,
             "q8_0 4x8": 680,
+            "mxfp4 8x8": 680,
+            "q4_K 8x8": 5760,
+            "q6_K 8x4": 8400,
         }.items()
     }
     | {
@@ -98,21 +103,39 @@ _MOVING = (
 )
 
 
+# Of codes, scales and zeros, whose kernels are in another order there and back.
+_MARLIN = {
+    f"{size}marlin {way} {bits}": sizes[1:] if size else sizes
+    for size in ("", "any size: ")
+    for way, bits, sizes in (
+        *((way, 4, (1024, 128)) for way in ("from_gptq", "to_gptq")),
+        *((way, 8, (2048, 128)) for way in ("from_gptq", "to_gptq")),
+        *((way, 4, (1024, 128, 32)) for way in ("from_awq", "to_awq")),
+        *((way, 8, (2048, 128, 64)) for way in ("from_awq", "to_awq")),
+    )
+}
+
+
 @pytest.mark.parametrize("name", {**OPERATORS, **LAYOUTS})
 def test_moves(name):
     """And carried out so, the output is what it is elsewhere."""
     function, tensors = {**OPERATORS, **LAYOUTS}[name]
+    all_found = []
     for kernel in kernels_of(function, *tensors):
         relayouts = read(kernel, elements=False)
         blocks = find_blocks(relayouts, MOST_SCRATCH)
-        expected = [_MOVING[name]] if name in _MOVING else []
-        assert [(one.read, one.written) for one in blocks] == expected
+        found = [(one.read, one.written) for one in blocks]
+        if name in _MARLIN:
+            all_found += found
+        else:
+            assert found == ([_MOVING[name]] if name in _MOVING else [])
         for one in blocks:
             (relayout,) = relayouts
             sizes = {"n": 50, "k": 100} if "rim" in name else SIZES
             data = np.random.default_rng(0).bytes(number(relayout.bits_of(one.input), sizes) // 8)
             expected = apply(relayout, {one.input: data}, {}, sizes)
             assert in_place(relayout, one, data, sizes) == expected
+    assert sorted(all_found) == sorted((size, size) for size in _MARLIN.get(name, ()))
 
 
 @examples(100)
