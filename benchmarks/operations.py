@@ -92,9 +92,10 @@ def _tiles_arrays(xp: Any, weight: Any) -> Any:
 
 
 def _awq_relax(qweight: Any) -> Any:
-    from relax_inplace.layout.awq import codes_to_groups
+    from relax_inplace.layout._declaration import call_declared
+    from relax_inplace.layout.awq import LAYOUTS
 
-    return codes_to_groups(qweight, "int32")
+    return call_declared("awq", "awq_codes_to_groups", LAYOUTS["codes"], qweight, dtype="uint32")
 
 
 def _awq_arrays(xp: Any, qweight: Any) -> Any:
