@@ -1,7 +1,8 @@
 """Weight layouts: each a pair of functions on Relax expressions, there and back.
 
 A layout moves bits and never changes a value; :mod:`.requantize` does, and is no layout. Each
-tensor that a layout makes is one kernel, or one Relax op: in place, it needs one temporary.
+tensor that a layout makes is one kernel, or one Relax op, made from a line that declares where bits
+go; on a CPU it is carried out in the weight's own memory.
 
 >>> from relax_inplace import layout
 >>> @I.ir_module

@@ -36,8 +36,10 @@ def relayouts(name):
         yield from read_relayouts(with_producers_inlined(kernel))
 
 
-# Constants beside each of many numbers.
-OTHERS = ("to a wider unsigned", "layout_transform, a rim")
+# Constants beside each of many numbers; fields of 6 bits.
+OTHERS = ("to a wider unsigned", "layout_transform, a rim") + tuple(
+    f"{size}{way}interleave q4_K 8x8" for size in ("", "any size: ") for way in ("", "de")
+)
 
 
 @pytest.mark.parametrize("name", {**OPERATORS, **LAYOUTS})
