@@ -37,8 +37,10 @@ def relayouts(name):
 
 
 # Constants beside each of many numbers; fields of 6 bits.
-OTHERS = ("to a wider unsigned", "layout_transform, a rim") + tuple(
-    f"{size}{way}interleave q4_K 8x8" for size in ("", "any size: ") for way in ("", "de")
+OTHERS = (
+    "to a wider unsigned",
+    "layout_transform, a rim",
+    *(f"{size}{way}interleave q4_K 8x8" for size in ("", "any size: ") for way in ("", "de")),
 )
 
 
