@@ -1923,8 +1923,8 @@ WRITER = _mutants(
     ),
     (
         "a register holds a weight during one step only",
-        "                    self._finish(index)\n            self.reads = {}\n",
-        "                    self._finish(index)\n",
+        "                self._finish(index)\n            self.reads = {}\n",
+        "                self._finish(index)\n",
     ),
     (
         "outputs that are weights are stored at the end",
@@ -2231,7 +2231,7 @@ DESCRIPTIONS = [
         ("relayout/test_byte_moves.py", "relayout/test_description_inverse.py"),
         (
             "a bijection reads all",
-            "    return tile(boxes, relayouts[0].bits_of(source))\n",
+            "    return tile(boxes, bits)\n",
             "    return True\n",
         ),
         (
