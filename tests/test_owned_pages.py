@@ -175,6 +175,39 @@ def test_what_is_no_run():
     np.testing.assert_array_equal(bytes_of(target), before.reshape(2, half).T.reshape(-1))
 
 
+ONES = 0x0101010101010101
+
+
+@pytest.mark.parametrize(
+    "bits, at, pattern, fills, expected",
+    [
+        (8 * MB, 0, -1, 0, lambda before, _: ~before),
+        (8 * MB, 0, ONES, 1, lambda before, _: np.ones_like(before)),
+        (
+            8 * MB - 8,
+            4,
+            0,
+            0,
+            lambda before, there: np.concatenate(
+                (
+                    before[:1] & 0xF0 | there[:1] & 15,
+                    before[1:-1],
+                    before[-1:] & 15 | there[-1:] & 0xF0,
+                )
+            ),
+        ),
+    ],
+    ids=["turned over", "constant", "within bytes"],
+)
+def test_what_is_more_than_a_move_of_bytes(bits, at, pattern, fills, expected):
+    source, target = filled(MB)[0], filled(MB, 1)[0]
+    before, there = bytes_of(source).copy(), bytes_of(target).copy()
+    offer(source)
+    relayout(source, target, 1, bits, at, at, pattern, fills, 0)
+    np.testing.assert_array_equal(bytes_of(source), before)
+    np.testing.assert_array_equal(bytes_of(target), expected(before, there))
+
+
 def test_in_one_memory():
     one, data = filled(4 * MB)
     offer(one)

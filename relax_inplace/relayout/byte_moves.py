@@ -169,7 +169,7 @@ def is_of_pages(relayouts: Sequence[Relayout], source: int) -> bool:
         for piece in relayout.pieces
         if any(param == source for param, _ in piece.inputs)
     ]
-    if not pieces or any(piece.flip or not _is_a_run(piece) for piece in pieces):
+    if not pieces or not all(_is_a_run(piece) for piece in pieces):
         return False
     return len(pieces) == 1 or _is_read_once(pieces, relayouts[0].bits_of(source))
 

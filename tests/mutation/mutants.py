@@ -2374,7 +2374,11 @@ OFFERED_PAGES = [
             "len(pieces) == 1 or _is_read_once(pieces, relayouts[0].bits_of(source))",
             "True",
         ),
-        ("what is no run is not moved", " or not _is_a_run(piece)", ""),
+        (
+            "what is no run is not moved",
+            "not pieces or not all(_is_a_run(piece) for piece in pieces)",
+            "not pieces",
+        ),
     ),
     *_mutants(
         "relayout/host_move.py",

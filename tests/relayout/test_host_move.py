@@ -187,6 +187,7 @@ OF_PAGES_CASES = {
     "stacked": (lambda a, b: op.stack((a, b)), [0, 1]),
     "columns": (lambda a, b: op.concat((a, b), 1), []),
     "one of them turned": (lambda a, b: op.concat((a, op.permute_dims(b))), [1]),
+    "one of them with its bits turned": (lambda a, b: op.concat((op.bitwise_not(a), b)), [1]),
     "parts": (lambda a, _: op.split(a, 2), [0]),
     "the same part twice": (
         lambda a, _: op.concat((op.strided_slice(a, [0], [0], [8]), a)),
