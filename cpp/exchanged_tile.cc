@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "cache_lines.h"
@@ -137,7 +138,7 @@ ExchangedTile::ExchangedTile(const std::vector<TileBit>& bits, uint64_t given) :
   // Which digit is at which exponent: as they are loaded, and after each exchange. Where there is a
   // choice it is as it is to be stored.
   const int all = static_cast<int>(bits.size());
-  std::vector<int> at(std::max(all, width + 1), kNone);
+  std::vector<int> at(std::max(all, width + 2), kNone);
   std::vector<bool> is_placed(all, false);
   const auto place = [&](int exponent, int bit) {
     at[exponent] = bit;
@@ -159,7 +160,9 @@ ExchangedTile::ExchangedTile(const std::vector<TileBit>& bits, uint64_t given) :
   }
 
   const std::vector<int> loaded = at;
+  std::vector<Exchange> exchanges;
   for (const bool is_within : {false, true}) {
+    if (is_within) Interleave(&exchanges);
     for (int i = 0; i < into_run; ++i) {
       const int from =
           static_cast<int>(std::find(at.begin(), at.end(), into_order[i]) - at.begin());
@@ -189,6 +192,7 @@ ExchangedTile::ExchangedTile(const std::vector<TileBit>& bits, uint64_t given) :
     }
   }
   registers = int64_t{1} << (at.size() - width);
+  Pair(exchanges);
 
   first = 0;
   for (const TileBit& bit : bits) first += std::min<int64_t>(bit.read, 0);
@@ -210,8 +214,62 @@ ExchangedTile::ExchangedTile(const std::vector<TileBit>& bits, uint64_t given) :
     std::sort(runs->begin(), runs->end(),
               [](const Run& one, const Run& other) { return one.offset < other.offset; });
   }
-  is_partial =
-      loads.size() * load_bytes < static_cast<size_t>(registers) * (int64_t{1} << width) / 8;
+  const int64_t bytes = (int64_t{1} << width) / 8;
+  for (int64_t i = 0; i < registers; ++i) in_tile.push_back(i * bytes);
+  is_partial = static_cast<int64_t>(loads.size()) * load_bytes < registers * bytes;
+  if (load_bytes == bytes && !is_partial) {
+    in_source.resize(registers);
+    for (const Run& run : loads) in_source[run.place / bytes] = run.offset;
+  }
+  if (store_bytes == bytes && static_cast<int64_t>(stores.size()) == registers) {
+    in_target.resize(registers);
+    for (const Run& run : stores) in_target[run.place / bytes] = run.offset;
+  }
+}
+
+/*!
+ * \brief Interleaves registers where all digits of places are exchanged from one of whole bytes on,
+ *        up to that of halves of 16 bytes: an instruction each, where a mask takes four.
+ */
+void ExchangedTile::Interleave(std::vector<Exchange>* exchanges) {
+  constexpr int kEnd = 7;  // the exponent of 16 bytes, in bits
+  if (WidestRegister() < 16) return;
+  std::vector<Exchange> kept;
+  std::vector<Exchange> interleaved;  // the highest first
+  int lowest = kEnd;
+  for (size_t i = exchanges->size(); i-- > 0;) {
+    const Exchange& exchange = (*exchanges)[i];
+    bool is_next = exchange.kind == lowest - 1 && lowest > 3;
+    for (size_t k = 0; k < exchanges->size(); ++k) {
+      is_next = is_next && (k == i || (*exchanges)[k].apart != exchange.apart);
+    }
+    if (is_next) {
+      interleaved.push_back(exchange);
+      --lowest;
+    } else {
+      kept.insert(kept.begin(), exchange);
+    }
+  }
+  if (interleaved.size() < 2) return;  // halves are exchanged by one instruction, too
+  for (Exchange& exchange : interleaved) exchange.kind = kInterleaved + lowest - 3;
+  interleaved.insert(interleaved.end(), kept.begin(), kept.end());
+  *exchanges = std::move(interleaved);
+}
+
+/*! \brief Two exchanges at a time, where they are of different digits. */
+void ExchangedTile::Pair(const std::vector<Exchange>& exchanges) {
+  const auto other = [&](int64_t apart) { return apart == 1 ? int64_t{2} : int64_t{1}; };
+  for (size_t i = 0; i < exchanges.size(); ++i) {
+    const Exchange& one = exchanges[i];
+    if (i + 1 < exchanges.size() && exchanges[i + 1].apart != one.apart &&
+        IsStep(one.kind, exchanges[i + 1].kind)) {
+      const Exchange& two = exchanges[++i];
+      steps.push_back({one.kind, two.kind, one.apart, two.apart});
+    } else {
+      steps.push_back({one.kind, kNothing, one.apart, other(one.apart)});
+    }
+  }
+  if (steps.empty()) steps.push_back({kNothing, kNothing, 1, 2});
 }
 
 void ExchangedTile::Move(const char* source, const char* later, char* target, bool streams) const {

@@ -56,21 +56,55 @@ class ExchangedTile {
     int32_t place;
     int64_t offset;
   };
+  /*!
+   * \brief What is done to each two registers whose numbers differ in one binary digit.
+   *
+   * A kind below kWhole is an exponent: that digit is exchanged with the one of places in a
+   * register that has this exponent, in bits. Interleaving two registers, from kInterleaved + k on
+   * in units of 2^k bytes, exchanges several, once it is done for each: each time the digit of the
+   * number becomes that of units, the others move up, and the one of halves of 16 bytes is the
+   * number's.
+   */
   struct Exchange {
-    int64_t apart;    // from one register to the other
-    int in_register;  // the exponent of the distance in bits; kWhole if registers are exchanged
+    int64_t apart;  // from one register to the other
+    int kind;
   };
-  static constexpr int kWhole = -1;
+  static constexpr int kWhole = 9;  // the registers themselves are exchanged
+  static constexpr int kNothing = 10;
+  static constexpr int kInterleaved = 11;
+  static constexpr int kKinds = 14;
+
+  /*! \brief Whether there is code for two exchanges at once: for those that are frequent. */
+  static constexpr bool IsStep(int one, int two) {
+    if (two == kNothing) return true;
+    if (one >= kInterleaved) return two == one || two == 7 || two == 8;
+    return one < two && two < kWhole;
+  }
+
+  /*! \brief Two exchanges, the one and then the other. */
+  struct Step {
+    int one;
+    int two;
+    int64_t apart;
+    int64_t apart_then;
+  };
 
   std::vector<Run> loads;
   std::vector<Run> stores;
-  std::vector<Exchange> exchanges;
+  std::vector<Step> steps;         // one or more
+  std::vector<int64_t> in_tile;    // the first byte of each register
+  std::vector<int64_t> in_source;  // the same in the source; none if runs do not fill registers
+  std::vector<int64_t> in_target;  // and in the target
   int load_bytes;
   int store_bytes;
   int64_t registers;
   int64_t first;    // bits from where all digits are 0 to the first that is read; 0 or below
   bool is_partial;  // not all places are loaded
   uint64_t pattern;
+
+ private:
+  static void Interleave(std::vector<Exchange>* exchanges);
+  void Pair(const std::vector<Exchange>& exchanges);
 };
 
 }  // namespace relax_inplace
