@@ -2122,7 +2122,7 @@ DESCRIPTIONS = [
         ),
     ),
     *_mutants(
-        "relayout/description_kernel.py",
+        "relayout/element_parts.py",
         (
             "relayout/test_description_kernel.py",
             "-k",
@@ -2132,6 +2132,14 @@ DESCRIPTIONS = [
             "bits lie in one element",
             "    if low >= 0 and high + unit <= wide:\n",
             "    if True:\n",
+        ),
+    ),
+    *_mutants(
+        "relayout/element_indices.py",
+        (
+            "relayout/test_description_kernel.py",
+            "-k",
+            "refused or be_0 or bits or pad or axis",
         ),
         (
             "steps stay in an axis",
@@ -2182,6 +2190,14 @@ DESCRIPTIONS = [
             "both ways are refused",
             "        if len(falls) > 1:\n",
             "        if False:\n",
+        ),
+    ),
+    *_mutants(
+        "relayout/description_kernel.py",
+        (
+            "relayout/test_description_kernel.py",
+            "-k",
+            "refused or be_0 or bits or pad or axis",
         ),
         (
             "other places are other values",
