@@ -30,7 +30,7 @@ from types import MappingProxyType
 from tvm import relax
 
 from ..inplace.schedule import bounds_of
-from ..ir.byte_size import nominal_size
+from ..ir.byte_size import ByteSize, Size, nominal_size
 from ..ir.table import shown
 from .min_cut import source_side
 from .selection import Reason
@@ -78,6 +78,10 @@ def choose_stored(
     return StoredValues(choice.needed_by, choice.left)
 
 
+def _is_unknown(size: Size) -> bool:
+    return isinstance(size, ByteSize) and bool(size.unknown())
+
+
 @dataclasses.dataclass
 class _Option:
     """What may be stored for some values that are made from each other.
@@ -104,6 +108,9 @@ class _Choice:
         for numbered in graph.users:
             self.bounds = {**self.bounds, **bounds_of(numbered.user.function)}
         self.known_bytes: dict[Value, int] = {}
+        for made in graph.computations:
+            if made.is_cast and _is_unknown(made.operands[0].size):  # it is as large as the cast
+                self.known_bytes[made.operands[0]] = self.total(leaves(made.result))
         self.why_not: dict[Computation, Reason] = dict(not_selected)
         self.over_budget: set[Computation] = set()
         self.read_functions()
