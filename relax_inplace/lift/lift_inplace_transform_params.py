@@ -165,7 +165,7 @@ def LiftInplaceTransformParams(  # noqa: N802  named as TVM names passes
 def _is_lifted(mod: ir.IRModule, plan: LiftPlan, new_name: str) -> bool:
     """Whether there is nothing to lift, or no more than an in-place transform does already."""
     shared = plan.graph.shared
-    if shared.transform is None and plan.hands_on():
+    if plan.is_nothing():
         return True
     if new_name not in {gvar.name_hint for gvar in mod.get_global_vars()}:
         return False
@@ -213,12 +213,12 @@ def _global_vars(value: relax.Expr) -> set[ir.GlobalVar]:
 
 def _warn(plans: Sequence[LiftPlan]) -> None:
     """Of transpositions that are lifted, and of rules that name nothing in any of the plans."""
-    texts = [warning_of(plan) for plan in plans]
+    found: list[UserWarning | None] = [warning_of(plan) for plan in plans]
     for rule, text in plans[0].selected.unmatched.items():
         if all(rule in plan.selected.unmatched for plan in plans):
-            texts.append(f"LiftInplaceTransformParams: {text}")
-    for text in filter(None, texts):
-        warnings.warn(text, stacklevel=2)
+            found.append(UserWarning(f"LiftInplaceTransformParams: {text}"))
+    for warning in filter(None, found):
+        warnings.warn(warning, stacklevel=2)
 
 
 def _lifted(

@@ -7,8 +7,8 @@ tuple holds the stored values, and no others: a weight that no function needs is
 goes to the slot of the first weight that it is made from, if that weight is not stored itself and
 nothing went there before; else to a new slot at the end.
 
-Where nothing is computed, and no weights are tied, nothing is lifted: the tuple stays as it is, with
-weights that no function needs.
+Where nothing is computed, and no weights are tied, nothing is lifted: the tuple stays as it is,
+with weights that no function needs.
 
 A symbolic dimension that a function needs, and can read off none of its parameters any more, is in
 a shape in the last slot.
@@ -83,9 +83,10 @@ class LiftPlan:
                 pending += [value.made_by for value in made.operands]
         return [made for made in self.graph.computations if made in needed]
 
-    def hands_on(self) -> bool:
-        """Whether the tuple stays as it is."""
-        return not self.dimensions and self.slots == self.graph.weights
+    def is_nothing(self) -> bool:
+        """Whether the tuple stays as it is, and comes from no transform."""
+        is_kept = not self.dimensions and self.slots == self.graph.weights
+        return is_kept and self.graph.shared.transform is None
 
     def _defines_dimension(self, made: Computation) -> bool:
         if not self.dimensions or not made.is_cast:

@@ -26,14 +26,13 @@ from typing import NamedTuple, TypeAlias
 
 from tvm import ir, relax
 
+from ..ir.kernels import LAYOUT
 from .weight_values import Computation, Value, ValueGraph, leaves
 
-__all__ = ["LAYOUT", "Reason", "Rule", "Rules", "Selected", "Selection", "select"]
+__all__ = ["Reason", "Rule", "Rules", "Selected", "Selection", "select"]
 
 Rule: TypeAlias = str | Callable[[ir.Call], bool]
 Rules: TypeAlias = Rule | Sequence[Rule] | None
-
-LAYOUT = "relax_inplace.layout"  # an attribute of a kernel: the layout that it is of
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,16 +15,20 @@ from ..ir.table import listed
 from .plan import LiftPlan
 from .weight_values import Computation, NumberedUser, Value, leaves
 
-__all__ = ["transposed_for_matmul", "warning_of"]
+__all__ = ["FusionWarning", "transposed_for_matmul", "warning_of"]
 
 
-def warning_of(plan: LiftPlan) -> str | None:
+class FusionWarning(UserWarning):
+    """What is lifted was meant for a pipeline that fuses it."""
+
+
+def warning_of(plan: LiftPlan) -> FusionWarning | None:
     """What to say of a plan that lifts such, if nobody has asked for it."""
     weights = transposed_for_matmul(plan) if plan.selected.is_all_asked_for else []
     if not weights:
         return None
     count = "a weight" if len(weights) == 1 else f"{len(weights)} weights"
-    return (
+    return FusionWarning(
         f"LiftInplaceTransformParams: the transpositions are lifted of {count} "
         f"({listed(weights)}) that only matmul reads. A pipeline that fuses the two "
         "(FuseTransposeMatmul, as MLC-LLM's does) finds them no more, and its kernels can be many "
