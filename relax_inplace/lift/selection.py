@@ -103,6 +103,8 @@ class Selected:
 
 def select(graph: ValueGraph, selection: Selection) -> Selected:
     """Say which computations are not to be lifted, and by which rule."""
+    if selection == Selection():
+        return Selected({}, {}, True)
     names = _Names(graph)
     skip = [_Matcher("skip", rule, names) for rule in selection.skip]
     only = [_Matcher("only", rule, names) for rule in selection.only or ()]
