@@ -25,8 +25,7 @@ from tvm import ir, relax, tirx
 from ..ir.updates import bindings_of
 from .selection import Selected, Selection, select
 from .stored_values import StoredValues, choose_stored
-from .user import bound_after
-from .weight_values import Computation, NumberedUser, Tree, Value, ValueGraph, leaves
+from .weight_values import Computation, Tree, Value, ValueGraph, leaves
 
 __all__ = ["LiftPlan", "Slot", "plan_lift"]
 
@@ -66,10 +65,6 @@ class LiftPlan:
         """The values in the tuple, in order."""
         for slot in self.slots:
             yield from leaves(slot)
-
-    def bound_after(self, numbered: NumberedUser) -> dict[relax.Var, relax.Expr | None]:
-        """What a function binds its variables to: see :mod:`.user`."""
-        return bound_after(numbered, self.graph, self.values.needed_by.__contains__)
 
     def computations(self) -> list[Computation]:
         """What the transform computes, operands first."""
@@ -177,7 +172,7 @@ def _missing_dimensions(plan: LiftPlan) -> list[tirx.Var]:
     stored = relax.TupleType([value.var.ty for value in plan.stored()])
     missing: dict[tirx.Var, None] = {}
     for numbered in graph.users:
-        bound = plan.bound_after(numbered)
+        bound = plan.values.bound[numbered]
         params = relax.TupleType([stored, *(var.ty for var in numbered.user.inputs)])
         known = set(relax.analysis.definable_tir_vars_in_type(params)[:])
         used = list(relax.analysis.tir_vars_in_type(params)[:])

@@ -21,6 +21,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import fnmatch
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, TypeAlias
 
@@ -103,13 +104,11 @@ class Selected:
 
 def select(graph: ValueGraph, selection: Selection) -> Selected:
     """Say which computations are not to be lifted, and by which rule."""
-    if selection == Selection():
-        return Selected({}, {}, True)
     names = _Names(graph)
     skip = [_Matcher("skip", rule, names) for rule in selection.skip]
     only = [_Matcher("only", rule, names) for rule in selection.only or ()]
     left = _skipped(graph, skip)
-    asked_for = _asked_for(graph, only) if selection.only is not None else None
+    asked_for = None if selection.only is None else _asked_for(graph, only)
     if asked_for is not None:
         asked = ", ".join(one.text for one in only[:3]) + (", ..." if len(only) > 3 else "")
         reason = Reason("only", f"{asked or 'only=[]'} does not ask for it")
@@ -168,21 +167,37 @@ class _Names:
     """What the weights and the calls of a graph are called."""
 
     def __init__(self, graph: ValueGraph):
-        self.weights: dict[Value, list[str]] = {}
-        for weight in leaves(graph.weights):
-            self.weights.setdefault(graph.tied.get(weight, weight), []).append(weight.name)
-        self.kernels: dict[ir.GlobalVar, list[str]] = {}
-        for gvar, first in graph.kernels.items():
-            function = graph.mod[gvar]
-            names = self.kernels.setdefault(first, [])
-            names.append(str(gvar.name_hint))
-            if function.attrs and LAYOUT in function.attrs:
-                names.append(str(function.attrs[LAYOUT]))
-        self.calls: dict[Computation, tuple[str, ...]] = {}
+        self.graph = graph
+
+    @functools.cached_property
+    def weights(self) -> dict[Value, list[str]]:
+        """Of each weight, and of those that it stands for."""
+        names: dict[Value, list[str]] = {}
+        for weight in leaves(self.graph.weights):
+            names.setdefault(self.graph.tied.get(weight, weight), []).append(weight.name)
+        return names
+
+    @functools.cached_property
+    def kernels(self) -> dict[ir.GlobalVar, list[str]]:
+        """Of each function that is called, of those that are equal to it, and of their layouts."""
+        names: dict[ir.GlobalVar, list[str]] = {}
+        for gvar, first in self.graph.kernels.items():
+            found = names.setdefault(first, [])
+            found.append(str(gvar.name_hint))
+            attrs = self.graph.mod[gvar].attrs
+            if attrs and LAYOUT in attrs:
+                found.append(str(attrs[LAYOUT]))
+        return names
+
+    @functools.cached_property
+    def calls(self) -> dict[Computation, tuple[str, ...]]:
+        """Of what each call is of."""
         known: dict[str, tuple[str, ...]] = {}
-        for made in graph.computations:
-            if not made.is_cast:
-                self.calls[made] = tuple(self._of_call(made.binding.value, known))
+        return {
+            made: tuple(self._of_call(made.binding.value, known))
+            for made in self.graph.computations
+            if not made.is_cast
+        }
 
     def _of_call(self, call: ir.Call, known: dict[str, tuple[str, ...]]) -> Iterator[str]:
         if type(call.op) is ir.GlobalVar:

@@ -36,7 +36,7 @@ from .min_cut import source_side
 from .selection import Reason
 from .shared_weights import LiftError
 from .user import bound_after
-from .weight_values import Computation, Value, ValueGraph, leaves
+from .weight_values import Computation, NumberedUser, Value, ValueGraph, leaves
 
 __all__ = ["StoredValues", "choose_stored"]
 
@@ -51,10 +51,13 @@ class StoredValues:
         The functions that need each stored value.
     left : dict of Computation to Reason
         What functions compute themselves though it could be lifted, and why.
+    bound : dict of NumberedUser to dict of relax.Var to relax.Expr or None
+        What each function binds its variables to: see :mod:`.user`.
     """
 
     needed_by: dict[Value, dict[str, None]]
     left: dict[Computation, Reason]
+    bound: dict[NumberedUser, dict[relax.Var, relax.Expr | None]]
 
 
 def choose_stored(
@@ -75,7 +78,7 @@ def choose_stored(
     if max_resident is not None:
         limit = choice.bytes_of_limit(max_resident)
         choice.limit(limit, max_resident)
-    return StoredValues(choice.needed_by, choice.left)
+    return StoredValues(choice.needed_by, choice.left, choice.bound)
 
 
 def _is_unknown(size: Size) -> bool:
@@ -104,6 +107,7 @@ class _Choice:
         self.graph = graph
         self.needed_by: dict[Value, dict[str, None]] = {}
         self.left: dict[Computation, Reason] = {}
+        self.bound: dict[NumberedUser, dict[relax.Var, relax.Expr | None]] = {}
         self.bounds: Mapping[str, int] = {}
         for numbered in graph.users:
             self.bounds = {**self.bounds, **bounds_of(numbered.user.function)}
@@ -119,7 +123,8 @@ class _Choice:
         """Find what the functions need, and what they compute, as they will be written."""
         self.needed_by, self.left = {}, {}
         for numbered in self.graph.users:
-            for var, kept in bound_after(numbered, self.graph, self.is_stored).items():
+            bound = self.bound[numbered] = bound_after(numbered, self.graph, self.is_stored)
+            for var, kept in bound.items():
                 for value in leaves(numbered.holds[var]):
                     if kept is None:
                         self.needed_by.setdefault(value, {})[numbered.user.name] = None

@@ -13,6 +13,7 @@ from tvm import ir, relax
 
 from ..ir.table import listed
 from .plan import LiftPlan
+from .user import used_by
 from .weight_values import Computation, NumberedUser, Value, leaves
 
 __all__ = ["FusionWarning", "transposed_for_matmul", "warning_of"]
@@ -47,11 +48,8 @@ def transposed_for_matmul(plan: LiftPlan) -> list[str]:
     others: set[Value] = set()
     for numbered in plan.graph.users if transposed else ():
         others.update(_read_by_others(plan, numbered))
-    return [
-        plan.first_weight[value.made_by].name
-        for value in plan.values.needed_by
-        if value in transposed and value not in others and value.made_by is not None
-    ]
+    made = {value.made_by for value in transposed.difference(others)}
+    return [weight.name for one, weight in plan.first_weight.items() if one in made]
 
 
 def _is_transposition(made: Computation) -> bool:
@@ -68,7 +66,7 @@ def _is_transposition(made: Computation) -> bool:
 
 def _read_by_others(plan: LiftPlan, numbered: NumberedUser) -> Iterator[Value]:
     """The values that a function uses otherwise than on the right of a ``matmul``."""
-    holds, bound = numbered.holds, plan.bound_after(numbered)
+    holds, bound = numbered.holds, plan.values.bound[numbered]
     used = list(relax.analysis.free_vars(numbered.user.function.body.body)[:])
     for _, var, value, _ in numbered.bindings:
         if var in holds:
@@ -78,7 +76,7 @@ def _read_by_others(plan: LiftPlan, numbered: NumberedUser) -> Iterator[Value]:
         elif type(value) is ir.Call and type(value.op) is ir.Op and value.op.name == _MATMUL:
             used += relax.analysis.free_vars(value.args[0])[:]
         else:
-            used += relax.analysis.free_vars(value)[:]
+            used += used_by(numbered, value, plan.graph)
     for var in used:
         if var in holds:
             yield from leaves(holds[var])

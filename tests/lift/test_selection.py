@@ -373,6 +373,24 @@ class Module:
     assert warned(from_source(text)) == []
 
 
+def test_a_transposition_in_a_branch():
+    text = """
+@I.ir_module
+class Module:
+    @R.function
+    def main(flag: R.Tensor((), "bool"), x: R.Tensor((4, 4), "float32"), w: R.Tensor((4, 4), "float32")):
+        R.func_attr({"num_input": 2})
+        if flag:
+            t = R.permute_dims(w)
+            y = R.matmul(x, t)
+        else:
+            y = R.exp(x)
+        return y
+"""
+    assert len(warned(from_source(text))) == 1
+    assert warned(from_source(text.replace("y = R.matmul(x, t)", "y = R.permute_dims(w)"))) == []
+
+
 def test_a_transposition_that_a_left_computation_reads():
     text = """
 @I.ir_module
