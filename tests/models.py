@@ -44,7 +44,10 @@ def run_model(
     only=None,
     lazy=False,
 ):
-    """Run each function before, and after on converted weights; compare. The new weights."""
+    """Run each function before, and after on converted weights; compare. The new weights.
+
+    Where nothing is lifted, the functions take their weights as before.
+    """
     users = users_of(before)
     first = min(users)
     params = before[first].params[users[first] :]
@@ -53,7 +56,10 @@ def run_model(
         if len(weights) == 1 and isinstance(weights[0], list):
             weights = weights[0]
     old, new = load(before, pipeline), load(after, pipeline)
-    if lazy:
+    is_lifted = transform in {gvar.name_hint for gvar in after.get_global_vars()}
+    if not is_lifted:
+        converted = None
+    elif lazy:
         slots = len(after[transform].ret_ty.fields)
         converted = new[transform](_giving(weights), tvm_ffi.Array([None] * slots))
     else:
@@ -64,7 +70,11 @@ def run_model(
         is_bundled = isinstance(function.params[count].ty, relax.TupleType)
         own = [passed(weights)] if is_bundled else [passed(weight) for weight in weights]
         expected = old[name](*map(passed, inputs), *own)
-        result = new[name](*map(passed, inputs), converted)
+        if not is_lifted:  # what is written to is not handed over twice
+            new_weights = [passed(weights)] if is_bundled else list(map(passed, weights))
+        else:
+            new_weights = [converted]
+        result = new[name](*map(passed, inputs), *new_weights)
         if IS_FUSED[pipeline] is False:
             assert_bitwise(result, expected)
         else:

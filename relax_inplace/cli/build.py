@@ -110,7 +110,7 @@ def command(
             f"{output} is for this machine's processor ({processor}); a library for others names "
             'theirs: --target \'{"kind": "llvm", "mcpu": "x86-64"}\''
         )
-    summaries = [_summary(plan, mod) for plan in made]
+    summaries = [_summary(one.memory, mod) for one in made]
     built = Built(output, chosen_target.kind.name, processor, _functions(mod), summaries)
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(built), indent=1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from .messages import RefusedError
@@ -37,12 +38,15 @@ def target_of(text: str) -> tvm.target.Target:
 def rewritten(
     mod: ir.IRModule, choices: Choices, lifts: bool, target: tvm.target.Target
 ) -> ir.IRModule:
-    """The module in place, lifted before or not, for a target."""
+    """The module in place, lifted before or not, for a target and TVM's pipeline for it."""
+    from ..lift.transpositions import FusionWarning
     from ..transform import InplaceTransformParams, LiftInplaceTransformParams
 
     others = {**choices.with_others, "target": target}
     if lifts:
-        return LiftInplaceTransformParams(**choices.for_lifting(), **others)(mod)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FusionWarning)  # none of TVM's has FuseTransposeMatmul
+            return LiftInplaceTransformParams(**choices.for_lifting(), **others)(mod)
     return InplaceTransformParams(**choices, **others)(mod)
 
 

@@ -22,17 +22,20 @@ __all__ = ["command", "explained"]
 @click.command("explain", short_help="What would be lifted from a model, and where it goes.")
 @options.module
 @options.json_output
+@options.every
 @options.functions
 @options.limits
 @options.lifting
 @options.common
 @options.with_messages
-def command(said: Messages, module: str, as_json: bool, **chosen: Any) -> None:
+def command(said: Messages, module: str, as_json: bool, every: bool, **chosen: Any) -> None:
     """Say what would be lifted from which functions, where it goes, and what stays, and why.
+
+    Of more than 16 weights, a summary, and those that change.
 
     \b
       relax-inplace explain model.py
-      relax-inplace explain model.py --max-resident 1.0 --tied embed=lm_head
+      relax-inplace explain model.py --skip relax.permute_dims --tied embed=lm_head
       relax-inplace explain model.json --function prefill --function decode --json
     """  # noqa: D301  click wants the character
     choices = options.Choices(**chosen)
@@ -42,7 +45,7 @@ def command(said: Messages, module: str, as_json: bool, **chosen: Any) -> None:
     if as_json:
         click.echo(json.dumps([json.loads(report.to_json()) for report in reports], indent=1))
     else:
-        click.echo("\n".join(map(str, reports)), nl=False)
+        click.echo("\n".join(report.text(every) for report in reports), nl=False)
 
 
 def explained(mod: ir.IRModule, choices: options.Choices) -> list[LiftReport]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ __all__ = [
     "Choices",
     "bounds",
     "common",
+    "every",
     "functions",
     "json_output",
     "lifting",
@@ -43,6 +45,16 @@ class Bytes(click.ParamType):
         if not 0 < number < 1 << 63:
             self.fail(f"{value!r} is neither bytes (1073741824) nor a factor (1.2)", param, ctx)
         return number
+
+
+class MaxResident(Bytes):
+    """The same, or none."""
+
+    name = "bytes|factor|none"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> int | float:
+        """From text; none is no limit."""
+        return math.inf if value == "none" else super().convert(value, param, ctx)
 
 
 class Tied(click.ParamType):
@@ -112,7 +124,13 @@ class Choices(dict[str, Any]):
 
     def for_lifting(self) -> dict[str, Any]:
         """Of ``LiftInplaceTransformParams`` and ``explain_lift``."""
-        return {**self, **self.lifting, "tied": list(self.lifting.get("tied") or ())}
+        chosen = {**self, **self.lifting}
+        chosen["tied"] = list(chosen.get("tied") or ())
+        for rules in ("only", "skip"):
+            chosen[rules] = list(chosen.get(rules) or ()) or None
+        max_resident = chosen.get("max_resident") or 1.0
+        chosen["max_resident"] = None if max_resident == math.inf else max_resident
+        return chosen
 
     def require_lift(self, lift: bool) -> None:
         """Refuse what means nothing without ``--lift``."""
@@ -147,6 +165,10 @@ def common(function: Callable[..., Any]) -> Callable[..., Any]:
         )(function)
     return function
 
+
+every = click.option(
+    "--all", "every", is_flag=True, help="A row for each weight, also of a large model."
+)
 
 functions = click.option(
     "--function", "functions", metavar="NAME", multiple=True, help="Only this one; repeatable."
@@ -201,7 +223,7 @@ def others(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def lifting(function: Callable[..., Any]) -> Callable[..., Any]:
-    """``--max-resident``, ``--names`` and ``--tied``."""
+    """``--only``, ``--skip``, ``--max-resident``, ``--names`` and ``--tied``."""
     for option in (
         click.option(
             "--tied", type=Tied(), multiple=True, help="Weights that are equal; repeatable."
@@ -213,9 +235,24 @@ def lifting(function: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--max-resident",
-            type=Bytes(),
+            type=MaxResident(),
             help="The most that the converted weights may take, as bytes or as a factor of the "
-            "weights (1.0); what would make them larger is not lifted.",
+            "weights (1.0, if it is not given); what would make them larger is not lifted. none "
+            "lifts all.",
+        ),
+        click.option(
+            "--skip",
+            metavar="NAME",
+            multiple=True,
+            help="Leave where it is what is done to such weights, by such operators "
+            "(relax.permute_dims), kernels or layouts; a name or a pattern (*.gate.*); repeatable.",
+        ),
+        click.option(
+            "--only",
+            metavar="NAME",
+            multiple=True,
+            help="Lift only what is done to such weights, or by such operators, kernels or "
+            "layouts, and what leads there; repeatable.",
         ),
     ):
         function = option(function)

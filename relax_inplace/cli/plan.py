@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     import tvm
     from tvm import ir, relax
 
-    from ..analysis import MemoryPlan
+    from ..analysis import LiftReport, MemoryPlan
     from ..lower.storage_plan import StoragePlan
 
 __all__ = ["command", "planned", "transforms_of"]
@@ -29,6 +30,7 @@ __all__ = ["command", "planned", "transforms_of"]
 @options.target(None, "Plan what works in place there, and whose storage each new weight takes")
 @click.option("--plot", metavar="FILE", help="Also draw it: .svg, .png or .pdf.")
 @options.json_output
+@options.every
 @options.functions
 @options.bounds
 @options.limits
@@ -42,13 +44,14 @@ def command(
     target: str | None,
     plot: str | None,
     as_json: bool,
+    every: bool,
     bounds: tuple[tuple[str, int], ...],
     **chosen: Any,
 ) -> None:
     """Show the steps of a transform in their order, what is live at each, and the peak.
 
     Of each function *transform_params of the module; if there is none, of the transform that
-    lifting would make of it.
+    lifting would make of it. Of more than 16 weights, a summary, and those that change.
 
     \b
       relax-inplace plan model.py
@@ -64,8 +67,10 @@ def command(
         compiled_for = None if target is None else target_of(target)
         plans = planned(mod, choices, lifts, dict(bounds), compiled_for)
         storages = compiled_for and _storages(mod, choices, lifts, plans, compiled_for)
-    if plot is not None and len(plans) > 1:
-        names = ", ".join(f"`{one.function}`" for one in plans)
+    if not plans:
+        said.note("there is nothing to lift: no transform is made")
+    if plot is not None and len(plans) != 1:
+        names = ", ".join(f"`{one.memory.function}`" for one in plans) or "none"
         raise click.UsageError(
             f"--plot draws one transform, the module has {names}: add --function",
             click.get_current_context(),
@@ -74,14 +79,25 @@ def command(
         from ..plot import plot_plan
 
         with said.tvm_speaks():
-            plot_plan(plans[0], plot)
+            plot_plan(plans[0].memory, plot)
     if as_json:
-        said_of = [_as_json(one) for one in plans]
+        said_of = [_as_json(one.memory) for one in plans]
         for one, storage in zip(said_of, storages or (), strict=storages is not None):
             one["storage"] = json.loads(storage.to_json())
         click.echo(json.dumps(said_of, indent=1))
     else:
-        click.echo("\n".join(map(str, [*map(_as_text, plans), *(storages or ())])), nl=False)
+        click.echo(
+            "\n".join(map(str, [*(_as_text(one, every) for one in plans), *(storages or ())])),
+            nl=False,
+        )
+
+
+@dataclasses.dataclass
+class Planned:
+    """The plan of a transform, and what is lifted into it, if it is made so."""
+
+    memory: MemoryPlan
+    lifted: LiftReport | None
 
 
 def transforms_of(mod: ir.IRModule) -> list[str]:
@@ -106,8 +122,8 @@ def planned(
     lifts: bool,
     bounds: Mapping[str, int] | None = None,
     target: tvm.target.Target | None = None,
-) -> list[MemoryPlan]:
-    """The plans of transforms, or of what is lifted, for a target."""
+) -> list[Planned]:
+    """The plans of transforms, or of what is lifted, for a target; none if that is nothing."""
     from ..analysis import functions_that_update, plan_memory
 
     updating = {gvar.name_hint for gvar in functions_that_update(mod)}
@@ -117,9 +133,10 @@ def planned(
         raise RefusedError(
             f"`{min(done)}` works in place already: plan the module as it was before"
         )
-    functions = _lifted(mod, choices) if lifts else {name: _function(mod, name) for name in names}
     plans = []
-    for name, function in functions.items():
+    for name, function, report in (
+        _lifted(mod, choices) if lifts else [(name, _function(mod, name), None) for name in names]
+    ):
         plan = plan_memory(
             function,
             mod,
@@ -129,7 +146,7 @@ def planned(
             target=target,
         )
         plan.function = name
-        plans.append(plan)
+        plans.append(Planned(plan, report))
     return plans
 
 
@@ -137,7 +154,7 @@ def _storages(
     mod: ir.IRModule,
     choices: options.Choices,
     lifts: bool,
-    plans: list[MemoryPlan],
+    plans: list[Planned],
     target: tvm.target.Target,
 ) -> list[StoragePlan]:
     """Which storage each new weight takes, for each plan."""
@@ -146,7 +163,7 @@ def _storages(
 
     inplace = rewritten(mod, choices, lifts, target)
     with running_nothing():
-        return [plan_storage(inplace, target, inplace_name(one.function)) for one in plans]
+        return [plan_storage(inplace, target, inplace_name(one.memory.function)) for one in plans]
 
 
 def _function(mod: ir.IRModule, name: str) -> relax.Function:
@@ -164,30 +181,40 @@ def _function(mod: ir.IRModule, name: str) -> relax.Function:
     return functions[name]
 
 
-def _lifted(mod: ir.IRModule, choices: options.Choices) -> dict[str, relax.Function]:
+def _lifted(
+    mod: ir.IRModule, choices: options.Choices
+) -> Iterator[tuple[str, relax.Function, LiftReport]]:
     """The transforms that lifting makes, by the names of those whose place they take."""
     from ..lift.plan import plan_lift
+    from ..lift.report import described
+    from ..lift.selection import Selection
     from ..lift.shared_weights import find_shared_weights
     from ..lift.transform import write_transform
     from ..lift.weight_values import find_values
 
     chosen = choices.for_lifting()
-    functions = {}
+    selection = Selection.of(chosen["only"], chosen["skip"])
     for shared in find_shared_weights(mod, chosen["functions"], None, chosen["names"]):
-        lift = plan_lift(find_values(mod, shared, chosen["tied"]), chosen["max_resident"])
-        name = "transform_params" if shared.transform is None else shared.transform.name_hint
-        functions[name] = write_transform(lift, mod)
-    return functions
+        values = find_values(mod, shared, chosen["tied"])
+        lift = plan_lift(values, chosen["max_resident"], selection)
+        if not lift.is_nothing():
+            name = "transform_params" if shared.transform is None else shared.transform.name_hint
+            yield name, write_transform(lift, mod), described(lift)
 
 
-def _as_text(plan: MemoryPlan) -> str:
+def _as_text(planned: Planned, every: bool) -> str:
+    from ..inplace.memory_plan import FEW
     from ..inplace.out_of_place import out_of_place_bytes
     from ..ir.table import shown
 
+    plan = planned.memory
     out_of_place = out_of_place_bytes(plan)
-    text = (
-        f"{plan}\nout of place: at least {shown(out_of_place)}, the originals and the results; "
-        f"in place: {shown(plan.peak)}"
+    lifted, text = planned.lifted, ""
+    if lifted is not None and len(lifted.weights) > FEW:
+        text = f"{lifted.summary()}\n\n"
+    text += (
+        f"{plan.text(every)}\nout of place: at least {shown(out_of_place)}, the originals and the "
+        f"results; in place: {shown(plan.peak)}"
     )
     if isinstance(out_of_place, int) and isinstance(plan.peak, int) and out_of_place:
         text += f", {plan.peak / out_of_place:.2f} of that"

@@ -21,7 +21,11 @@ from .steps import Load, Step
 from .transform_graph import Known, TransformGraph
 from .weights import Buffer, Container, Weight, buffers_of
 
-__all__ = ["MemoryPlan", "PlannedStep", "PlannedWeight", "plan_memory"]
+__all__ = ["FEW", "MemoryPlan", "PlannedStep", "PlannedWeight", "plan_memory"]
+
+
+FEW = 16  # weights, of which all are shown
+_STAYS = "never: it is output"
 
 
 @dataclasses.dataclass
@@ -76,6 +80,10 @@ class PlannedWeight:
     freed_after: int | None
     because: str
 
+    def stays(self) -> bool:
+        """Whether it is an output as it is."""
+        return self.freed_after is None and self.because.startswith(_STAYS)
+
 
 @dataclasses.dataclass
 class MemoryPlan:
@@ -106,7 +114,11 @@ class MemoryPlan:
     order: str
 
     def __str__(self) -> str:
-        """Tables of the steps and of the weights."""
+        """Tables of the steps and of the weights; of many weights, those that change."""
+        return self.text()
+
+    def text(self, every: bool = False) -> str:
+        """As ``print`` shows it; ``every``: with a row for each weight, however many there are."""
         in_place = any(step.in_place for step in self.steps)
         steps = table(
             ["step", "computes", "reads", "writes", "in", "frees", "before", "worst", "after"],
@@ -126,6 +138,9 @@ class MemoryPlan:
             ],
             without=[] if in_place else ["in"],
         )
+        is_short = every or len(self.weights) <= FEW
+        listed_weights = [one for one in self.weights if is_short or not one.stays()]
+        more = len(self.weights) - len(listed_weights)
         weights = table(
             ["slot", "weight", "bytes", "loaded by", "freed after", "because"],
             [
@@ -137,7 +152,7 @@ class MemoryPlan:
                     _moment(weight.freed_after),
                     weight.because,
                 ]
-                for weight in self.weights
+                for weight in listed_weights
             ],
             without=[] if any(weight.loaded_by for weight in self.weights) else ["loaded by"],
         )
@@ -146,6 +161,11 @@ class MemoryPlan:
             f"{shown(self.after)}, lower bound {shown(self.lower_bound)}; order: {self.order}"
             + (f"; in place by at most {MOST_SCRATCH:,} of scratch" if in_place else "")
             + f"\n\n{steps}\n\n{weights}\n"
+            + (
+                f"and {more} more of {len(self.weights)} weights, which stay as they are\n"
+                if more
+                else ""
+            )
         )
 
     def to_json(self) -> str:
@@ -351,8 +371,8 @@ def _reason(
     if moment is None:
         if weight.buffer in used_by:
             index, output = used_by[weight.buffer]
-            what = "it is" if isinstance(output, (Weight, Container)) else "it holds"
-            return f"never: {what} output {index}"
+            is_output = isinstance(output, (Weight, Container))
+            return f"{_STAYS} {index}" if is_output else f"never: it holds output {index}"
         if weight.is_streamed:
             return "nothing reads it"
         return "never: it is not among params"

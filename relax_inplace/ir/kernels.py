@@ -8,7 +8,9 @@ import tvm
 from tvm import ir, relax, tirx
 from tvm_ffi import StructuralKey
 
-__all__ = ["Kernels", "LegalizedCall"]
+__all__ = ["LAYOUT", "Kernels", "LegalizedCall"]
+
+LAYOUT = "relax_inplace.layout"  # an attribute of a kernel: the layout that it is of
 
 
 @dataclasses.dataclass

@@ -19,6 +19,7 @@ from tvm.relax.utils import gen_call_tir_inputs
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder.ir.frame import IRModuleFrame
 
+from ..ir.kernels import LAYOUT
 from ._argument import LayoutError, require
 
 __all__ = ["call_kernel", "of_known_type", "takes_nn_tensors"]
@@ -61,7 +62,8 @@ def call_kernel(where: str, name: str, kernel: Callable[..., Any], *args: Any) -
     Parameters
     ----------
     where : str
-        The layout that calls, for the error.
+        The layout that calls, for the error, and for an attribute of the PrimFunc, by which
+        ``LiftInplaceTransformParams`` knows it.
     name : str
         For the PrimFunc. The builder appends a number if it is taken.
     kernel : callable
@@ -75,9 +77,10 @@ def call_kernel(where: str, name: str, kernel: Callable[..., Any], *args: Any) -
         No builder is active.
     """
     builder = _active_builder(where)
+    attrs = {LAYOUT: where}
     if isinstance(builder, relax.BlockBuilder):
-        return builder.call_te(kernel, *args, primfunc_name_hint=name)
-    function, operands, types = gen_call_tir_inputs(kernel, *args)
+        return builder.call_te(kernel, *args, primfunc_name_hint=name, primfunc_attrs=attrs)
+    function, operands, types = gen_call_tir_inputs(kernel, *args, primfunc_attrs=attrs)
     return relax.op.call_tir(_declared(name, function), operands, types)
 
 

@@ -42,7 +42,7 @@ def _written(
         types.append(relax.ShapeType(plan.dimensions))
     params = relax.Var(user.tuple_name, relax.TupleType(types))
     place = _places(plan)
-    bound = plan.bound_after(numbered)
+    bound = plan.values.bound[numbered]
 
     def read(var: relax.Var, tree: Tree, in_dataflow: bool) -> list[relax.Binding]:
         if isinstance(tree, Value):

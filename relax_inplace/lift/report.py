@@ -9,17 +9,19 @@ from typing import Any
 
 from tvm import ir
 
-from ..inplace.memory_plan import MemoryPlan, plan_memory
+from ..inplace.memory_plan import FEW, MemoryPlan, plan_memory
 from ..ir.byte_size import Size
 from ..ir.names import unused
 from ..ir.table import listed, plain_size, shown, table
 from ..ir.tuple_tree import slot_text
 from .plan import LiftPlan, plan_lift
+from .selection import Reason, Rules, Selection
 from .shared_weights import find_shared_weights
 from .transform import write_transform
-from .weight_values import Computation, Tree, Value, find_values, leaves
+from .weight_values import Computation, Tree, Value, ValueGraph, find_values, leaves
 
 __all__ = [
+    "ChangeOfKind",
     "LeftComputation",
     "LiftReport",
     "LiftedWeight",
@@ -40,6 +42,9 @@ class LiftedWeight:
     done : str
         What is computed from it, such as ``permute_dims(concat(q, k))``; empty if it stays as it
         is, or goes.
+    kind : str
+        The same without what it is computed from, ``permute_dims(concat)``; or ``stays``, or
+        ``nothing needs it``.
     new_slot : str or None
         Where that is in the tuple after; None if nothing needs the weight.
     new_name : str or None
@@ -53,11 +58,37 @@ class LiftedWeight:
     name: str
     slot: str
     done: str
+    kind: str
     new_slot: str | None
     new_name: str | None
     before: Size
     after: Size
     used_by: list[str]
+
+
+@dataclasses.dataclass
+class ChangeOfKind:
+    """What is done to several weights, such as ``permute_dims(concat)``.
+
+    Attributes
+    ----------
+    kind : str
+        See :class:`LiftedWeight`.
+    weights : int
+        How many there are.
+    before : int or ByteSize
+        Their bytes.
+    slots : int
+        How many fields they become.
+    after : int or ByteSize
+        The bytes of these.
+    """
+
+    kind: str
+    weights: int
+    before: Size
+    slots: int
+    after: Size
 
 
 @dataclasses.dataclass
@@ -68,10 +99,13 @@ class LeftComputation:
     ----------
     done : str
     because : str
+    rule : str
+        What decided so: such as ``max_resident=1.0``, or ``skip='relax.permute_dims'``.
     """
 
     done: str
     because: str
+    rule: str
 
 
 @dataclasses.dataclass
@@ -85,6 +119,8 @@ class LiftReport:
         In the order of the tuple before; a weight from which several values are made is there once
         for each.
     left : list of LeftComputation
+    unmatched : list of str
+        Of ``only`` and ``skip``, what names nothing that there is.
     before, after : int or ByteSize
         Bytes of the tuple before and after.
     steps : int
@@ -102,6 +138,7 @@ class LiftReport:
     functions: list[str]
     weights: list[LiftedWeight]
     left: list[LeftComputation]
+    unmatched: list[str]
     before: Size
     after: Size
     steps: int
@@ -115,39 +152,77 @@ class LiftReport:
         """The functions, for a person."""
         return ", ".join(f"`{name}`" for name in self.functions)
 
+    @property
+    def kinds(self) -> list[ChangeOfKind]:
+        """What is done to the weights: that to most of them first, those that stay at the end."""
+        rows: dict[str, list[LiftedWeight]] = {}
+        for one in self.weights:
+            rows.setdefault(one.kind, []).append(one)
+        kinds = []
+        for kind, of_kind in rows.items():
+            weights = {one.slot: one.before for one in of_kind}
+            slots = {one.new_slot: one.after for one in of_kind if one.new_slot is not None}
+            before, after = (sum(sizes.values(), start=0) for sizes in (weights, slots))
+            kinds.append(ChangeOfKind(kind, len(weights), before, len(slots), after))
+        return sorted(kinds, key=lambda one: (one.kind == "stays", -one.weights))
+
     def __str__(self) -> str:
-        """Tables of the weights and of what is left."""
-        text = (
-            f"{', '.join(self.functions)}: weights {len(self.names)} -> {len(self.new_names)}, "
-            f"bytes {shown(self.before)} -> {shown(self.after)}, steps {self.steps}\n\n"
-        )
-        text += table(
-            ["slot", "weight", "what is done to it", "new slot", "bytes", "then", "used by"],
-            [
-                [
-                    one.slot,
-                    one.name,
-                    one.done or ("stays" if one.new_slot is not None else "nothing needs it"),
-                    "-" if one.new_slot is None else one.new_slot,
-                    shown(one.before),
-                    "-" if one.new_slot is None else shown(one.after),
-                    listed(one.used_by) or "-",
-                ]
-                for one in self.weights
-            ],
-        )
+        """Tables of the weights and of what is left; of many a summary, and those that change."""
+        return self.text()
+
+    def text(self, every: bool = False) -> str:
+        """As ``print`` shows it; ``every``: with a row for each weight, however many there are."""
+        is_short = len(self.weights) <= FEW
+        parts = [self.summary() if not is_short else self._head()]
+        rows = [one for one in self.weights if is_short or every or one.kind != "stays"]
+        if rows:
+            parts.append(_table_of(rows))
         if self.dimensions:
-            text += f"\n\nslot {len(self.new_names) - 1} holds {', '.join(self.dimensions)}"
-        if self.left:
-            rows = [[one.done, one.because] for one in self.left]
-            text += "\n\n" + table(["not lifted", "because"], rows)
-        return text + "\n"
+            parts.append(f"slot {len(self.new_names) - 1} holds {', '.join(self.dimensions)}")
+        if self.left and (is_short or every):
+            rows_left = [[one.done, one.because] for one in self.left]
+            parts.append(table(["not lifted", "because"], rows_left))
+        if is_short:
+            parts += self.unmatched
+        return "\n\n".join(parts) + "\n"
+
+    def summary(self) -> str:
+        """How many weights there are, what is done to them, and what is left, and why."""
+        rows = [
+            [str(one.weights), shown(one.before), str(one.slots), shown(one.after), one.kind]
+            for one in self.kinds[:_KINDS]
+        ]
+        parts = [
+            self._head(),
+            table(["weights", "bytes", "slots", "then", "what is done to them"], rows),
+        ]
+        if len(self.kinds) > _KINDS:
+            parts[-1] += f"\nand {len(self.kinds) - _KINDS} more kinds"
+        rules: dict[str, list[LeftComputation]] = {}
+        for left in self.left:
+            rules.setdefault(left.rule, []).append(left)
+        if rules:
+            parts.append(
+                "\n".join(
+                    f"not lifted, {rule}: {len(group)}, such as {group[0].done}"
+                    + (f" ({group[0].because})" if rule not in group[0].because else "")
+                    for rule, group in rules.items()
+                )
+            )
+        return "\n\n".join(parts + self.unmatched)
+
+    def _head(self) -> str:
+        return (
+            f"{', '.join(self.functions)}: weights {len(self.names)} -> {len(self.new_names)}, "
+            f"bytes {shown(self.before)} -> {shown(self.after)}, steps {self.steps}"
+        )
 
     def to_json(self) -> str:
         """All of it; sizes are numbers, or text where they are symbolic."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         fields["plan"] = None if self.plan is None else json.loads(self.plan.to_json())
         fields["weights"] = [vars(one) for one in self.weights]
+        fields["kinds"] = [vars(one) for one in self.kinds]
         fields["left"] = [vars(one) for one in self.left]
         return json.dumps(fields, default=plain_size, indent=1)
 
@@ -171,6 +246,27 @@ class LiftReport:
         }
 
 
+_KINDS = 12  # that a summary names
+
+
+def _table_of(weights: Sequence[LiftedWeight]) -> str:
+    return table(
+        ["slot", "weight", "what is done to it", "new slot", "bytes", "then", "used by"],
+        [
+            [
+                one.slot,
+                one.name,
+                one.done or one.kind,
+                "-" if one.new_slot is None else one.new_slot,
+                shown(one.before),
+                "-" if one.new_slot is None else shown(one.after),
+                listed(one.used_by) or "-",
+            ]
+            for one in weights
+        ],
+    )
+
+
 def explain_lift(
     mod: ir.IRModule,
     functions: str | Sequence[str] | None = None,
@@ -178,7 +274,9 @@ def explain_lift(
     params: str | None = None,
     names: Sequence[str] | None = None,
     tied: Sequence[Sequence[str | int]] = (),
-    max_resident: int | float | None = None,
+    max_resident: int | float | None = 1.0,
+    only: Rules = None,
+    skip: Rules = None,
     memory_limit: int | float | None = None,
     lazy: bool = False,
 ) -> LiftReport:
@@ -187,7 +285,7 @@ def explain_lift(
     Parameters
     ----------
     mod : tvm.ir.IRModule
-    functions, params, names, tied, max_resident, memory_limit, lazy
+    functions, params, names, tied, max_resident, only, skip, memory_limit, lazy
         See :func:`relax_inplace.transform.LiftInplaceTransformParams`.
 
     Returns
@@ -201,9 +299,9 @@ def explain_lift(
     LiftError
         The functions do not share their weights, or nothing fits into ``max_resident``.
     """
-    selected = [functions] if isinstance(functions, str) else functions
-    shared = find_shared_weights(mod, selected, params, names)[0]
-    lift = plan_lift(find_values(mod, shared, tied), max_resident)
+    named = [functions] if isinstance(functions, str) else functions
+    shared = find_shared_weights(mod, named, params, names)[0]
+    lift = plan_lift(find_values(mod, shared, tied), max_resident, Selection.of(only, skip))
     report = described(lift)
     report.plan = plan_memory(write_transform(lift, mod), mod, memory_limit=memory_limit, lazy=lazy)
     return report
@@ -227,6 +325,7 @@ def described(plan: LiftPlan) -> LiftReport:
             made_from[weight].append(one)
 
     rows = []
+    texts = _Texts(graph)
     for weight in weights:
         values: list[Value | None] = [*made_from[graph.tied.get(weight, weight)]]
         for value in values or [None]:
@@ -234,16 +333,17 @@ def described(plan: LiftPlan) -> LiftReport:
                 LiftedWeight(
                     weight.name,
                     slot_text(weight.path),
-                    "" if value is None or value.made_by is None else _done(value),
+                    "" if value is None or value.made_by is None else texts.done(value),
+                    "nothing needs it" if value is None else texts.kind(value) or "stays",
                     None if value is None else slots[value],
                     None if value is None else new_names[value],
                     weight.size,
                     0 if value is None else value.size,
-                    [] if value is None else sorted(plan.values.needed_by[value]),
+                    [] if value is None else sorted(plan.values.needed_by.get(value, ())),
                 )
             )
     left = plan.values.left | {
-        made: f"`{writer}` may write to it, so it is made anew each time"
+        made: Reason("written", f"`{writer}` may write to it, so it is made anew each time")
         for made, writer in graph.written.items()
     }
     names = [new_names[value] for value in stored]
@@ -253,10 +353,11 @@ def described(plan: LiftPlan) -> LiftReport:
         [numbered.user.name for numbered in graph.users],
         rows,
         [
-            LeftComputation(_done_by(made), left[made])
+            LeftComputation(texts.done_by[made], left[made].text, left[made].rule)
             for made in graph.computations
             if made in left
         ],
+        list(plan.selected.unmatched.values()),
         sum((weight.size for weight in weights), start=0),
         sum((value.size for value in stored), start=0),
         len(plan.computations()),
@@ -300,19 +401,30 @@ def _paths(slots: Tree) -> dict[Value, str]:
 _LONGEST = 60
 
 
-def _done(value: Value) -> str:
-    """How a value is computed, as one expression."""
-    if value.made_by is None:
-        return value.name
-    field = "".join(f"[{index}]" for index in value.path)
-    return f"{_done_by(value.made_by)}{field}"
+class _Texts:
+    """How values are computed, each as one expression; and that without what is computed from."""
 
+    def __init__(self, graph: ValueGraph):
+        self.done_by: dict[Computation, str] = {}
+        self.kind_by: dict[Computation, str] = {}
+        for made in graph.computations:
+            operation = "match_cast" if made.is_cast else _operation(made.binding.value)
+            done = f"{operation}({', '.join(map(self.done, made.operands))})"
+            before = dict.fromkeys(filter(None, map(self.kind, made.operands)))
+            kind = f"{operation}({', '.join(before)})" if before else operation
+            short = f"{operation}(...)"
+            self.done_by[made] = done if len(done) <= _LONGEST else short
+            self.kind_by[made] = kind if len(kind) <= _LONGEST else short
 
-def _done_by(made: Computation) -> str:
-    call = made.binding.value
-    operation = "match_cast" if made.is_cast else _operation(call)
-    text = f"{operation}({', '.join(map(_done, made.operands))})"
-    return text if len(text) <= _LONGEST else f"{operation}(...)"
+    def done(self, value: Value) -> str:
+        """Such as ``permute_dims(concat(q, k))``; the name of a weight."""
+        if value.made_by is None:
+            return value.name
+        return f"{self.done_by[value.made_by]}{''.join(f'[{index}]' for index in value.path)}"
+
+    def kind(self, value: Value) -> str:
+        """Such as ``permute_dims(concat)``; nothing for a weight."""
+        return "" if value.made_by is None else self.kind_by[value.made_by]
 
 
 def _operation(call: ir.Call) -> str:

@@ -13,9 +13,9 @@ from tvm import ir, relax
 
 from ..ir.resolve import resolve
 from .shared_weights import LiftError, WeightUser
-from .weight_values import NumberedUser, Tree, Value, ValueGraph, leaves
+from .weight_values import NumberedUser, Tree, Value, ValueGraph
 
-__all__ = ["bound_after", "called_user", "values_read"]
+__all__ = ["bound_after", "called_user", "used_by"]
 
 _NAMES = (ir.Var, relax.DataflowVar, relax.Tuple, relax.TupleGetItem)
 
@@ -40,10 +40,10 @@ def bound_after(
         return None if value is None or _is_handed_out(var, value) else value
 
     bound: dict[relax.Var, relax.Expr | None] = {}
-    used = set(_used_by(numbered, function.body.body, graph))
+    used = set(used_by(numbered, function.body.body, graph))
     for binding, var, value, _ in reversed(numbered.bindings):
         if var not in holds:
-            used.update(_used_by(numbered, value, graph))
+            used.update(used_by(numbered, value, graph))
         elif var in used:
             if _is_whole(holds[var], is_stored):
                 bound[var] = None
@@ -60,15 +60,6 @@ def _is_handed_out(var: relax.Var, value: relax.Expr) -> bool:
     return type(var) is ir.Var and any(
         type(used) is relax.DataflowVar for used in relax.analysis.free_vars(value)[:]
     )
-
-
-def values_read(
-    numbered: NumberedUser, graph: ValueGraph, is_stored: Callable[[Value], bool]
-) -> list[Value]:
-    """What the function reads from the tuple."""
-    bound = bound_after(numbered, graph, is_stored)
-    read = (leaves(numbered.holds[var]) for var, kept in bound.items() if kept is None)
-    return list(dict.fromkeys(value for values in read for value in values))
 
 
 def _is_whole(tree: Tree, is_stored: Callable[[Value], bool]) -> bool:
@@ -104,7 +95,7 @@ def called_user(value: relax.Expr, numbered: NumberedUser, graph: ValueGraph) ->
     return called
 
 
-def _used_by(numbered: NumberedUser, value: relax.Expr, graph: ValueGraph) -> list[relax.Var]:
+def used_by(numbered: NumberedUser, value: relax.Expr, graph: ValueGraph) -> list[relax.Var]:
     """The variables that an expression uses itself, not in the bindings that are inside it."""
     if type(value) is relax.If:
         parts = [value.cond, value.true_branch.body, value.false_branch.body]

@@ -130,6 +130,7 @@ class ValueGraph:
 
     Attributes
     ----------
+    mod : tvm.ir.IRModule
     shared : SharedWeights
     weights : list of Tree
         The fields of the tuple.
@@ -142,8 +143,12 @@ class ValueGraph:
         For a weight that is known to be equal to another one, that one.
     written : dict of Computation to str
         What could be lifted if nothing might write to it, and what does.
+    kernels : dict of tvm.ir.GlobalVar to tvm.ir.GlobalVar
+        For a function of the module that is called, the first that is equal to it: that is what
+        the computations call.
     """
 
+    mod: ir.IRModule
     shared: SharedWeights
     weights: list[Tree]
     computations: list[Computation]
@@ -151,6 +156,7 @@ class ValueGraph:
     dimensions: set[tirx.Var]
     tied: dict[Value, Value]
     written: dict[Computation, str] = dataclasses.field(default_factory=dict)
+    kernels: dict[ir.GlobalVar, ir.GlobalVar] = dataclasses.field(default_factory=dict)
 
 
 def find_values(
@@ -181,8 +187,8 @@ def find_values(
         for weight, other in zip(leaves(weights), leaves(fields), strict=True)
         if weight is not other
     }
-    graph = ValueGraph(shared, weights, [], [], dimensions, same)
-    numbering = _Numbering(mod, graph)
+    graph = ValueGraph(mod, shared, weights, [], [], dimensions, same)
+    numbering = _Numbering(graph)
     read = [(user, list(bound_in(user.function.body))) for user in shared.users]
     for user, bindings in read:
         numbering.note_changed(user, fields, bindings)
@@ -250,13 +256,12 @@ _CALLS = ("relax.call_dps_packed", "relax.call_pure_packed")
 class _Numbering:
     """Gives equal computations of several functions one value."""
 
-    def __init__(self, mod: ir.IRModule, graph: ValueGraph):
-        self.mod = mod
-        self.effects = EffectTable(mod)
+    def __init__(self, graph: ValueGraph):
+        self.mod = graph.mod
+        self.effects = EffectTable(graph.mod)
         self.graph = graph
         self.known: dict[structural.StructuralKey, Computation] = {}
         self.casts: dict[Value, list[Computation]] = {}
-        self.functions: dict[ir.GlobalVar, ir.GlobalVar] = {}  # equal ones, to the first of them
         self.content: dict[structural.StructuralKey, ir.GlobalVar] = {}
         self.is_liftable: dict[str, bool] = {}
         self.is_pure_function: dict[ir.GlobalVar, bool] = {}
@@ -311,13 +316,13 @@ class _Numbering:
 
     def function(self, gvar: ir.GlobalVar) -> ir.GlobalVar:
         """The first function that is the same but for its name."""
-        first = self.functions.get(gvar)
+        first = self.graph.kernels.get(gvar)
         if first is None:
             content = self.mod[gvar]
             if content.attrs and "global_symbol" in content.attrs:
                 content = content.without_attr("global_symbol")
             key = structural.StructuralKey(content)
-            first = self.functions[gvar] = self.content.setdefault(key, gvar)
+            first = self.graph.kernels[gvar] = self.content.setdefault(key, gvar)
         return first
 
     def may_lift(self, call: ir.Call) -> bool:

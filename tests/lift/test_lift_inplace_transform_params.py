@@ -23,10 +23,11 @@ from relax_inplace.transform import InplaceTransformParams, LiftInplaceTransform
 PARAM_MAP = "relax_inplace.param_map"
 
 
-def lifted(mod, **options):
+def lifted(mod, max_resident=None, **options):
+    """All that can be lifted, by default."""
     with warnings.catch_warnings():
-        warnings.simplefilter("error" if "max_resident" in options else "ignore")
-        after = LiftInplaceTransformParams(**options)(mod)
+        warnings.simplefilter("ignore")  # of transpositions that matmul reads
+        after = LiftInplaceTransformParams(max_resident=max_resident, **options)(mod)
     relax.analysis.well_formed(after)
     return after
 
@@ -52,8 +53,10 @@ def without_map(mod):
 
 
 def steps(mod, name="inplace_transform_params"):
-    """What a function computes, by the names of the operations."""
-    found = []
+    """What a function computes, by the names of the operations; nothing if there is none."""
+    found: list[str] = []
+    if name not in names_in(mod):
+        return found
     for block in mod[name].body.blocks:
         for binding in block.bindings:
             value = binding.value
@@ -288,7 +291,7 @@ def test_each_function_wants_its_own_layout():
     )
     after = lifted(before)
     assert sorted(steps(after)) == ["exp", "permute_dims", "sum"]
-    assert str(explain_lift(before)) == textwrap.dedent(
+    assert str(explain_lift(before, max_resident=None)) == textwrap.dedent(
         """\
         decode, prefill: weights 2 -> 3, bytes 256 -> 260, steps 3
 
@@ -798,8 +801,8 @@ return y
     after = lifted(before)
     assert steps(after) == []
     vm, x = load(after), np.zeros((8, 4), "float32")
-    converted = vm["inplace_transform_params"](passed([np.ones((3, 3), "float32")]))
-    result = vm["main"](passed(np.array(False)), passed(x), converted)
+    weights = passed([np.ones((3, 3), "float32")])
+    result = vm["main"](passed(np.array(False)), passed(x), weights)
     assert np.array_equal(result.numpy(), np.ones((8, 4)))
 
 
@@ -915,13 +918,11 @@ QUANTIZED_PARAMS = (
 
 def test_dequantisation_is_left_within_the_budget():
     before = module({"decode": (QUANTIZED_PARAMS, QUANTIZED)})
-    with pytest.warns(UserWarning, match="take 1,024 bytes, the original ones 640"):
-        everything = LiftInplaceTransformParams()(before)
-    assert len(steps(everything)) == 5
-    after = lifted(before, max_resident=1.0)
+    assert len(steps(lifted(before, max_resident=None))) == 5
+    after = LiftInplaceTransformParams()(before)
     assert steps(after) == ["permute_dims", "permute_dims"]
     run_model(before, after)
-    report = explain_lift(before, max_resident=1.0)
+    report = explain_lift(before)
     assert report.after == report.before == 640
     assert {left.done.split("(")[0] for left in report.left} == {"multiply", "astype", "repeat"}
     assert all("max_resident=1.0" in left.because for left in report.left)

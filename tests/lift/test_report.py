@@ -52,6 +52,7 @@ def test_json_holds_all_of_it():
         "name": "a",
         "slot": "0",
         "done": "permute_dims(a)",
+        "kind": "permute_dims",
         "new_slot": "0",
         "new_name": "a",
         "before": 128,

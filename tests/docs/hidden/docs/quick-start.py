@@ -1,4 +1,4 @@
-# %% before: LiftInplaceTransformParams(max_resident=1.0)
+# %% before: LiftInplaceTransformParams(only="*")
 import numpy as np
 import tvm
 import tvm_ffi
