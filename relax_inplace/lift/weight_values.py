@@ -13,7 +13,8 @@ a call that overwrites an operand. And what may be written to (:mod:`.written_va
 needs a new one each time. What is made from a weight that is written to is no computation either,
 in any function.
 
-A tuple is its fields: of values, or of what a call returns.
+A tuple is its fields: of values, or of what a call returns. A mark (``R.lift_param``) is what is
+marked, and is taken out of the function once it has been read.
 """
 
 from __future__ import annotations
@@ -30,8 +31,10 @@ from tvm_ffi import structural
 from ..ir import tuple_tree
 from ..ir.byte_size import Size, size_of
 from ..ir.effects import EffectTable
+from ..ir.marks import without_marks
 from ..ir.tuple_tree import Path, subscripted, tree_of
 from ..ir.updates import bindings_of
+from ..marker import is_mark
 from .shared_weights import LiftError, SharedWeights, WeightUser
 from .written_values import Bound, bound_in, find_written
 
@@ -142,6 +145,10 @@ class ValueGraph:
         For a weight that is known to be equal to another one, that one.
     written : dict of Computation to str
         What could be lifted if nothing might write to it, and what does.
+    marked : set of Value or None
+        What marks say is to be stored; None if there are no marks.
+    without_effect : list of str
+        Marks of what is no value, for a person.
     """
 
     shared: SharedWeights
@@ -151,6 +158,8 @@ class ValueGraph:
     dimensions: set[tirx.Var]
     tied: dict[Value, Value]
     written: dict[Computation, str] = dataclasses.field(default_factory=dict)
+    marked: set[Value] | None = None
+    without_effect: list[str] = dataclasses.field(default_factory=list)
 
 
 def find_values(
@@ -275,10 +284,24 @@ class _Numbering:
         while True:
             reader = _Reader(self, user, fields, bindings)
             if not reader.renamed:
+                if reader.marks:
+                    self._note_marks(user, reader)
+                    user.function = without_marks(user.function)
+                    bindings = list(bound_in(user.function.body))
                 return NumberedUser(user, bindings, reader.holds)
             # An equal cast defines dimensions that have a name already.
             user.function = user.function.bind_symbolic_vars(reader.renamed)
             bindings = list(bound_in(user.function.body))
+
+    def _note_marks(self, user: WeightUser, reader: _Reader) -> None:
+        """Note what a function marks."""
+        if self.graph.marked is None:
+            self.graph.marked = set()
+        for name, tree in reader.marks:
+            values = [] if tree is None else [_stored_for(value) for value in leaves(tree)]
+            if all(made is not None and not made.needs_weight for _, made in values):
+                self.graph.without_effect.append(f"`{name}` in `{user.name}`")
+            self.graph.marked.update(value for value, _ in values)
 
     def computation(self, call: ir.Call, operands: list[Value], name: str) -> Computation:
         key = structural.StructuralKey(call)
@@ -360,6 +383,13 @@ class _Numbering:
         return known
 
 
+def _stored_for(value: Value) -> tuple[Value, Computation | None]:
+    """What is stored of a value: a ``match_cast`` is its operand again."""
+    while value.made_by is not None and value.made_by.is_cast:
+        (value,) = value.made_by.operands
+    return value, value.made_by
+
+
 def _weights_of(user: WeightUser, fields: list[Tree]) -> dict[relax.Var, Tree]:
     """What the parameters of a function hold that are weights."""
     if user.is_bundled:
@@ -383,6 +413,7 @@ class _Reader:
         self.written = find_written(bindings, numbering.effects).by
         self.is_symbolic = bool(relax.analysis.defined_symbolic_vars(user.function)[:])
         self.renamed: dict[tirx.Var, tirx.Var] = {}
+        self.marks: list[tuple[str, Tree | None]] = []
         for binding, var, value, is_in_branch in bindings:
             if type(binding) is not relax.MatchCast:
                 tree = self._value(value, var)
@@ -412,6 +443,10 @@ class _Reader:
         kind = type(expr)
         if kind is not ir.Call:
             return self._leaf(expr)
+        if is_mark(expr):
+            tree = self._leaf(expr.args[0])
+            self.marks.append((var.name, tree))
+            return tree
         made = self._call(expr, var)
         if made is not None and var in self.written:
             if made.needs_weight:
