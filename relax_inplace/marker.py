@@ -18,7 +18,6 @@ from typing import Any
 
 import tvm_ffi
 from tvm import ir, relax
-from tvm.relax.utils import convert_to_expr
 
 __all__ = ["OP_NAME", "is_mark", "lift_param", "mark", "register"]
 
@@ -68,12 +67,10 @@ def lift_param(x: Any) -> Any:
 
 def mark(x: Any) -> relax.Call:
     """A call to the op on an expression."""
-    if not isinstance(x, relax.Expr):
-        try:
-            x = convert_to_expr(x)
-        except (TypeError, ValueError):
-            pass
-    if not isinstance(x, relax.Expr) or isinstance(x, (relax.Tuple, relax.ShapeExpr)):
+    is_tensor = isinstance(x, relax.Expr) and (
+        x.ty.is_missing() or isinstance(x.ty, (relax.TensorType, relax.AnyType))
+    )
+    if not is_tensor:
         raise TypeError(
             f"lift_param: expected a tensor (an nn.Tensor or a Relax expression), but got `{x}` "
             f"({type(x).__name__}); mark the tensors of a tuple one by one"

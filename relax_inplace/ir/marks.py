@@ -1,13 +1,15 @@
 """``R.lift_param`` taken out of functions, as if it had never been there.
 
-What is marked takes the place of the mark. Only where a dataflow block hands out the mark, and what
-is marked is seen in the block alone, the name of the mark takes its place: so no second name is left
-that a pass after this one, which looks for an operator and its operand, would have to look through.
+What is marked takes the place of the mark: so no second name is left that a pass, which looks for an
+operator and its operand, would have to look through. It takes the name of the mark where it has
+none but the one that TVM gave it, as it would have without the mark; and where a dataflow block hands
+out the mark, and what is marked is seen in the block alone.
 """
 
 from __future__ import annotations
 
 import operator
+import re
 
 from tvm import ir, relax
 
@@ -47,18 +49,26 @@ def without_marks(function: relax.Function) -> relax.Function:
     return _Remover(function).function(function)
 
 
+_MADE_UP = re.compile(r"(gv|lv)\d*(_\d+)?")  # what BlockBuilder calls a variable without a name
+
+
 class _Remover:
     def __init__(self, function: relax.Function):
         self.names: dict[relax.Var, relax.Expr] = {}  # what stands for a variable
         self.renamed: set[relax.Var] = set()  # what is bound by the name of its mark
+        bound: set[relax.Var] = set()
         for binding in bindings_of(function):
-            if is_mark(binding.value):
-                var, marked = binding.var, self.expr(binding.value.args[0])
-                if type(marked) is relax.DataflowVar and type(var) is ir.Var:
-                    self.names[marked] = var
-                    self.renamed.add(marked)
-                else:
-                    self.names[var] = marked
+            var, value = binding.var, binding.value
+            if not is_mark(value):
+                bound.add(var)
+                continue
+            marked = self.expr(value.args[0])
+            if marked in bound and _takes_name(marked, var):
+                bound.add(var)
+                self.names[marked] = var
+                self.renamed.add(marked)
+            else:
+                self.names[var] = marked
 
     def function(self, function: relax.Function) -> relax.Function:
         return relax.Function(
@@ -73,11 +83,7 @@ class _Remover:
     def sequence(self, sequence: relax.SeqExpr) -> relax.SeqExpr:
         blocks = []
         for block in sequence.blocks[:]:
-            bindings = [
-                self.binding(binding)
-                for binding in block.bindings[:]
-                if not self._is_gone(binding)
-            ]
+            bindings = [self.binding(one) for one in block.bindings[:] if not is_mark(one.value)]
             if bindings:
                 is_dataflow = isinstance(block, relax.DataflowBlock)
                 kind = relax.DataflowBlock if is_dataflow else relax.BindingBlock
@@ -86,13 +92,10 @@ class _Remover:
             relax.SeqExpr(blocks, self.expr(sequence.body), sequence.span), sequence
         )
 
-    def _is_gone(self, binding: relax.Binding) -> bool:
-        return is_mark(binding.value)
-
     def binding(self, binding: relax.Binding) -> relax.Binding:
         var, value = binding.var, binding.value
         new = self.expr(value)
-        new_var = self.names[var] if var in self.renamed else var
+        new_var = self.expr(var) if var in self.renamed else var
         if new is value and new_var is var:
             return binding
         if isinstance(binding, relax.MatchCast):
@@ -137,3 +140,16 @@ class _Remover:
         if new.ty.is_missing() and not old.ty.is_missing():
             relax.expr._update_type(new, old.ty)
         return new
+
+
+def _takes_name(marked: relax.Var, mark: relax.Var) -> bool:
+    """Whether a variable is to have the name of its mark: see above."""
+    if type(mark) is ir.Var:
+        return type(marked) is relax.DataflowVar or _is_made_up(marked) and not _is_made_up(mark)
+    return (
+        type(marked) is relax.DataflowVar and _is_made_up(marked) and not _is_made_up(mark)
+    )
+
+
+def _is_made_up(var: relax.Var) -> bool:
+    return _MADE_UP.fullmatch(str(var.name)) is not None

@@ -113,9 +113,6 @@ class _Choice:
         made = value.made_by
         if made is None:
             return True
-        if self.graph.marked is not None and value not in self.graph.marked:
-            self.left.setdefault(made, "not marked")
-            return False
         if made in self.is_over_budget or not made.needs_weight or made.is_cast:
             return False
         if isinstance(value.var.ty, (relax.TensorType, relax.ShapeType)):

@@ -127,3 +127,30 @@ def test_as_if_they_had_never_been_there(name):
 
 def test_none_is_the_same_object():
     assert without_marks_in(PlainWithout).same_as(PlainWithout)
+
+
+def test_a_name_that_tvm_made_up_gives_way():
+    """As it would have been written without the mark."""
+
+    @I.ir_module
+    class Named:
+        @R.function
+        def main(w: R.Tensor((4, 8), "float32"), c: R.Tensor((), "bool")):
+            with R.dataflow():
+                a = R.lift_param(R.permute_dims(w))
+                b = R.lift_param(R.negative(a))
+                R.output(b)
+            d = R.lift_param(R.negative(b))
+            if c:
+                e = R.lift_param(R.negative(d))
+            else:
+                e = R.lift_param(d)
+            return e
+
+    names = [
+        binding.var.name
+        for block in without_marks_in(Named)["main"].body.blocks
+        for binding in block.bindings
+    ]
+    assert names == ["a", "b", "d", "e"]
+    relax.analysis.well_formed(without_marks_in(Named))
