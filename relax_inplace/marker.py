@@ -6,9 +6,9 @@ take it away before any pass runs (:mod:`.ir.marks`), so that what is compiled i
 it.
 
 TVM's passes leave it where it is. It has no ``FLegalize``, so it becomes no kernel, and nothing is
-fused across it. It has the type inference of TVM's own ``relax.builtin.stop_lift_params``, which says
-the opposite; and what ``relax.negative``, also of one tensor, has for layouts and mixed precision:
-both go through it.
+fused across it. It has the type inference of TVM's own ``relax.builtin.stop_lift_params``, which
+says the opposite; and what ``relax.negative``, also of one tensor, has for layouts and mixed
+precision: both go through it.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ __all__ = ["register", "register_when_tvm_is_imported"]
 
 
 def register() -> None:
-    """Make ``R.inplace_update_tuple`` and ``R.lift_param`` known to the TVM of this process; again is harmless.
+    """Make our operators known to the TVM of this process; again is harmless.
 
     A TVM that runs without its compiler (``TVM_USE_RUNTIME_LIB=1``, or no ``libtvm_compiler``)
     is left as it is: there the builtin is all there is to know.

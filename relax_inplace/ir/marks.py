@@ -1,9 +1,9 @@
 """``R.lift_param`` taken out of functions, as if it had never been there.
 
-What is marked takes the place of the mark: so no second name is left that a pass, which looks for an
-operator and its operand, would have to look through. It takes the name of the mark where it has
-none but the one that TVM gave it, as it would have without the mark; and where a dataflow block hands
-out the mark, and what is marked is seen in the block alone.
+What is marked takes the place of the mark: so no second name is left that a pass, which looks for
+an operator and its operand, would have to look through. It takes the name of the mark where it has
+none but the one that TVM gave it, as it would have without the mark; and where a dataflow block
+hands out the mark, and what is marked is seen in the block alone.
 """
 
 from __future__ import annotations
@@ -88,9 +88,7 @@ class _Remover:
                 is_dataflow = isinstance(block, relax.DataflowBlock)
                 kind = relax.DataflowBlock if is_dataflow else relax.BindingBlock
                 blocks.append(kind(bindings, block.span))
-        return self._like(
-            relax.SeqExpr(blocks, self.expr(sequence.body), sequence.span), sequence
-        )
+        return self._like(relax.SeqExpr(blocks, self.expr(sequence.body), sequence.span), sequence)
 
     def binding(self, binding: relax.Binding) -> relax.Binding:
         var, value = binding.var, binding.value
@@ -145,10 +143,8 @@ class _Remover:
 def _takes_name(marked: relax.Var, mark: relax.Var) -> bool:
     """Whether a variable is to have the name of its mark: see above."""
     if type(mark) is ir.Var:
-        return type(marked) is relax.DataflowVar or _is_made_up(marked) and not _is_made_up(mark)
-    return (
-        type(marked) is relax.DataflowVar and _is_made_up(marked) and not _is_made_up(mark)
-    )
+        return type(marked) is relax.DataflowVar or (_is_made_up(marked) and not _is_made_up(mark))
+    return type(marked) is relax.DataflowVar and _is_made_up(marked) and not _is_made_up(mark)
 
 
 def _is_made_up(var: relax.Var) -> bool:

@@ -3,7 +3,8 @@
 Definition
 ----------
 What the functions that share weights compute from them alone (:mod:`.weight_values`)
-is lifted out of them, all of it, and structurally equal computations once: the union, where TVM's
+is lifted out of them, as far as it is selected (:mod:`.selection`) and does not make the weights
+larger; structurally equal computations once: the union, where TVM's
 ``LiftTransformParams(shared_transform=True)`` keeps what all functions have in common. What is
 stored, and where, says :mod:`.plan`; :mod:`.lifted_users` writes it:
 
@@ -14,7 +15,7 @@ stored, and where, says :mod:`.plan`; :mod:`.lifted_users` writes it:
 
 So ``f(x, *weights)`` becomes ``f(x, inplace_transform_params(weights))``; with ``lazy=True``,
 ``f(x, inplace_transform_params(get_weight, empty))``. Each value is computed by the operations it
-was computed by, from the same operands.
+was computed by, from the same operands. Where nothing is lifted, the module is returned as it is.
 """
 
 from __future__ import annotations
@@ -29,17 +30,17 @@ from tvm import ir, relax
 from ..inplace.inplace_transform_params import inplace_name, require_resident, write_family
 from ..inplace.param_map_entry import renamed
 from ..inplace.transform_graph import TRANSFORM
-from ..ir.byte_size import nominal_size
-from ..ir.table import shown
 from ..ir.tuple_tree import slot_text
 from ..ir.updates import bindings_of
-from ..lower.param_map import with_param_map
+from ..lower.param_map import Entry, param_map_of, with_param_map
 from ..restore.restore_params import restored
 from .lifted_users import without_stops, write_users
 from .plan import LiftPlan, plan_lift
-from .report import LiftReport, described
+from .report import described
+from .selection import Rules, Selection
 from .shared_weights import LiftError, find_shared_weights
 from .transform import write_transform
+from .transpositions import warning_of
 from .user import called_user
 from .weight_values import find_values, is_stop
 
@@ -52,7 +53,9 @@ def LiftInplaceTransformParams(  # noqa: N802  named as TVM names passes
     params: str | None = None,
     names: Sequence[str] | None = None,
     tied: Sequence[Sequence[str | int]] = (),
-    max_resident: int | float | None = None,
+    max_resident: int | float | None = 1.0,
+    only: Rules = None,
+    skip: Rules = None,
     memory_limit: int | float | None = None,
     lazy: bool = False,
     restore: bool = False,
@@ -78,8 +81,16 @@ def LiftInplaceTransformParams(  # noqa: N802  named as TVM names passes
         The most bytes that the transformed weights may take; a float is a factor of the original
         ones. What would make them larger is not lifted: see
         :mod:`relax_inplace.lift.stored_values` for the choice,
-        :func:`relax_inplace.analysis.explain_lift` for its result. Without it the pass warns if
-        they grow.
+        :func:`relax_inplace.analysis.explain_lift` for its result. None lifts all.
+    only : str, callable, or sequence of these, optional
+        What is lifted, and what leads there; by default everything. A name, or a pattern as
+        :mod:`fnmatch` has them: of weights (what is made from such and no others), of operators
+        (``"relax.permute_dims"``), of kernels or packed functions that are called, or of layouts
+        (``"tiles.pack"``). Or a function that is given a call, and says whether it is meant; the
+        weights among its operands have their names.
+    skip : str, callable, or sequence of these, optional
+        What stays in the functions, with all that is made from it: the same, where a weight's name
+        stands for all that is made from it. What comes before may be lifted.
     memory_limit : int or float, optional
         The most bytes that the transform may hold at once: see :func:`InplaceTransformParams`.
     lazy : bool
@@ -104,31 +115,34 @@ def LiftInplaceTransformParams(  # noqa: N802  named as TVM names passes
 
     Notes
     -----
-    All functions take one tuple afterwards, in the place of their first weight. Weights that none
-    of them needs are not in it. The attribute ``relax_inplace.param_map`` of the module says where
+    A module in which nothing is to be lifted is returned as it is. Of others, all functions take
+    one tuple afterwards, in the place of their first weight. Weights that none of them needs are
+    not in it. The attribute ``relax_inplace.param_map`` of the module says where
     each came from and went to; in a compiled module, the function ``inplace_param_map`` returns it.
 
     Where a ``transform_params`` of the module makes the weights of the functions
     (``LiftTransformParams`` leaves it so), it is made part of the new one. A function that has a
     ``<name>_transform_params`` of its own gets ``<name>_inplace_transform_params``.
     """
-    selected = [functions] if isinstance(functions, str) else functions
+    named = [functions] if isinstance(functions, str) else functions
+    selection = Selection.of(only, skip)
     require_resident("LiftInplaceTransformParams", lazy, restore, reference)
 
     @tvm.transform.module_pass(opt_level=0, name="LiftInplaceTransformParams")
     def run(mod: ir.IRModule, _context: tvm.transform.PassContext) -> ir.IRModule:
-        entries = {}
-        for shared in find_shared_weights(mod, selected, params, names):
-            plan = plan_lift(find_values(mod, shared, tied), max_resident)
+        entries: dict[str, Entry] = {}
+        plans = []
+        for shared in find_shared_weights(mod, named, params, names):
+            plan = plan_lift(find_values(mod, shared, tied), max_resident, selection)
             made_by = shared.transform
             new_name = inplace_name(TRANSFORM if made_by is None else made_by.name_hint)
+            if plan.selected.is_all_asked_for and _MARKED in param_map_of(mod).get(new_name, {}):
+                continue  # what was marked is lifted, and the marks are gone
+            plans.append(plan)
             if _is_lifted(mod, plan, new_name):
                 continue
             _require_no_other_callers(mod, plan)
-            report = described(plan)
-            if max_resident is None:
-                _warn_if_larger(report)
-            lifted_map = report.param_map()
+            lifted_map = described(plan).param_map()
             family = write_family(
                 mod,
                 new_name,
@@ -142,20 +156,23 @@ def LiftInplaceTransformParams(  # noqa: N802  named as TVM names passes
                 equal=_equal_weights(plan),
                 target=target,
             )
+            if plan.selected.is_by_marks:
+                family.entries[new_name][_MARKED] = True
             mod = _lifted(mod, plan, family.functions)
             entries.update(family.entries)
+        _warn(plans)
         return with_param_map(_without_stops(mod), entries)
 
     return run
 
 
 def _is_lifted(mod: ir.IRModule, plan: LiftPlan, new_name: str) -> bool:
-    """Whether the weights are those of an in-place transform of the module already."""
+    """Whether there is nothing to lift, or no more than an in-place transform does already."""
     shared = plan.graph.shared
-    if new_name not in {gvar.name_hint for gvar in mod.get_global_vars()}:
-        return False
     if shared.transform is None and plan.hands_on():
         return True
+    if new_name not in {gvar.name_hint for gvar in mod.get_global_vars()}:
+        return False
     raise LiftError.of(
         functions=shared.listed,
         reason=f"the module has a `{new_name}` already, but there is more to lift; run "
@@ -198,17 +215,33 @@ def _global_vars(value: relax.Expr) -> set[ir.GlobalVar]:
     return {value} if type(value) is ir.GlobalVar else set()
 
 
-def _warn_if_larger(report: LiftReport) -> None:
-    before, after = (nominal_size(size) for size in (report.before, report.after))
-    assert isinstance(before, int) and isinstance(after, int)
-    if after > before:
-        warnings.warn(
-            f"LiftInplaceTransformParams: the transformed weights of {report.listed} take "
-            f"{shown(report.after)} bytes, the original ones {shown(report.before)}; "
-            "max_resident=1.0 leaves what makes them larger where it is, analysis.explain_lift "
-            "shows what that is",
-            stacklevel=2,
-        )
+def _warn(plans: Sequence[LiftPlan]) -> None:
+    """Of transpositions that are lifted, of marks, and of rules that name nothing in any plan."""
+    texts = [text for plan in plans for text in (warning_of(plan), _warning_of_marks(plan))]
+    for rule, text in plans[0].selected.unmatched.items() if plans else ():
+        if all(rule in plan.selected.unmatched for plan in plans):
+            texts.append(f"LiftInplaceTransformParams: {text}")
+    for text in filter(None, texts):
+        warnings.warn(text, stacklevel=2)
+
+
+def _warning_of_marks(plan: LiftPlan) -> str | None:
+    """What to say where the author of a model is not obeyed, and nobody has asked for that."""
+    graph = plan.graph
+    if not plan.selected.is_by_marks:
+        return None
+    texts = list(graph.without_effect)
+    for made in graph.computations:
+        reason = plan.values.left.get(made)
+        if made in (graph.marked or ()) and reason and not reason.rule.startswith("skip="):
+            texts.append(f"`{made.binding.var.name}`: {reason.text}")
+    if not texts:
+        return None
+    more = f"; and {len(texts) - 3} more" if len(texts) > 3 else ""
+    return f"LiftInplaceTransformParams: R.lift_param has no effect on {'; '.join(texts[:3])}{more}"
+
+
+_MARKED = "marked"  # of an entry of the map: what is lifted is what was marked
 
 
 def _lifted(

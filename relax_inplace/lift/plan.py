@@ -7,6 +7,9 @@ tuple holds the stored values, and no others: a weight that no function needs is
 goes to the slot of the first weight that it is made from, if that weight is not stored itself and
 nothing went there before; else to a new slot at the end.
 
+Where nothing is computed, and no weights are tied, nothing is lifted: the tuple stays as it is, with
+weights that no function needs.
+
 A symbolic dimension that a function needs, and can read off none of its parameters any more, is in
 a shape in the last slot.
 """
@@ -20,6 +23,7 @@ from typing import TypeAlias
 from tvm import ir, relax, tirx
 
 from ..ir.updates import bindings_of
+from .selection import Selected, Selection, select
 from .stored_values import StoredValues, choose_stored
 from .user import bound_after
 from .weight_values import Computation, NumberedUser, Tree, Value, ValueGraph, leaves
@@ -40,6 +44,7 @@ class LiftPlan:
     values : StoredValues
     first_weight : dict of Computation to Value
         Of those that it is made from.
+    selected : Selected
     placed : dict of Value to Value
         For a weight that nothing needs, the value that is in its slot.
     slots : list of Slot
@@ -52,6 +57,7 @@ class LiftPlan:
     graph: ValueGraph
     values: StoredValues
     first_weight: dict[Computation, Value]
+    selected: Selected
     placed: dict[Value, Value] = dataclasses.field(default_factory=dict)
     slots: list[Slot] = dataclasses.field(default_factory=list)
     dimensions: list[tirx.Var] = dataclasses.field(default_factory=list)
@@ -88,7 +94,11 @@ class LiftPlan:
         return any(var in self.dimensions for var in defined)
 
 
-def plan_lift(graph: ValueGraph, max_resident: int | float | None = None) -> LiftPlan:
+def plan_lift(
+    graph: ValueGraph,
+    max_resident: int | float | None = None,
+    selection: Selection = Selection(),  # noqa: B008  frozen
+) -> LiftPlan:
     """Decide what is lifted, and where it is put.
 
     Parameters
@@ -97,6 +107,8 @@ def plan_lift(graph: ValueGraph, max_resident: int | float | None = None) -> Lif
     max_resident : int or float, optional
         The most bytes that the tuple may hold; a float is a factor of the weights' bytes. Symbolic
         dimensions count as ``tir_var_upper_bound`` of the functions says, else as 1024.
+    selection : Selection
+        What is to be lifted.
 
     Raises
     ------
@@ -105,7 +117,13 @@ def plan_lift(graph: ValueGraph, max_resident: int | float | None = None) -> Lif
     ValueError
         ``max_resident`` is not a number above 0.
     """
-    plan = LiftPlan(graph, choose_stored(graph, max_resident), _first_weights(graph))
+    selected = select(graph, selection)
+    values = choose_stored(graph, max_resident, selected.left)
+    plan = LiftPlan(graph, values, _first_weights(graph), selected)
+    is_whole = graph.shared.transform is None and not graph.tied
+    if is_whole and all(value.made_by is None for value in values.needed_by):
+        plan.slots = list(graph.weights)
+        return plan
     plan.slots = _slots(plan)
     plan.dimensions = _missing_dimensions(plan)
     return plan

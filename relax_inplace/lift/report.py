@@ -15,6 +15,7 @@ from ..ir.names import unused
 from ..ir.table import listed, plain_size, shown, table
 from ..ir.tuple_tree import slot_text
 from .plan import LiftPlan, plan_lift
+from .selection import Reason, Rules, Selection
 from .shared_weights import find_shared_weights
 from .transform import write_transform
 from .weight_values import Computation, Tree, Value, find_values, leaves
@@ -68,10 +69,13 @@ class LeftComputation:
     ----------
     done : str
     because : str
+    rule : str
+        What decided so: such as ``max_resident=1.0``, or ``skip='relax.permute_dims'``.
     """
 
     done: str
     because: str
+    rule: str
 
 
 @dataclasses.dataclass
@@ -178,7 +182,9 @@ def explain_lift(
     params: str | None = None,
     names: Sequence[str] | None = None,
     tied: Sequence[Sequence[str | int]] = (),
-    max_resident: int | float | None = None,
+    max_resident: int | float | None = 1.0,
+    only: Rules = None,
+    skip: Rules = None,
     memory_limit: int | float | None = None,
     lazy: bool = False,
 ) -> LiftReport:
@@ -187,7 +193,7 @@ def explain_lift(
     Parameters
     ----------
     mod : tvm.ir.IRModule
-    functions, params, names, tied, max_resident, memory_limit, lazy
+    functions, params, names, tied, max_resident, only, skip, memory_limit, lazy
         See :func:`relax_inplace.transform.LiftInplaceTransformParams`.
 
     Returns
@@ -201,9 +207,9 @@ def explain_lift(
     LiftError
         The functions do not share their weights, or nothing fits into ``max_resident``.
     """
-    selected = [functions] if isinstance(functions, str) else functions
-    shared = find_shared_weights(mod, selected, params, names)[0]
-    lift = plan_lift(find_values(mod, shared, tied), max_resident)
+    named = [functions] if isinstance(functions, str) else functions
+    shared = find_shared_weights(mod, named, params, names)[0]
+    lift = plan_lift(find_values(mod, shared, tied), max_resident, Selection.of(only, skip))
     report = described(lift)
     report.plan = plan_memory(write_transform(lift, mod), mod, memory_limit=memory_limit, lazy=lazy)
     return report
@@ -239,11 +245,11 @@ def described(plan: LiftPlan) -> LiftReport:
                     None if value is None else new_names[value],
                     weight.size,
                     0 if value is None else value.size,
-                    [] if value is None else sorted(plan.values.needed_by[value]),
+                    [] if value is None else sorted(plan.values.needed_by.get(value, ())),
                 )
             )
     left = plan.values.left | {
-        made: f"`{writer}` may write to it, so it is made anew each time"
+        made: Reason("written", f"`{writer}` may write to it, so it is made anew each time")
         for made, writer in graph.written.items()
     }
     names = [new_names[value] for value in stored]
@@ -253,7 +259,7 @@ def described(plan: LiftPlan) -> LiftReport:
         [numbered.user.name for numbered in graph.users],
         rows,
         [
-            LeftComputation(_done_by(made), left[made])
+            LeftComputation(_done_by(made), left[made].text, left[made].rule)
             for made in graph.computations
             if made in left
         ],

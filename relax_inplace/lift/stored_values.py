@@ -4,8 +4,8 @@ Definition
 ----------
 A function *needs* a value that something uses which is not made from weights alone. What it needs
 is *stored*. It computes a value itself that is not stored, and then needs the operands: one that no
-weight goes into, a number, the result of a ``match_cast``, which is its operand again; and what
-would make the stored values larger than the budget.
+weight goes into, a number, the result of a ``match_cast``, which is its operand again; what is not
+selected (:mod:`.selection`); and what would make the stored values larger than the budget.
 
 Over budget, what is dearest per byte saved is stored no more. Storing a value costs the bytes that
 the tuple is larger by. It saves those that its computation reads and writes, each time, in each
@@ -25,6 +25,7 @@ import itertools
 import numbers
 from collections.abc import Hashable, Iterable, Mapping
 from fractions import Fraction
+from types import MappingProxyType
 
 from tvm import relax
 
@@ -32,8 +33,9 @@ from ..inplace.schedule import bounds_of
 from ..ir.byte_size import nominal_size
 from ..ir.table import shown
 from .min_cut import source_side
+from .selection import Reason
 from .shared_weights import LiftError
-from .user import values_read
+from .user import bound_after
 from .weight_values import Computation, Value, ValueGraph, leaves
 
 __all__ = ["StoredValues", "choose_stored"]
@@ -47,15 +49,19 @@ class StoredValues:
     ----------
     needed_by : dict of Value to dict of str to None
         The functions that need each stored value.
-    left : dict of Computation to str
+    left : dict of Computation to Reason
         What functions compute themselves though it could be lifted, and why.
     """
 
     needed_by: dict[Value, dict[str, None]]
-    left: dict[Computation, str]
+    left: dict[Computation, Reason]
 
 
-def choose_stored(graph: ValueGraph, max_resident: int | float | None) -> StoredValues:
+def choose_stored(
+    graph: ValueGraph,
+    max_resident: int | float | None,
+    not_selected: Mapping[Computation, Reason] = MappingProxyType({}),
+) -> StoredValues:
     """Choose what is stored.
 
     Raises
@@ -65,7 +71,7 @@ def choose_stored(graph: ValueGraph, max_resident: int | float | None) -> Stored
     ValueError
         ``max_resident`` is not a number above 0.
     """
-    choice = _Choice(graph)
+    choice = _Choice(graph, not_selected)
     if max_resident is not None:
         limit = choice.bytes_of_limit(max_resident)
         choice.limit(limit, max_resident)
@@ -90,34 +96,39 @@ class _Option:
 
 
 class _Choice:
-    def __init__(self, graph: ValueGraph):
+    def __init__(self, graph: ValueGraph, not_selected: Mapping[Computation, Reason]):
         self.graph = graph
         self.needed_by: dict[Value, dict[str, None]] = {}
-        self.left: dict[Computation, str] = {}
+        self.left: dict[Computation, Reason] = {}
         self.bounds: Mapping[str, int] = {}
         for numbered in graph.users:
             self.bounds = {**self.bounds, **bounds_of(numbered.user.function)}
         self.known_bytes: dict[Value, int] = {}
-        self.is_over_budget: set[Computation] = set()
+        self.why_not: dict[Computation, Reason] = dict(not_selected)
+        self.over_budget: set[Computation] = set()
         self.read_functions()
 
     def read_functions(self) -> None:
-        """Find what the functions need, as they will be written."""
-        self.needed_by = {}
+        """Find what the functions need, and what they compute, as they will be written."""
+        self.needed_by, self.left = {}, {}
         for numbered in self.graph.users:
-            for value in values_read(numbered, self.graph, self.is_stored):
-                self.needed_by.setdefault(value, {})[numbered.user.name] = None
+            for var, kept in bound_after(numbered, self.graph, self.is_stored).items():
+                for value in leaves(numbered.holds[var]):
+                    if kept is None:
+                        self.needed_by.setdefault(value, {})[numbered.user.name] = None
+                    elif value.made_by in self.why_not:
+                        self.left[value.made_by] = self.why_not[value.made_by]
 
     def is_stored(self, value: Value) -> bool:
         """Whether a function that needs a value reads it, and does not compute it."""
         made = value.made_by
         if made is None:
             return True
-        if made in self.is_over_budget or not made.needs_weight or made.is_cast:
+        if made in self.why_not or not made.needs_weight or made.is_cast:
             return False
         if isinstance(value.var.ty, (relax.TensorType, relax.ShapeType)):
             return True
-        self.left.setdefault(made, f"`{value.name}` is no tensor")
+        self.why_not[made] = Reason("no tensor", f"`{value.name}` is no tensor")
         return False
 
     # -- the budget ---------------------------------------------------------------------------
@@ -146,9 +157,9 @@ class _Choice:
     def limit(self, limit: int, given: int | float) -> None:
         """Store less, until it is at most so many bytes."""
         while self.total(self.needed_by) > limit:
-            left = len(self.is_over_budget)
+            left = len(self.over_budget)
             least = self.leave_dearest(limit, given)
-            if least > limit or len(self.is_over_budget) == left:
+            if least > limit or len(self.over_budget) == left:
                 raise LiftError.of(
                     functions=self.graph.shared.listed,
                     reason=f"max_resident={given!r} is {shown(limit)} bytes, but the weights that "
@@ -173,11 +184,11 @@ class _Choice:
             if total <= limit:
                 break
             total -= saved
-            self.is_over_budget |= left
-            for made in left:
-                self.left[made] = (
-                    f"storing it would take {shown(saved)} bytes more; max_resident={given!r}"
-                )
+            new = left.difference(self.why_not)
+            self.over_budget |= new
+            rule = f"max_resident={given!r}"
+            text = f"storing it would take {shown(saved)} bytes more; {rule}"
+            self.why_not.update(dict.fromkeys(new, Reason(rule, text)))
         return total
 
     def components(self) -> list[dict[Value, set[str]]]:

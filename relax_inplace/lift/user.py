@@ -13,9 +13,9 @@ from tvm import ir, relax
 
 from ..ir.resolve import resolve
 from .shared_weights import LiftError, WeightUser
-from .weight_values import NumberedUser, Tree, Value, ValueGraph, leaves
+from .weight_values import NumberedUser, Tree, Value, ValueGraph
 
-__all__ = ["bound_after", "called_user", "values_read"]
+__all__ = ["bound_after", "called_user"]
 
 _NAMES = (ir.Var, relax.DataflowVar, relax.Tuple, relax.TupleGetItem)
 
@@ -60,15 +60,6 @@ def _is_handed_out(var: relax.Var, value: relax.Expr) -> bool:
     return type(var) is ir.Var and any(
         type(used) is relax.DataflowVar for used in relax.analysis.free_vars(value)[:]
     )
-
-
-def values_read(
-    numbered: NumberedUser, graph: ValueGraph, is_stored: Callable[[Value], bool]
-) -> list[Value]:
-    """What the function reads from the tuple."""
-    bound = bound_after(numbered, graph, is_stored)
-    read = (leaves(numbered.holds[var]) for var, kept in bound.items() if kept is None)
-    return list(dict.fromkeys(value for values in read for value in values))
 
 
 def _is_whole(tree: Tree, is_stored: Callable[[Value], bool]) -> bool:

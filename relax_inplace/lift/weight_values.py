@@ -31,7 +31,7 @@ from tvm_ffi import structural
 from ..ir import tuple_tree
 from ..ir.byte_size import Size, size_of
 from ..ir.effects import EffectTable
-from ..ir.marks import without_marks
+from ..ir.marks import has_marks, without_marks
 from ..ir.tuple_tree import Path, subscripted, tree_of
 from ..ir.updates import bindings_of
 from ..marker import is_mark
@@ -133,6 +133,7 @@ class ValueGraph:
 
     Attributes
     ----------
+    mod : tvm.ir.IRModule
     shared : SharedWeights
     weights : list of Tree
         The fields of the tuple.
@@ -145,12 +146,16 @@ class ValueGraph:
         For a weight that is known to be equal to another one, that one.
     written : dict of Computation to str
         What could be lifted if nothing might write to it, and what does.
-    marked : set of Value or None
-        What marks say is to be stored; None if there are no marks.
+    kernels : dict of tvm.ir.GlobalVar to tvm.ir.GlobalVar
+        For a function of the module that is called, the first that is equal to it: that is what
+        the computations call.
+    marked : set of Computation or None
+        What marks say is to be stored, the results of; None if there are no marks.
     without_effect : list of str
-        Marks of what is no value, for a person.
+        Marks that name nothing that could be stored, for a person.
     """
 
+    mod: ir.IRModule
     shared: SharedWeights
     weights: list[Tree]
     computations: list[Computation]
@@ -158,7 +163,8 @@ class ValueGraph:
     dimensions: set[tirx.Var]
     tied: dict[Value, Value]
     written: dict[Computation, str] = dataclasses.field(default_factory=dict)
-    marked: set[Value] | None = None
+    kernels: dict[ir.GlobalVar, ir.GlobalVar] = dataclasses.field(default_factory=dict)
+    marked: set[Computation] | None = None
     without_effect: list[str] = dataclasses.field(default_factory=list)
 
 
@@ -190,12 +196,13 @@ def find_values(
         for weight, other in zip(leaves(weights), leaves(fields), strict=True)
         if weight is not other
     }
-    graph = ValueGraph(shared, weights, [], [], dimensions, same)
-    numbering = _Numbering(mod, graph)
+    graph = ValueGraph(mod, shared, weights, [], [], dimensions, same)
+    numbering = _Numbering(graph)
     read = [(user, list(bound_in(user.function.body))) for user in shared.users]
     for user, bindings in read:
         numbering.note_changed(user, fields, bindings)
     graph.users += [numbering.number(user, fields, bindings) for user, bindings in read]
+    numbering.note_marks_elsewhere()
     return graph
 
 
@@ -259,13 +266,12 @@ _CALLS = ("relax.call_dps_packed", "relax.call_pure_packed")
 class _Numbering:
     """Gives equal computations of several functions one value."""
 
-    def __init__(self, mod: ir.IRModule, graph: ValueGraph):
-        self.mod = mod
-        self.effects = EffectTable(mod)
+    def __init__(self, graph: ValueGraph):
+        self.mod = graph.mod
+        self.effects = EffectTable(graph.mod)
         self.graph = graph
         self.known: dict[structural.StructuralKey, Computation] = {}
         self.casts: dict[Value, list[Computation]] = {}
-        self.functions: dict[ir.GlobalVar, ir.GlobalVar] = {}  # equal ones, to the first of them
         self.content: dict[structural.StructuralKey, ir.GlobalVar] = {}
         self.is_liftable: dict[str, bool] = {}
         self.is_pure_function: dict[ir.GlobalVar, bool] = {}
@@ -295,13 +301,31 @@ class _Numbering:
 
     def _note_marks(self, user: WeightUser, reader: _Reader) -> None:
         """Note what a function marks."""
-        if self.graph.marked is None:
-            self.graph.marked = set()
+        graph = self.graph
+        graph.marked = set() if graph.marked is None else graph.marked
         for name, tree in reader.marks:
-            values = [] if tree is None else [_stored_for(value) for value in leaves(tree)]
-            if all(made is not None and not made.needs_weight for _, made in values):
-                self.graph.without_effect.append(f"`{name}` in `{user.name}`")
-            self.graph.marked.update(value for value, _ in values)
+            made = [_stored_for(value) for value in leaves(tree)] if tree is not None else []
+            if all(one is not None and not one.needs_weight for one in made):
+                graph.without_effect.append(
+                    f"`{name}` in `{user.name}`, which is not made from weights alone"
+                )
+            graph.marked.update(one for one in made if one is not None)
+
+    def note_marks_elsewhere(self) -> None:
+        """Note the marks in functions that these may call."""
+        users = [user.gvar for user in self.graph.shared.users]
+        for gvar, function in self.mod.functions_items():
+            if (
+                isinstance(function, relax.Function)
+                and not (function.attrs and "global_symbol" in function.attrs)
+                and not any(gvar.same_as(user) for user in users)
+                and has_marks(function)
+            ):
+                self.graph.marked = set() if self.graph.marked is None else self.graph.marked
+                self.graph.without_effect.append(
+                    f"what is marked in `{gvar.name_hint}`, a function that is called: run "
+                    "relax.transform.InlinePrivateFunctions() first"
+                )
 
     def computation(self, call: ir.Call, operands: list[Value], name: str) -> Computation:
         key = structural.StructuralKey(call)
@@ -334,13 +358,13 @@ class _Numbering:
 
     def function(self, gvar: ir.GlobalVar) -> ir.GlobalVar:
         """The first function that is the same but for its name."""
-        first = self.functions.get(gvar)
+        first = self.graph.kernels.get(gvar)
         if first is None:
             content = self.mod[gvar]
             if content.attrs and "global_symbol" in content.attrs:
                 content = content.without_attr("global_symbol")
             key = structural.StructuralKey(content)
-            first = self.functions[gvar] = self.content.setdefault(key, gvar)
+            first = self.graph.kernels[gvar] = self.content.setdefault(key, gvar)
         return first
 
     def may_lift(self, call: ir.Call) -> bool:
@@ -383,11 +407,11 @@ class _Numbering:
         return known
 
 
-def _stored_for(value: Value) -> tuple[Value, Computation | None]:
-    """What is stored of a value: a ``match_cast`` is its operand again."""
+def _stored_for(value: Value) -> Computation | None:
+    """What makes a value that is stored: a ``match_cast`` is its operand again."""
     while value.made_by is not None and value.made_by.is_cast:
         (value,) = value.made_by.operands
-    return value, value.made_by
+    return value.made_by
 
 
 def _weights_of(user: WeightUser, fields: list[Tree]) -> dict[relax.Var, Tree]:

@@ -105,7 +105,7 @@ class NestedWithout:
             return v
 
         cast = R.match_cast(w, R.Tensor((8, 8), "float32"))
-        if c:
+        if c:  # noqa: SIM108
             y = R.permute_dims(cast)
         else:
             y = R.multiply(local(cast), R.const(2.0))
@@ -141,7 +141,7 @@ def test_a_name_that_tvm_made_up_gives_way():
                 b = R.lift_param(R.negative(a))
                 R.output(b)
             d = R.lift_param(R.negative(b))
-            if c:
+            if c:  # noqa: SIM108
                 e = R.lift_param(R.negative(d))
             else:
                 e = R.lift_param(d)
