@@ -171,12 +171,16 @@ def _spans(ty: relax.TensorType, shape: Sequence[int]) -> list[int]:
 def _cut(
     digits: Sequence[Digit], read: Sequence[int], into: Sequence[int]
 ) -> list[tuple[int, int, int]]:
-    """Extents and strides of digits, into and read, cut where an axis ends on either side."""
-    found = []
+    """Extents and strides of digits, into and read, cut where an axis ends on either side.
+
+    None of those of symbolic sizes.
+    """
+    found: list[tuple[int, int, int]] = []
     for digit in digits:
-        sizes = (digit.extent, digit.into, digit.read[0])
-        if all(isinstance(size, int) for size in sizes):
-            found.append(sizes)
+        extent, to, start = digit.extent, digit.into, digit.read[0]
+        if not (isinstance(extent, int) and isinstance(to, int) and isinstance(start, int)):
+            return []
+        found.append((extent, to, start))
     for side, spans in ((1, into), (2, read)):
         for span in spans:
             cut = []

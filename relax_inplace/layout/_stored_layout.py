@@ -196,7 +196,8 @@ class StoredLayout(nn.Mutator):
             if not tvm_ffi.structural_equal(ty, wanted):
                 raise LayoutError.of(
                     where=_WHERE,
-                    given=f"`used` makes {_shown(ty)} for `{_joined(name, attribute)}` of what is stored",
+                    given=f"`used` makes {_shown(ty)} of what is stored for "
+                    f"`{_joined(name, attribute)}`",
                     expected=_shown(wanted),
                     remedy="give a layout and its way back, with the same arguments",
                 )
@@ -303,12 +304,13 @@ def _doubled(ty: relax.TensorType, axis: int) -> relax.TensorType:
 
 def _convert_in_forward(layer: nn.Module, attributes: tuple[str, ...], used: Layout) -> None:
     conversions = layer.__dict__.get(_CONVERSIONS, ())
-    layer.__class__ = _converting(type(layer))
+    kind: Any = type(layer)
+    layer.__class__ = _converting(kind)
     setattr(layer, _CONVERSIONS, (*conversions, (attributes, used)))
 
 
 @functools.cache
-def _converting(kind: type[nn.Module]) -> type[nn.Module]:
+def _converting(kind: Any) -> Any:
     """A class of layers that convert their parameters before they compute.
 
     A class, not an attribute of the layer: a copy of the model converts its own parameters.
@@ -328,7 +330,7 @@ def _converting(kind: type[nn.Module]) -> type[nn.Module]:
 @contextlib.contextmanager
 def _converted(layer: Any) -> Iterator[None]:
     """The parameters are what the layer computes with."""
-    given = {}
+    given: dict[str, Any] = {}
     try:
         for attributes, used in reversed(getattr(layer, _CONVERSIONS)):
             result = used(*(getattr(layer, attribute) for attribute in attributes))
@@ -423,7 +425,7 @@ def _require_all_owners(
             if others:
                 raise LayoutError.of(
                     where=_WHERE,
-                    given=f"`{_joined(name, attribute)}`, which is the same parameter as `{others[0]}`",
+                    given=f"`{_joined(name, attribute)}`, the same parameter as `{others[0]}`",
                     expected="a parameter of layers only that are given the layout",
                     remedy=f"leave `{name}` out, by layers=...",
                 )

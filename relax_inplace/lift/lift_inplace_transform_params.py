@@ -160,7 +160,9 @@ def LiftInplaceTransformParams(  # noqa: N802  named as TVM names passes
                 family.entries[new_name][_MARKED] = True
             mod = _lifted(mod, plan, family.functions)
             entries.update(family.entries)
-        _warn(plans)
+        _warn_of_marks(plans)
+        if plans:
+            _warn(plans)
         return with_param_map(_without_stops(mod), entries)
 
     return run
@@ -216,29 +218,32 @@ def _global_vars(value: relax.Expr) -> set[ir.GlobalVar]:
 
 
 def _warn(plans: Sequence[LiftPlan]) -> None:
-    """Of transpositions that are lifted, of marks, and of rules that name nothing in any plan."""
-    texts = [text for plan in plans for text in (warning_of(plan), _warning_of_marks(plan))]
-    for rule, text in plans[0].selected.unmatched.items() if plans else ():
+    """Of transpositions that are lifted, and of rules that name nothing in any of the plans."""
+    texts = [warning_of(plan) for plan in plans]
+    for rule, text in plans[0].selected.unmatched.items():
         if all(rule in plan.selected.unmatched for plan in plans):
             texts.append(f"LiftInplaceTransformParams: {text}")
     for text in filter(None, texts):
         warnings.warn(text, stacklevel=2)
 
 
-def _warning_of_marks(plan: LiftPlan) -> str | None:
-    """What to say where the author of a model is not obeyed, and nobody has asked for that."""
-    graph = plan.graph
-    if not plan.selected.is_by_marks:
-        return None
-    texts = list(graph.without_effect)
-    for made in graph.computations:
-        reason = plan.values.left.get(made)
-        if made in (graph.marked or ()) and reason and not reason.rule.startswith("skip="):
-            texts.append(f"`{made.binding.var.name}`: {reason.text}")
-    if not texts:
-        return None
-    more = f"; and {len(texts) - 3} more" if len(texts) > 3 else ""
-    return f"LiftInplaceTransformParams: R.lift_param has no effect on {'; '.join(texts[:3])}{more}"
+def _warn_of_marks(plans: Sequence[LiftPlan]) -> None:
+    """Warn where the author of a model is not obeyed, and nobody has asked for that."""
+    texts = []
+    for plan in plans:
+        if plan.selected.is_by_marks:
+            texts += plan.graph.without_effect
+            for made in plan.graph.computations:
+                reason = plan.values.left.get(made)
+                if reason is None or made not in (plan.graph.marked or ()):
+                    continue
+                if not reason.rule.startswith("skip="):
+                    texts.append(f"`{made.binding.var.name}`: {reason.text}")
+    if texts:
+        named = "; ".join(texts[:3]) + (f"; and {len(texts) - 3} more" if len(texts) > 3 else "")
+        warnings.warn(
+            f"LiftInplaceTransformParams: R.lift_param has no effect on {named}", stacklevel=2
+        )
 
 
 _MARKED = "marked"  # of an entry of the map: what is lifted is what was marked

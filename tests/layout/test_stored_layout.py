@@ -470,7 +470,7 @@ REFUSED = {
     "no way back": (
         StoredLayout(stored=lambda w: layout.tiles.pack(w, 8, 16), used=lambda w: w),
         lambda model: None,
-        r"\(4, 4, 8, 16\).*expected \(32, 64\)",
+        r"\(4, 4, 8, 16\).*`first.weight`, expected \(32, 64\)",
     ),
     "what the layout refuses": (
         StoredLayout(stored=layout.tiles.pack_vnni, used=layout.tiles.unpack_vnni),
