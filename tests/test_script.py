@@ -85,7 +85,7 @@ class Marked:
 
 
 def test_a_mark_prints_and_is_read_as_it_is_written():
-    assert "w: R.Tensor((k, 4), dtype=\"float32\") = R.lift_param(" in Marked.script()
+    assert 'w: R.Tensor((k, 4), dtype="float32") = R.lift_param(' in Marked.script()
     tvm.ir.assert_structural_equal(from_source(Marked.script()), Marked)
     tvm.ir.assert_structural_equal(from_source(Marked.script(show_meta=True)), Marked)
     tvm.ir.assert_structural_equal(tvm.ir.load_json(tvm.ir.save_json(Marked)), Marked)
