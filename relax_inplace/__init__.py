@@ -1,8 +1,8 @@
 """In-place conversion of a model's weights: an extension of Apache TVM's Relax.
 
-``import relax_inplace`` makes ``R.inplace_update_tuple`` known to TVM. It does not import TVM
-itself: :mod:`relax_inplace.libinfo` serves processes that have no compiler, too. Where ``tvm`` is
-not imported yet, the registration waits until it is.
+``import relax_inplace`` makes ``R.inplace_update_tuple`` and ``R.lift_param`` known to TVM. It does
+not import TVM itself: :mod:`relax_inplace.libinfo` serves processes that have no compiler, too.
+Where ``tvm`` is not imported yet, the registration waits until it is.
 
 >>> import relax_inplace
 >>> from tvm.script import relax as R
@@ -23,9 +23,18 @@ from .versions import check_versions
 
 if TYPE_CHECKING:
     from . import analysis, layout, runtime, transform
+    from .marker import lift_param
     from .op import inplace_update_tuple
 
-__all__ = ["analysis", "inplace_update_tuple", "layout", "libinfo", "runtime", "transform"]
+__all__ = [
+    "analysis",
+    "inplace_update_tuple",
+    "layout",
+    "libinfo",
+    "lift_param",
+    "runtime",
+    "transform",
+]
 
 check_versions()
 register_when_tvm_is_imported()
@@ -37,6 +46,10 @@ def __getattr__(name: str) -> Any:
         from .op import inplace_update_tuple
 
         return inplace_update_tuple
+    if name == "lift_param":
+        from .marker import lift_param
+
+        return lift_param
     if name in __all__:
         return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

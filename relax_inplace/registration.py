@@ -1,4 +1,4 @@
-"""Registers the op, its TVMScript and its part in compilation, as soon as TVM is there."""
+"""Registers the ops, their TVMScript and their part in compilation, as soon as TVM is there."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["register", "register_when_tvm_is_imported"]
 
 
 def register() -> None:
-    """Make ``R.inplace_update_tuple`` known to the TVM of this process; again is harmless.
+    """Make our operators known to the TVM of this process; again is harmless.
 
     A TVM that runs without its compiler (``TVM_USE_RUNTIME_LIB=1``, or no ``libtvm_compiler``)
     is left as it is: there the builtin is all there is to know.
@@ -25,10 +25,11 @@ def register() -> None:
     load_library()
     if tvm.base._RUNTIME_ONLY:
         return
-    from . import op, script
+    from . import marker, op, script
     from .lower import build, pipeline
 
     op.register()
+    marker.register()
     script.register()
     build.install()
     pipeline.register()

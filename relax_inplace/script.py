@@ -1,4 +1,4 @@
-"""TVMScript: ``R.inplace_update_tuple`` in the parser and in the IR builder.
+"""TVMScript: ``R.inplace_update_tuple`` and ``R.lift_param`` in the parser and in the IR builder.
 
 The printer needs nothing: TVM prints a call to the op ``relax.x`` as ``R.x``, type arguments and
 all (src/relax/script/printer/call.cc), which is what is parsed here.
@@ -12,6 +12,7 @@ from typing import Any
 
 from tvm import ir, relax
 
+from .marker import lift_param
 from .op import _make_call
 
 __all__ = ["register"]
@@ -45,10 +46,12 @@ def _as_type(ty: Any) -> ir.Type:
 
 
 def register() -> None:
-    """Add the name where TVMScript looks for it."""
+    """Add the names where TVMScript looks for them."""
     for namespace in _NAMESPACES:
         module = importlib.import_module(namespace)
-        module.inplace_update_tuple = inplace_update_tuple  # type: ignore[attr-defined]
         exported = getattr(module, "__all__", None)
-        if isinstance(exported, list) and "inplace_update_tuple" not in exported:
-            exported.append("inplace_update_tuple")
+        for function in (inplace_update_tuple, lift_param):
+            name = function.__name__
+            setattr(module, name, function)
+            if isinstance(exported, list) and name not in exported:
+                exported.append(name)

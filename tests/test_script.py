@@ -13,7 +13,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import ir as I_builder
 from tvm.script.ir_builder import relax as R_builder
 
-from relax_inplace import inplace_update_tuple
+from relax_inplace import inplace_update_tuple, lift_param
 
 SOURCE = """
 @I.ir_module
@@ -71,6 +71,48 @@ def test_text_and_json_round_trip(mod):
     tvm.ir.assert_structural_equal(from_source(mod.script()), mod)
     tvm.ir.assert_structural_equal(from_source(mod.script(show_meta=True)), mod)
     tvm.ir.assert_structural_equal(tvm.ir.load_json(tvm.ir.save_json(mod)), mod)
+
+
+@I.ir_module
+class Marked:
+    @R.function
+    def main(x: R.Tensor((1, "k"), "float32"), params: R.Tuple(R.Tensor((4, "k"), "float32"))):
+        with R.dataflow():
+            w = R.lift_param(R.permute_dims(params[0]))
+            y = R.matmul(x, w)
+            R.output(y)
+        return y
+
+
+def test_a_mark_prints_and_is_read_as_it_is_written():
+    assert 'w: R.Tensor((k, 4), dtype="float32") = R.lift_param(' in Marked.script()
+    tvm.ir.assert_structural_equal(from_source(Marked.script()), Marked)
+    tvm.ir.assert_structural_equal(from_source(Marked.script(show_meta=True)), Marked)
+    tvm.ir.assert_structural_equal(tvm.ir.load_json(tvm.ir.save_json(Marked)), Marked)
+
+
+def test_a_mark_in_the_ir_builder_and_in_a_block_builder():
+    tensor = relax.TensorType((4, 8), "float32")
+    with IRBuilder() as builder, I_builder.ir_module(), R_builder.function():
+        R_builder.func_name("main")
+        w = R_builder.arg("w", tensor)
+        R_builder.func_ret_value(R_builder.emit(R_builder.lift_param(w)))
+    block_builder = relax.BlockBuilder()
+    w = relax.Var("w", tensor)
+    with block_builder.function("main", [w]):
+        block_builder.emit_func_output(block_builder.emit(lift_param(w)))
+    tvm.ir.assert_structural_equal(builder.get(), block_builder.get())
+
+
+def test_a_mark_is_of_one_tensor():
+    with pytest.raises(Exception, match="expected a tensor"):
+        from_source(
+            """
+@R.function
+def main(w: R.Tensor((4, 8), "float32")):
+    return R.lift_param((w, w))
+"""
+        )
 
 
 def test_statements_round_trip_too():

@@ -29,6 +29,7 @@ import tvm
 from tvm import ir, relax
 
 from ..ir.kernels import Kernels
+from ..ir.marks import without_marks
 from ..ir.updates import REFERENCE, bindings_of
 from ..lower.param_map import with_param_map
 from ..op import is_update
@@ -272,6 +273,7 @@ def write_family(
     equal : dict of str to str, optional
         Slots of weights that are known to be equal to others.
     """
+    function = without_marks(function)
     planned_for = target_to_plan_for(target, mod)
     inplace = _rewritten(mod, name, function, new_name, params, memory_limit, lazy, planned_for)
     entry = renamed(inplace.entry)

@@ -11,6 +11,7 @@ from tvm import ir, relax
 
 from ..ir.byte_size import NOMINAL_DIMENSION, LargestOf, Size, at_bounds, largest, nominal_size
 from ..ir.kernels import Kernels
+from ..ir.marks import without_marks
 from ..ir.table import listed, plain_size, shown, table
 from .branches import find_branches
 from .memory_limit import bytes_of_limit, plan_within
@@ -228,6 +229,7 @@ def plan_memory(
     """
     attrs = function.attrs
     name = str(attrs["global_symbol"]) if attrs and "global_symbol" in attrs else "transform_params"
+    function = without_marks(function)
     branches = find_branches(function, mod)
     if branches is not None:
         if lazy:

@@ -12,6 +12,7 @@ from ..errors import StructuredError
 from ..ir.byte_size import Size, nominal_size, size_of
 from ..ir.effects import EffectTable, is_call_to
 from ..ir.effects import operands as operands_of
+from ..ir.marks import without_marks
 from ..ir.tuple_tree import Path, map_leaves, subscripted, tree_of
 from ..ir.whole_bytes import packed_computation
 from ..op import is_update
@@ -299,6 +300,7 @@ class _Reader:
         if name in self.calling:
             chain = " -> ".join([*self.calling[self.calling.index(name) :], name])
             raise self._unsupported(f"the binding of `{var.name}` is recursive: {chain}")
+        called = without_marks(called)
         fusion = find_fusion(called, self.effects)
         copy = relax.utils.copy_with_new_vars(called)
         args = list(call.args[:])

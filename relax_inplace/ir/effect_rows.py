@@ -219,6 +219,7 @@ _OPERATORS: dict[str, Rule] = {
     "relax.to_vdevice": _view_or_copy,  # a copy where it is another device
     "relax.hint_on_device": _view,
     "relax.builtin.stop_lift_params": _view,
+    "relax.lift_param": _view,
     "relax.wrap_param": _view,
     # Kernels and packed functions.
     "relax.call_tir": _kernel,

@@ -49,6 +49,7 @@ _MOVES = frozenset(
         "relax.hint_on_device",
         "relax.invoke_closure",
         "relax.invoke_pure_closure",
+        "relax.lift_param",
         "relax.make_closure",
         "relax.memory.ensure_zero_offset",
         "relax.memory.view",

@@ -13,6 +13,7 @@ go; on a CPU it is carried out in the weight's own memory.
 ...         return (w,)
 
 The functions take ``nn.Tensor`` in ``nn.Module.forward``, too. The table is in docs/layouts.md.
+:class:`StoredLayout` gives a model's linear layers another layout of what is stored.
 """
 
 import tvm  # noqa: F401  first: what is imported with it imports parts of this package
@@ -30,9 +31,11 @@ from . import (
     tiles,
 )
 from ._argument import LayoutError
+from ._stored_layout import StoredLayout
 
 __all__ = [
     "LayoutError",
+    "StoredLayout",
     "awq",
     "block_scales",
     "faster_transformer",

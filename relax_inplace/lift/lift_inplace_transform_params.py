@@ -32,7 +32,7 @@ from ..inplace.param_map_entry import renamed
 from ..inplace.transform_graph import TRANSFORM
 from ..ir.tuple_tree import slot_text
 from ..ir.updates import bindings_of
-from ..lower.param_map import Entry, with_param_map
+from ..lower.param_map import Entry, param_map_of, with_param_map
 from ..restore.restore_params import restored
 from .lifted_users import without_stops, write_users
 from .plan import LiftPlan, plan_lift
@@ -134,9 +134,11 @@ def LiftInplaceTransformParams(  # noqa: N802  named as TVM names passes
         plans = []
         for shared in find_shared_weights(mod, named, params, names):
             plan = plan_lift(find_values(mod, shared, tied), max_resident, selection)
-            plans.append(plan)
             made_by = shared.transform
             new_name = inplace_name(TRANSFORM if made_by is None else made_by.name_hint)
+            if plan.selected.is_all_asked_for and _MARKED in param_map_of(mod).get(new_name, {}):
+                continue  # what was marked is lifted, and the marks are gone
+            plans.append(plan)
             if _is_lifted(mod, plan, new_name):
                 continue
             _require_no_other_callers(mod, plan)
@@ -154,9 +156,13 @@ def LiftInplaceTransformParams(  # noqa: N802  named as TVM names passes
                 equal=_equal_weights(plan),
                 target=target,
             )
+            if plan.selected.is_by_marks:
+                family.entries[new_name][_MARKED] = True
             mod = _lifted(mod, plan, family.functions)
             entries.update(family.entries)
-        _warn(plans)
+        _warn_of_marks(plans)
+        if plans:
+            _warn(plans)
         return with_param_map(_without_stops(mod), entries)
 
     return run
@@ -219,6 +225,28 @@ def _warn(plans: Sequence[LiftPlan]) -> None:
             found.append(UserWarning(f"LiftInplaceTransformParams: {text}"))
     for warning in filter(None, found):
         warnings.warn(warning, stacklevel=2)
+
+
+def _warn_of_marks(plans: Sequence[LiftPlan]) -> None:
+    """Warn where the author of a model is not obeyed, and nobody has asked for that."""
+    texts = []
+    for plan in plans:
+        if plan.selected.is_by_marks:
+            texts += plan.graph.without_effect
+            for made in plan.graph.computations:
+                reason = plan.values.left.get(made)
+                if reason is None or made not in (plan.graph.marked or ()):
+                    continue
+                if not reason.rule.startswith("skip="):
+                    texts.append(f"`{made.binding.var.name}`: {reason.text}")
+    if texts:
+        named = "; ".join(texts[:3]) + (f"; and {len(texts) - 3} more" if len(texts) > 3 else "")
+        warnings.warn(
+            f"LiftInplaceTransformParams: R.lift_param has no effect on {named}", stacklevel=2
+        )
+
+
+_MARKED = "marked"  # of an entry of the map: what is lifted is what was marked
 
 
 def _lifted(

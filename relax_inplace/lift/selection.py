@@ -12,8 +12,8 @@ What comes before may be lifted, and is then what the functions read.
 
 ``only`` *asks for* the computations that are of such an operator, kernel or layout, or are made
 from such weights and no others, or of whose call the predicate is true. What leads to one is
-computed with it; what is made from it is left, if that is not asked for. Without ``only`` all are
-asked for.
+computed with it; what is made from it is left, if that is not asked for. Without ``only`` those are
+asked for that the model marks (``R.lift_param``); without marks, all.
 """
 
 from __future__ import annotations
@@ -95,11 +95,17 @@ class Selected:
         For a rule that names nothing that there is, a sentence that says so.
     is_all_asked_for : bool
         Whether nobody says what to lift.
+    is_by_marks : bool
+        Whether the model does, and the caller does not.
     """
 
     left: dict[Computation, Reason]
     unmatched: dict[str, str]
     is_all_asked_for: bool
+    is_by_marks: bool
+
+
+_MARKS = Reason("R.lift_param", "R.lift_param marks others")
 
 
 def select(graph: ValueGraph, selection: Selection) -> Selected:
@@ -108,10 +114,12 @@ def select(graph: ValueGraph, selection: Selection) -> Selected:
     skip = [_Matcher("skip", rule, names) for rule in selection.skip]
     only = [_Matcher("only", rule, names) for rule in selection.only or ()]
     left = _skipped(graph, skip)
-    asked_for = None if selection.only is None else _asked_for(graph, only)
+    asked_for = graph.marked if selection.only is None else _asked_for(graph, only)
     if asked_for is not None:
-        asked = ", ".join(one.text for one in only[:3]) + (", ..." if len(only) > 3 else "")
-        reason = Reason("only", f"{asked or 'only=[]'} does not ask for it")
+        reason = _MARKS
+        if selection.only is not None:
+            asked = ", ".join(one.text for one in only[:3]) + (", ..." if len(only) > 3 else "")
+            reason = Reason("only", f"{asked or 'only=[]'} does not ask for it")
         for made in graph.computations:
             if made not in asked_for:
                 left.setdefault(made, reason)
@@ -121,7 +129,8 @@ def select(graph: ValueGraph, selection: Selection) -> Selected:
         if made.needs_weight and not made.is_cast  # those are never stored
     }
     unmatched = {one.text: one.named_nothing() for one in (*only, *skip) if not one.is_known()}
-    return Selected(left, unmatched, asked_for is None)
+    is_by_marks = selection.only is None and graph.marked is not None
+    return Selected(left, unmatched, asked_for is None, is_by_marks)
 
 
 def _asked_for(graph: ValueGraph, only: list[_Matcher]) -> set[Computation]:

@@ -13,7 +13,8 @@ a call that overwrites an operand. And what may be written to (:mod:`.written_va
 needs a new one each time. What is made from a weight that is written to is no computation either,
 in any function.
 
-A tuple is its fields: of values, or of what a call returns.
+A tuple is its fields: of values, or of what a call returns. A mark (``R.lift_param``) is what is
+marked, and is taken out of the function once it has been read.
 """
 
 from __future__ import annotations
@@ -30,8 +31,10 @@ from tvm_ffi import structural
 from ..ir import tuple_tree
 from ..ir.byte_size import Size, size_of
 from ..ir.effects import EffectTable
+from ..ir.marks import has_marks, without_marks
 from ..ir.tuple_tree import Path, subscripted, tree_of
 from ..ir.updates import bindings_of
+from ..marker import is_mark
 from .shared_weights import LiftError, SharedWeights, WeightUser
 from .written_values import Bound, bound_in, find_written
 
@@ -146,6 +149,10 @@ class ValueGraph:
     kernels : dict of tvm.ir.GlobalVar to tvm.ir.GlobalVar
         For a function of the module that is called, the first that is equal to it: that is what
         the computations call.
+    marked : set of Computation or None
+        What marks say is to be stored, the results of; None if there are no marks.
+    without_effect : list of str
+        Marks that name nothing that could be stored, for a person.
     """
 
     mod: ir.IRModule
@@ -157,6 +164,8 @@ class ValueGraph:
     tied: dict[Value, Value]
     written: dict[Computation, str] = dataclasses.field(default_factory=dict)
     kernels: dict[ir.GlobalVar, ir.GlobalVar] = dataclasses.field(default_factory=dict)
+    marked: set[Computation] | None = None
+    without_effect: list[str] = dataclasses.field(default_factory=list)
 
 
 def find_values(
@@ -193,6 +202,7 @@ def find_values(
     for user, bindings in read:
         numbering.note_changed(user, fields, bindings)
     graph.users += [numbering.number(user, fields, bindings) for user, bindings in read]
+    numbering.note_marks_elsewhere()
     return graph
 
 
@@ -280,10 +290,42 @@ class _Numbering:
         while True:
             reader = _Reader(self, user, fields, bindings)
             if not reader.renamed:
+                if reader.marks:
+                    self._note_marks(user, reader)
+                    user.function = without_marks(user.function)
+                    bindings = list(bound_in(user.function.body))
                 return NumberedUser(user, bindings, reader.holds)
             # An equal cast defines dimensions that have a name already.
             user.function = user.function.bind_symbolic_vars(reader.renamed)
             bindings = list(bound_in(user.function.body))
+
+    def _note_marks(self, user: WeightUser, reader: _Reader) -> None:
+        """Note what a function marks."""
+        graph = self.graph
+        graph.marked = set() if graph.marked is None else graph.marked
+        for name, tree in reader.marks:
+            made = [_stored_for(value) for value in leaves(tree)] if tree is not None else []
+            if all(one is not None and not one.needs_weight for one in made):
+                graph.without_effect.append(
+                    f"`{name}` in `{user.name}`, which is not made from weights alone"
+                )
+            graph.marked.update(one for one in made if one is not None)
+
+    def note_marks_elsewhere(self) -> None:
+        """Note the marks in functions that these may call."""
+        users = [user.gvar for user in self.graph.shared.users]
+        for gvar, function in self.mod.functions_items():
+            if (
+                isinstance(function, relax.Function)
+                and not (function.attrs and "global_symbol" in function.attrs)
+                and not any(gvar.same_as(user) for user in users)
+                and has_marks(function)
+            ):
+                self.graph.marked = set() if self.graph.marked is None else self.graph.marked
+                self.graph.without_effect.append(
+                    f"what is marked in `{gvar.name_hint}`, a function that is called: run "
+                    "relax.transform.InlinePrivateFunctions() first"
+                )
 
     def computation(self, call: ir.Call, operands: list[Value], name: str) -> Computation:
         key = structural.StructuralKey(call)
@@ -365,6 +407,13 @@ class _Numbering:
         return known
 
 
+def _stored_for(value: Value) -> Computation | None:
+    """What makes a value that is stored: a ``match_cast`` is its operand again."""
+    while value.made_by is not None and value.made_by.is_cast:
+        (value,) = value.made_by.operands
+    return value.made_by
+
+
 def _weights_of(user: WeightUser, fields: list[Tree]) -> dict[relax.Var, Tree]:
     """What the parameters of a function hold that are weights."""
     if user.is_bundled:
@@ -388,6 +437,7 @@ class _Reader:
         self.written = find_written(bindings, numbering.effects).by
         self.is_symbolic = bool(relax.analysis.defined_symbolic_vars(user.function)[:])
         self.renamed: dict[tirx.Var, tirx.Var] = {}
+        self.marks: list[tuple[str, Tree | None]] = []
         for binding, var, value, is_in_branch in bindings:
             if type(binding) is not relax.MatchCast:
                 tree = self._value(value, var)
@@ -417,6 +467,10 @@ class _Reader:
         kind = type(expr)
         if kind is not ir.Call:
             return self._leaf(expr)
+        if is_mark(expr):
+            tree = self._leaf(expr.args[0])
+            self.marks.append((var.name, tree))
+            return tree
         made = self._call(expr, var)
         if made is not None and var in self.written:
             if made.needs_weight:

@@ -11,6 +11,9 @@ the caller's pipeline, too: the comparison shows whether that means something el
 
 Kernels of ours are compiled by themselves, so that those of the rest are not changed by them, and
 their own may be given one memory for two parameters: :mod:`.kernel_libraries`.
+
+Marks (``R.lift_param``) that no pass has taken out go first of all, so that the pipeline sees the
+model without them.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ import tvm
 from tvm import ir, relax
 from tvm.relax import vm_build
 
+from ..ir.marks import without_marks_in
 from ..ir.updates import REFERENCE, expanded_tuple, functions_that_update
 from ..ir.whole_bytes import require_whole_bytes
 from ..op import is_update
@@ -62,7 +66,7 @@ def _splitting(stock: Any) -> Any:
             relax_pipeline = "default"
         with contextlib.ExitStack() as stack:
             if isinstance(mod, ir.IRModule):  # what it is not, TVM says
-                mod = keep_param_map(mod, target)
+                mod = keep_param_map(without_marks_in(mod), target)
                 updating = functions_that_update(mod)
                 if updating:
                     stack.enter_context(paused_collector())

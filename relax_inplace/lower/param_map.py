@@ -16,7 +16,7 @@ from tvm import ir, relax
 
 from ..ir.table import plain_size
 
-__all__ = ["MAP_FUNCTION", "Entry", "keep_param_map", "with_param_map"]
+__all__ = ["MAP_FUNCTION", "Entry", "keep_param_map", "param_map_of", "with_param_map"]
 
 PARAM_MAP = "relax_inplace.param_map"  # an attribute of the module
 MAP_FUNCTION = "inplace_param_map"
@@ -28,8 +28,16 @@ def with_param_map(mod: ir.IRModule, entries: Mapping[str, Entry]) -> ir.IRModul
     """The module, with entries added to its map."""
     if not entries:
         return mod
-    known = json.loads(mod.attrs[PARAM_MAP]) if mod.attrs and PARAM_MAP in mod.attrs else {}
-    return mod.with_attr(PARAM_MAP, json.dumps({**known, **entries}, default=plain_size))
+    map_of_both = {**param_map_of(mod), **entries}
+    return mod.with_attr(PARAM_MAP, json.dumps(map_of_both, default=plain_size))
+
+
+def param_map_of(mod: ir.IRModule) -> dict[str, Entry]:
+    """The entries of a module's map; none if it has none."""
+    if not mod.attrs or PARAM_MAP not in mod.attrs:
+        return {}
+    entries: dict[str, Entry] = json.loads(mod.attrs[PARAM_MAP])
+    return entries
 
 
 def keep_param_map(mod: ir.IRModule, target: Any = None) -> ir.IRModule:
@@ -38,7 +46,7 @@ def keep_param_map(mod: ir.IRModule, target: Any = None) -> ir.IRModule:
         return mod
     if any(gvar.name_hint == MAP_FUNCTION for gvar in mod.get_global_vars()):
         return mod
-    entries = json.loads(mod.attrs[PARAM_MAP])
+    entries = param_map_of(mod)
     target = tvm.target.Target.current() if target is None else tvm.target.Target(target)
     for entry in entries.values():
         entry["target"] = None if target is None else str(target)

@@ -32,6 +32,7 @@ from ..inplace.read_transform import read_transform
 from ..inplace.steps import Kernel, Load
 from ..inplace.transform_graph import Known, TransformGraph
 from ..inplace.weights import Container, Weight, buffers_of
+from ..ir.marks import without_marks
 from ..ir.table import listed, table
 from ..ir.tuple_tree import Path, leaves, slot_text, subscripted, tree_of, type_at
 from .op_inverse import Undo, Undoing, operation
@@ -255,6 +256,7 @@ class _Search:
     def __init__(
         self, name: str, function: relax.Function, mod: ir.IRModule, equal: Mapping[str, str]
     ):
+        function = without_marks(function)
         self.graph = read_transform(name, function, mod)
         self.has_branches = find_branches(function, mod) is not None
         self.undoing = Undoing(mod)

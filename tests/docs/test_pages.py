@@ -46,6 +46,11 @@ NOT_RUN = [
     ("examples/cpp_host/README.md", "step 30 of 30", "tests/deploy/test_cpp_host.py"),
     ("docs/how-it-works.md", "w0 = R.permute_dims(params[0])\np0", TESTED_IR),
     ("docs/how-it-works.md", "w0_given = get_weight(0)", TESTED_IR),
+    (
+        "docs/layouts.md",
+        'quantize["group-quant"]',
+        "needs MLC-LLM; tests/layout/test_stored_layout.py has a layer that looks like its",
+    ),
     ("docs/runtime.md", '"layout": "9f0c..."', "a form, with names for values"),
     (
         "docs/quick-start.md",

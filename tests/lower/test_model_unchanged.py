@@ -358,6 +358,46 @@ def test_a_kernel_that_both_parts_call_a_kernel_of(monkeypatch):
     assert "inplace_half(" in str(lowered["inplace_scale"])
 
 
+MARKED = """
+@I.ir_module
+class Module:
+    @R.function
+    def decode(
+        x: R.Tensor(("n", 64), "bfloat16"),
+        w: R.Tensor((32, 64), "bfloat16"),
+        b: R.Tensor((32,), "bfloat16"),
+    ):
+        R.func_attr({"num_input": 1})
+        with R.dataflow():
+            t = R.permute_dims(w)
+            marked = R.lift_param(t)
+            c = R.multiply(b, R.const(2.0, "bfloat16"))
+            scale = R.lift_param(c)
+            y = R.add(R.matmul(x, marked), scale)
+            kept = R.lift_param(b)
+            R.output(y, scale, kept)
+        return (y, R.exp(scale), kept)
+"""
+
+
+@pytest.mark.parametrize("options", [{}, {"exec_mode": "compiled"}, {"system_lib": True}])
+@EVERY_PIPELINE
+def test_marks_that_are_not_lifted_cost_nothing(pipeline, options, monkeypatch):
+    """Not a kernel, a call, or an instruction; what is fused is fused across them."""
+    plain = re.sub(r"R\.lift_param\((\w+)\)", r"\1", MARKED)
+    having = Compiled(from_source(MARKED), monkeypatch, pipeline, **options)
+    model = Compiled(canonical(from_source(plain)), monkeypatch, pipeline, **options)
+    assert having.bytecode == model.bytecode
+    assert having.lowered.keys() == model.lowered.keys()
+    for name, function in model.lowered.items():
+        tvm.ir.assert_structural_equal(having.lowered[name], function, map_free_vars=True)
+
+
+def canonical(mod):
+    """Without second names, which marks do not leave."""
+    return relax.transform.CanonicalizeBindings()(mod)
+
+
 @EVERY_PIPELINE
 def test_the_callers_instruments_see_the_pipeline_once(pipeline, monkeypatch):
     """What it is like is found out on a copy."""
