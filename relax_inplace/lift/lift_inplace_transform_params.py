@@ -27,21 +27,21 @@ import tvm
 from tvm import ir, relax
 
 from ..inplace.inplace_transform_params import inplace_name, require_resident, write_family
-from ..inplace.param_map_entry import renamed
 from ..inplace.transform_graph import TRANSFORM
 from ..ir.byte_size import nominal_size
 from ..ir.table import shown
 from ..ir.tuple_tree import slot_text
 from ..ir.updates import bindings_of
-from ..lower.param_map import with_param_map
+from ..lower.param_map import Entry, with_param_map
 from ..restore.restore_params import restored
+from ..weight_names import GivenNames
 from .lifted_users import without_stops, write_users
 from .plan import LiftPlan, plan_lift
 from .report import LiftReport, described
 from .shared_weights import LiftError, find_shared_weights
 from .transform import write_transform
 from .user import called_user
-from .weight_values import find_values, is_stop
+from .weight_values import Value, find_values, is_stop
 
 __all__ = ["LiftInplaceTransformParams"]
 
@@ -50,7 +50,7 @@ def LiftInplaceTransformParams(  # noqa: N802  named as TVM names passes
     functions: str | Sequence[str] | None = None,
     *,
     params: str | None = None,
-    names: Sequence[str] | None = None,
+    names: GivenNames | None = None,
     tied: Sequence[Sequence[str | int]] = (),
     max_resident: int | float | None = None,
     memory_limit: int | float | None = None,
@@ -69,11 +69,14 @@ def LiftInplaceTransformParams(  # noqa: N802  named as TVM names passes
     params : str, optional
         The name of the tuple of weights in functions without ``num_input``, if it is not the last
         parameter.
-    names : sequence of str, optional
-        Of the weights, in the order of the tuple. By default what the functions call them.
+    names : mapping, sequence, callable or path, optional
+        What the weights are called in the checkpoint: a mapping from the module's names, a sequence
+        in the order of the tuple, or a JSON file with either. By default what the functions call
+        them: see :mod:`relax_inplace.weight_names`.
     tied : sequence of sequences of str or int
         Weights that are known to be equal, by name or index, such as
-        ``[("embed.weight", "lm_head.weight")]``. The first of each stands for the others.
+        ``[("embed.weight", "lm_head.weight")]``. The first of each stands for the others; a
+        checkpoint may hold any of them.
     max_resident : int or float, optional
         The most bytes that the transformed weights may take; a float is a factor of the original
         ones. What would make them larger is not lifted: see
@@ -109,7 +112,8 @@ def LiftInplaceTransformParams(  # noqa: N802  named as TVM names passes
     each came from and went to; in a compiled module, the function ``inplace_param_map`` returns it.
 
     Where a ``transform_params`` of the module makes the weights of the functions
-    (``LiftTransformParams`` leaves it so), it is made part of the new one. A function that has a
+    (``LiftTransformParams`` leaves it so), it is made part of the new one, whose weights are what
+    enters the module: see :mod:`relax_inplace.lift.earlier_transform`. A function that has a
     ``<name>_transform_params`` of its own gets ``<name>_inplace_transform_params``.
     """
     selected = [functions] if isinstance(functions, str) else functions
@@ -128,17 +132,17 @@ def LiftInplaceTransformParams(  # noqa: N802  named as TVM names passes
             report = described(plan)
             if max_resident is None:
                 _warn_if_larger(report)
-            lifted_map = report.param_map()
             family = write_family(
                 mod,
                 new_name,
                 write_transform(plan, mod),
                 new_name,
+                names=plan.graph.shared.entering,
                 memory_limit=memory_limit,
                 lazy=lazy,
                 reference=reference,
                 undo=restored if restore else None,
-                renamed=functools.partial(renamed, lifted=lifted_map),
+                renamed=functools.partial(_said_of, plan, report),
                 equal=_equal_weights(plan),
                 target=target,
             )
@@ -154,7 +158,7 @@ def _is_lifted(mod: ir.IRModule, plan: LiftPlan, new_name: str) -> bool:
     shared = plan.graph.shared
     if new_name not in {gvar.name_hint for gvar in mod.get_global_vars()}:
         return False
-    if shared.transform is None and plan.hands_on():
+    if not shared.is_called and plan.hands_on():
         return True
     raise LiftError.of(
         functions=shared.listed,
@@ -224,11 +228,24 @@ def _lifted(
 
 def _equal_weights(plan: LiftPlan) -> dict[str, str]:
     """The slots of tied weights, and of those that stand for them."""
-    if plan.graph.shared.transform is not None:
+    if plan.graph.shared.is_called:
         return {}  # tied is what the other transform makes
     return {
         slot_text(weight.path): slot_text(first.path) for weight, first in plan.graph.tied.items()
     }
+
+
+def _said_of(plan: LiftPlan, report: LiftReport, entry: Entry) -> Entry:
+    """An entry of the map, with what lifting knows: what is tied, and what is done to what."""
+    if plan.graph.shared.is_called:
+        return {**entry, "tied": []}
+    names: dict[Value, list[str]] = {}
+    for weight, first in plan.graph.tied.items():
+        names.setdefault(first, [first.name]).append(weight.name)
+    said = report.param_map()
+    dimensions = {"name": (report.new_names or [""])[-1], "from": [], "done": "shape"}
+    params = [{**one, **said.get(one["slot"], dimensions)} for one in entry["params"]]
+    return {**entry, "tied": list(names.values()), "params": params}
 
 
 def _without_stops(mod: ir.IRModule) -> ir.IRModule:
