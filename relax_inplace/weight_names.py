@@ -35,6 +35,7 @@ __all__ = [
     "near_names",
     "own_names",
     "read_names",
+    "unused_name",
 ]
 
 GivenNames: TypeAlias = (
@@ -87,6 +88,16 @@ def made_from(name: str, called: Mapping[str, str]) -> str:
         return called[name]
     stem, _, number = name.rpartition(".")
     return f"{called[stem]}.{number}" if stem in called and number.isdecimal() else name
+
+
+def unused_name(name: str, taken: set[str]) -> str:
+    """The name, or ``name.1``, ``name.2``, ...: the first that is not taken, which it is then."""
+    number, free = 0, name
+    while free in taken:
+        number += 1
+        free = f"{name}.{number}"
+    taken.add(free)
+    return free
 
 
 # -- that somebody gives --------------------------------------------------------------------------
