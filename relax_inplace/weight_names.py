@@ -235,7 +235,7 @@ def match_names(
 
 
 def near_names(missing: Sequence[str], stored: Sequence[str]) -> tuple[str, str, int] | None:
-    """An example of names that differ by a rule that does not hold for all, and for how many it does.
+    """An example of names that differ by a rule that does not hold for all, and how many do so.
 
     Returns
     -------

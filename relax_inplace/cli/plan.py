@@ -32,6 +32,7 @@ __all__ = ["command", "planned", "transforms_of"]
 @options.functions
 @options.bounds
 @options.limits
+@options.names
 @options.lifting
 @options.common
 @options.with_messages
@@ -123,6 +124,7 @@ def planned(
         plan = plan_memory(
             function,
             mod,
+            names=None if lifts else choices["names"],
             memory_limit=choices["memory_limit"],
             lazy=choices["lazy"],
             tir_var_upper_bound=bounds or None,
