@@ -120,13 +120,13 @@ def read_names(path: str | os.PathLike[str]) -> dict[str, str] | list[str]:
         raise ValueError(f"names: {shown}: {error.strerror}") from None
     except (ValueError, RecursionError):
         names = None
-    values = names.values() if isinstance(names, dict) else names
-    if not isinstance(names, (dict, list)) or not all(isinstance(one, str) for one in values):
-        raise ValueError(
-            f"names: {shown}: expected JSON, an object from the module's names to others, or a "
-            "list of names in the order of the tuple"
-        )
-    return names
+    values: Iterable[Any] = names.values() if isinstance(names, dict) else names or ()
+    if isinstance(names, (dict, list)) and all(isinstance(one, str) for one in values):
+        return names
+    raise ValueError(
+        f"names: {shown}: expected JSON, an object from the module's names to others, or a list of "
+        "names in the order of the tuple"
+    )
 
 
 def given_names(given: GivenNames | None, own: Sequence[str], of: str) -> list[str]:
@@ -149,6 +149,7 @@ def given_names(given: GivenNames | None, own: Sequence[str], of: str) -> list[s
     if given is None:
         return list(own)
     given = _opened(given)
+    names: list[Any]
     if isinstance(given, Mapping):
         if not any(name in given for name in own):
             swapped = set(given.values()) & set(own)
@@ -190,7 +191,9 @@ def names_to_look_for(
     return given_names(given, own, of)
 
 
-def _opened(given: GivenNames) -> Any:
+def _opened(
+    given: GivenNames,
+) -> Mapping[str, str] | Sequence[str] | Callable[[str], str]:
     return read_names(given) if isinstance(given, (str, os.PathLike)) else given
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -52,7 +53,10 @@ def command(said: Messages, module: str, path: str | None, as_json: bool, **chos
         reports = explained(mod, choices)
         checkpoint = None if path is None else _opened(path)
     tied = choices.for_lifting()["tied"]
-    named = [checkpoint and _names_in(checkpoint, report.names, tied) for report in reports]
+    named = [
+        None if checkpoint is None else _names_in(checkpoint, report.names, tied)
+        for report in reports
+    ]
     if as_json:
         said_of = [json.loads(report.to_json()) for report in reports]
         for one, names in zip(said_of, named, strict=True):
@@ -119,6 +123,6 @@ def _as_text(checkpoint: Source, names: Sequence[tuple[str, str | None, str]]) -
 
 
 # From where the rules are defined, once more for a reader of the help.
-command.help = f"{command.help}\n\n\b\n" + "\n".join(
+command.help = f"{inspect.cleandoc(command.help or '')}\n\n\b\n" + "\n".join(
     f"  {number}. {rule}" for number, rule in enumerate(RULES, 1)
 )

@@ -161,7 +161,7 @@ class LiftReport:
         said: dict[str, Any] = {}
         for one in self.weights:
             if one.new_slot is not None:
-                new = {"name": one.new_name, "from": [], "done": one.done}
+                new: dict[str, Any] = {"name": one.new_name, "from": [], "done": one.done}
                 said.setdefault(one.new_slot, new)["from"].append(one.name)
         return said
 

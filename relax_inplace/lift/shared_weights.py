@@ -309,7 +309,7 @@ def _takes_what(user: WeightUser, transform: WeightUser) -> bool:
         return True
     # LiftTransformParams calls the parameters as the variables that it returns.
     result = transform.function.body.body
-    outputs = next(
+    outputs: list[relax.Expr] = next(
         (
             binding.value.fields[:]
             for block in reversed(transform.function.body.blocks[:])

@@ -60,15 +60,18 @@ def _is_same(source: Source, first: Record, other: Record) -> bool:
     if (first.file, first.offset) == (other.file, other.offset):
         return True
     files = {file.path: file for file in source.files}
-    chunks = [np.empty(min(_CHUNK, first.nbytes), "uint8") for _ in range(2)]
-    with opened(first.file) as one, opened(other.file) as two:
-        for record, descriptor in ((first, one), (other, two)):
+    parts = [np.empty(min(_CHUNK, first.nbytes), "uint8") for _ in range(2)]
+    with opened(first.file) as one_file, opened(other.file) as other_file:
+        for record, descriptor in ((first, one_file), (other, other_file)):
             files[record.file].check_unchanged(descriptor)
         for start in range(0, first.nbytes, _CHUNK):
-            parts = [chunk[: first.nbytes - start] for chunk in chunks]
-            for record, descriptor, part in zip((first, other), (one, two), parts, strict=True):
+            parts = [part[: first.nbytes - start] for part in parts]
+            for record, descriptor, part in (
+                (first, one_file, parts[0]),
+                (other, other_file, parts[1]),
+            ):
                 where = f"{shown(record.file)}, {shown(record.name)}"
                 read_into(descriptor, part, record.offset + start, where)
-            if not np.array_equal(*parts):
+            if not np.array_equal(parts[0], parts[1]):
                 return False
     return True
