@@ -245,7 +245,7 @@ def near_names(missing: Sequence[str], stored: Sequence[str]) -> tuple[str, str,
     tuple of str, str and int, or None
         The checkpoint's name, the module's, how many; None if it is less than half.
     """
-    asked = list(missing[:64])
+    asked = list(missing[:16])
     found = [_paired(_keys(asked, _exported), _keys(stored, _small))]
     found += [prefixes.of_most(asked) for prefixes in _kinds_of_prefixes(stored)]
     best = max(found, key=len)
