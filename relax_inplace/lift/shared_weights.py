@@ -278,7 +278,6 @@ def _shared(
         called = given_names(names, _names(users), f"`{users[0].name}`")
         return SharedWeights(users, ty, called, None, called)
     function = mod[transform]
-    entering = given_names(names, names_of_weights(function), f"`{transform.name_hint}`")
     taker = user_of(transform, function)
     made = function.ret_ty
     raw = [user for user in users if taker is not None and _takes_what(user, taker)]
@@ -297,6 +296,7 @@ def _shared(
         assert taker is not None
         raw = [_with_dimensions_of(taker.type, user) for user in raw]
     called = _names(served)
+    entering = given_names(names, _entering_names(function, served), f"`{transform.name_hint}`")
     return SharedWeights([*served, *raw], made, called, transform, entering, raw, is_called=True)
 
 
@@ -321,6 +321,43 @@ def _takes_what(user: WeightUser, transform: WeightUser) -> bool:
     names = _names([user])
     made_names = [getattr(one, "name", "") for one in outputs]
     return names == names_of_weights(transform.function) and names != made_names
+
+
+def _entering_names(transform: relax.Function, served: Sequence[WeightUser]) -> list[str]:
+    """What a transform calls the fields of its tuple, or the functions what it hands on to them."""
+    bundle = transform.params[len(transform.params) - 1]
+    if not isinstance(bundle.ty, relax.TupleType):
+        return names_of_weights(transform)
+    called, here = called_fields(transform, bundle), _merged(served)
+    for made, index in _handed_on(transform, bundle).items():
+        called[index] = called[index] or here[made]
+    return own_names(called, bundle.name)
+
+
+def _handed_on(transform: relax.Function, bundle: relax.Var) -> dict[int, int]:
+    """Of the fields that a transform returns as they are, the places before."""
+    bound = {
+        binding.var: binding.value
+        for block in transform.body.blocks[:]
+        for binding in block.bindings[:]
+        if type(binding) is relax.VarBinding
+    }
+
+    def resolved(value: relax.Expr) -> relax.Expr:
+        while isinstance(value, relax.Var) and value in bound:
+            value = bound[value]
+        return value
+
+    result = resolved(transform.body.body)
+    if result.same_as(bundle):
+        return {index: index for index in range(len(bundle.ty.fields))}
+    fields = result.fields[:] if isinstance(result, relax.Tuple) else []
+    values = {index: resolved(field) for index, field in enumerate(fields)}
+    return {
+        index: value.index
+        for index, value in values.items()
+        if isinstance(value, relax.TupleGetItem) and resolved(value.tuple_value).same_as(bundle)
+    }
 
 
 def _require_agreement(users: Sequence[WeightUser]) -> None:
@@ -368,13 +405,18 @@ def _shown(ty: ir.Type, longest: int = 200) -> str:
 
 def _names(users: Sequence[WeightUser]) -> list[str]:
     """What the functions call their weights."""
+    bundle = next((user.tuple_name for user in users if user.is_bundled), _TUPLE)
+    return own_names(_merged(users), bundle)
+
+
+def _merged(users: Sequence[WeightUser]) -> list[str]:
+    """For each weight the name that a function gives it; "" if none does."""
     found = [""] * len(users[0].type.fields)
     for user in users:  # a name that is taken in a module of several functions gets a number
         for index, name in enumerate(_called(user)):
             if name and (not found[index] or len(name) < len(found[index])):
                 found[index] = name
-    bundle = next((user.tuple_name for user in users if user.is_bundled), _TUPLE)
-    return own_names(found, bundle)
+    return found
 
 
 def _called(user: WeightUser) -> list[str]:

@@ -218,7 +218,9 @@ def test_tied_weights_that_differ(way, at, tmp_path):
     other = EMBED.copy()
     other.flat[at] += 1
     folder = write(tmp_path, {"embed": EMBED, "lm_head": other, "up": UP})
-    with pytest.raises(SourceError, match="'embed' and 'lm_head' differ, expected the same numbers"):
+    with pytest.raises(
+        SourceError, match="'embed' and 'lm_head' differ, expected the same numbers"
+    ):
         WAYS[way](folder)
 
 
@@ -305,13 +307,13 @@ SIX = [f"layers.{i}.w" for i in range(6)]
     ("stored", "wanted", "message"),
     [
         (
-            {name: "float32" for name in SIX},
+            dict.fromkeys(SIX, "float32"),
             [(name, (2, 3), "float16") for name in SIX],
             "all 6 are float32, expected float16, expected the weights of inplace_transform_params; "
             "make the module for the dtype of the file, or convert the file",
         ),
         (
-            {name: "float32" for name in SIX},
+            dict.fromkeys(SIX, "float32"),
             [(name, (2, 3), "float16" if i else "float32") for i, name in enumerate(SIX)],
             "5 are float32, expected float16 ('layers.1.w', 'layers.2.w'",
         ),
@@ -327,13 +329,13 @@ SIX = [f"layers.{i}.w" for i in range(6)]
             "these are weights of another model, or of another version of it",
         ),
         (
-            {name: "float32" for name in SIX},
+            dict.fromkeys(SIX, "float32"),
             [(name, (2, 3) if i else (3, 3), "float32") for i, name in enumerate(SIX)],
             "1 of another type ('layers.0.w' is float32[2, 3], expected float32[3, 3]), expected "
             "the weights of inplace_transform_params; give the weights that the module was made for",
         ),
         (
-            {name: "float32" for name in SIX[1:]},
+            dict.fromkeys(SIX[1:], "float32"),
             [(name, (2, 3), "float32") for name in SIX],
             "1 missing ('layers.0.w'), expected the weights of inplace_transform_params; download",
         ),

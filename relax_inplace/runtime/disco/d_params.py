@@ -250,8 +250,8 @@ def _request(
         names = read_names(names)
     if callable(names):
         raise TypeError(
-            "load_params: names is a callable, expected what can be sent to workers; give a mapping "
-            "or a sequence"
+            "load_params: names is a callable, expected what can be sent to workers; give a "
+            "mapping or a sequence"
         )
     return {
         "do": do,
