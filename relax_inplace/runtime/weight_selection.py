@@ -299,7 +299,7 @@ def _remedy(
             "(--names FILE), which maps the module's names to the file's"
         )
     of_another_kind = [one for one in mismatched if not one.is_of_dtype]
-    if count and 2 * (len(missing) + len(of_another_kind)) >= count:
+    if count and 2 * (len(missing) + len(of_another_kind)) > count:
         return "these are weights of another model, or of another version of it"
     if of_another_kind:
         return "give the weights that the module was made for, or make the module for these"
