@@ -269,7 +269,9 @@ def _find(
             expected=asked,
             remedy=remedy,
         )
-    entry = _with_names_of_mlc(module, entries[found[0]])
+    entry = entries[found[0]]
+    converting = entries.get(entry["restores"], entry)  # whose weights are the model's
+    entry = _renamed(entry, _names_of_mlc(module, converting))
     _require_device(where, entry["target"], device)
     return Transform(
         module[found[0]],
@@ -309,37 +311,38 @@ def _made(entry: dict[str, Any]) -> dict[str, tuple[str, ...]]:
     }
 
 
-def _with_names_of_mlc(module: Any, entry: dict[str, Any]) -> dict[str, Any]:
-    """The entry with the names in MLC-LLM's metadata, if they are of the same weights.
+def _names_of_mlc(module: Any, entry: dict[str, Any]) -> dict[str, str]:
+    """For the weights that a transform takes their names in MLC-LLM's metadata, if it has them.
 
     There the weights are one tuple, in the order of the metadata. A name that a function gives a
     field is looked up by the rules; where that does not find all, each slot has its number's.
     """
     if not module.implements_function(_METADATA):
-        return entry
+        return {}
     try:
         described = json.loads(module[_METADATA]())["params"]
-        theirs = [(one["name"], one["dtype"], len(one["shape"])) for one in described]
+        types = {one["name"]: (one["dtype"], len(one["shape"])) for one in described}
     except (ValueError, KeyError, TypeError):
-        return entry
+        return {}
     weights = entry["weights"]
-    types = {name: rest for name, *rest in theirs}
     names = match_names([one["name"] for one in weights], types).found
     if len(names) < len(weights):
-        if len(theirs) != len(weights) or len(types) != len(theirs):
-            return entry
+        if not len(types) == len(described) == len(weights):
+            return {}
         by_slot = {str(index): name for index, name in enumerate(types)}
         names = {one["name"]: by_slot.get(one["slot"], "") for one in weights}
-    if any(
-        types.get(names[one["name"]]) != [one["dtype"], len(one["shape"] or ())] for one in weights
-    ):
-        return entry
-    return {
-        **entry,
-        "weights": [{**one, "name": names[one["name"]]} for one in weights],
-        "params": [{**one, "name": made_from(one["name"], names)} for one in entry["params"]],
-        "tied": [[names[one] for one in group] for group in entry["tied"]],
-    }
+    for one in weights:
+        if types.get(names[one["name"]]) != (one["dtype"], len(one["shape"] or ())):
+            return {}
+    return names
+
+
+def _renamed(entry: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    def types(key: str) -> list[dict[str, Any]]:
+        return [{**one, "name": made_from(one["name"], names)} for one in entry[key]]
+
+    tied = [[made_from(name, names) for name in group] for group in entry["tied"]]
+    return {**entry, "weights": types("weights"), "params": types("params"), "tied": tied}
 
 
 def _size(size: int | str, dimensions: Mapping[str, int]) -> int | str:

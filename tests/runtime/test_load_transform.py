@@ -251,12 +251,15 @@ class Module:
     def _metadata() -> R.Any:
         return R.str({json.dumps(metadata)!r})
 """
-    mod = LiftInplaceTransformParams()(from_source(text))
-    transform = Transform.of(relax.VirtualMachine(tvm.compile(mod, "llvm"), CPU))
-    assert [(one.name, one.slot) for one in transform.weights] == [
-        ("layers.0.up", "0"),
-        ("layers.0.down", "1"),
-    ]
+    mod = LiftInplaceTransformParams(restore=True)(from_source(text))
+    vm = relax.VirtualMachine(tvm.compile(mod, "llvm"), CPU)
+    transform = Transform.of(vm)
+    back = Transform.of(vm, restoring=transform.name)
+    for types in (transform.weights, transform.params, back.weights, back.params):
+        assert [(one.name, one.slot) for one in types] == [
+            ("layers.0.up", "0"),
+            ("layers.0.down", "1"),
+        ]
 
 
 @pytest.mark.parametrize(
