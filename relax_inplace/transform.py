@@ -15,6 +15,7 @@ from .lower.collector import paused_collector
 from .lower.user_pipeline import Pipeline
 from .restore.inverse import InverseError
 from .restore.restore_params import restored
+from .weight_names import GivenNames
 
 __all__ = ["InplaceTransformParams", "LiftInplaceTransformParams", "Pipeline"]
 
@@ -23,6 +24,7 @@ def InplaceTransformParams(  # noqa: N802  named as TVM names passes
     functions: str | Sequence[str] | None = None,
     *,
     params: Sequence[str | int] | None = None,
+    names: GivenNames | None = None,
     memory_limit: int | float | None = None,
     lazy: bool = False,
     restore: bool = False,
@@ -47,6 +49,8 @@ def InplaceTransformParams(  # noqa: N802  named as TVM names passes
         The weights that may be modified: indices in the tuple, or names, of parameters or of the
         variables that fields are read into first. The others are read, and their slots keep the
         original. All by default.
+    names : mapping, sequence, callable or path, optional
+        What the weights are called in the checkpoint: see :mod:`relax_inplace.weight_names`.
     memory_limit : int or float, optional
         The most bytes that the function may hold at once, the weights included; a float is a
         factor of the weights' bytes. A step whose temporaries are too large for it is run slice by
@@ -108,7 +112,7 @@ def InplaceTransformParams(  # noqa: N802  named as TVM names passes
     The attribute ``relax_inplace.param_map`` of the module says what it does to which weight; in a
     compiled module, the function ``inplace_param_map`` returns it.
     """
-    names = [functions] if isinstance(functions, str) else functions
+    selected = [functions] if isinstance(functions, str) else functions
     if lazy and params is not None:
         raise ValueError(
             f"InplaceTransformParams: params={list(params)!r} says which weights may be modified, "
@@ -131,7 +135,7 @@ def InplaceTransformParams(  # noqa: N802  named as TVM names passes
         with paused_collector():
             return rewrite_transforms(
                 mod,
-                names,
+                selected,
                 params,
                 memory_limit,
                 lazy,
@@ -139,6 +143,7 @@ def InplaceTransformParams(  # noqa: N802  named as TVM names passes
                 strict,
                 undo if restore else None,
                 target,
+                names,
             )
 
     return run

@@ -2,33 +2,43 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..weight_names import RULES, match_names
 from . import options
-from .messages import Messages
+from .messages import Messages, escaped
 from .module_file import read_module
 
 if TYPE_CHECKING:
     from tvm import ir
 
     from ..analysis import LiftReport
+    from ..runtime import Source
 
 __all__ = ["command", "explained"]
 
 
 @click.command("explain", short_help="What would be lifted from a model, and where it goes.")
 @options.module
+@click.option(
+    "--params", "path", metavar="PATH", help="Also say what each weight is called in these files."
+)
 @options.json_output
 @options.every
 @options.functions
 @options.limits
+@options.names
 @options.lifting
 @options.common
 @options.with_messages
-def command(said: Messages, module: str, as_json: bool, every: bool, **chosen: Any) -> None:
+def command(
+    said: Messages, module: str, path: str | None, as_json: bool, every: bool, **chosen: Any
+) -> None:
     """Say what would be lifted from which functions, where it goes, and what stays, and why.
 
     Of more than 16 weights, a summary, and those that change.
@@ -37,15 +47,34 @@ def command(said: Messages, module: str, as_json: bool, every: bool, **chosen: A
       relax-inplace explain model.py
       relax-inplace explain model.py --skip relax.permute_dims --tied embed=lm_head
       relax-inplace explain model.json --function prefill --function decode --json
+      relax-inplace explain model.py --params weights/
+
+    A file may call a weight otherwise than the module: by the first of these rules that finds all
+    weights, each once. Names that differ in other ways are given by --names, here or to run.
     """  # noqa: D301  click wants the character
     choices = options.Choices(**chosen)
     mod = read_module(module, said)
     with said.tvm_speaks():
         reports = explained(mod, choices)
+        checkpoint = None if path is None else _opened(path)
+    tied = choices.for_lifting()["tied"]
+    named = [
+        None if checkpoint is None else _names_in(checkpoint, report.names, tied)
+        for report in reports
+    ]
     if as_json:
-        click.echo(json.dumps([json.loads(report.to_json()) for report in reports], indent=1))
-    else:
-        click.echo("\n".join(report.text(every) for report in reports), nl=False)
+        said_of = [json.loads(report.to_json()) for report in reports]
+        for one, names in zip(said_of, named, strict=True):
+            if names is not None:
+                one["checkpoint"] = {row[0]: row[1] for row in names}
+        click.echo(json.dumps(said_of, indent=1))
+        return
+    texts = []
+    for report, names in zip(reports, named, strict=True):
+        texts.append(report.text(every))
+        if checkpoint is not None and names is not None:
+            texts.append(_as_text(checkpoint, names))
+    click.echo("\n".join(texts), nl=False)
 
 
 def explained(mod: ir.IRModule, choices: options.Choices) -> list[LiftReport]:
@@ -57,3 +86,48 @@ def explained(mod: ir.IRModule, choices: options.Choices) -> list[LiftReport]:
     functions = chosen.pop("functions")
     groups = find_shared_weights(mod, functions, None, None)
     return [explain_lift(mod, [user.name for user in shared.users], **chosen) for shared in groups]
+
+
+def _opened(path: str) -> Source:
+    from ..runtime import open_source
+
+    return open_source(path)
+
+
+def _names_in(
+    checkpoint: Source, names: Sequence[str], tied: Sequence[Sequence[str]]
+) -> list[tuple[str, str | None, str]]:
+    """For each weight what it is called in files, None if it is not there, and by which rule."""
+    found, rules = match_names(names, checkpoint.records, tied)
+    others = {name: [one for one in group if one != name] for group in tied for name in group}
+    rows: list[tuple[str, str | None, str]] = []
+    for name in names:
+        other = next((one for one in others.get(name, ()) if one in found), None)
+        if name in found:
+            rows.append((name, found[name], rules[name]))
+        elif other is not None:
+            rows.append((name, found[other], f"tied to {other}"))
+        else:
+            rows.append((name, None, "by no rule"))
+    return rows
+
+
+def _as_text(checkpoint: Source, names: Sequence[tuple[str, str | None, str]]) -> str:
+    from ..ir.table import table
+
+    text = table(
+        ["weight", f"in {checkpoint.path}", "by which rule"],
+        [[escaped(name), escaped(stored or "-"), rule] for name, stored, rule in names],
+    )
+    used = {stored for _, stored, _ in names}
+    extra = [escaped(name) for name in checkpoint.records if name not in used]
+    if extra:
+        text += f"\n\nnot wanted ({len(extra)}): {', '.join(extra[:8])}"
+        text += ", ..." if len(extra) > 8 else ""
+    return text + "\n"
+
+
+# From where the rules are defined, once more for a reader of the help.
+command.help = f"{inspect.cleandoc(command.help or '')}\n\n\b\n" + "\n".join(
+    f"  {number}. {rule}" for number, rule in enumerate(RULES, 1)
+)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from typing import Any
 
 import click
 
+from ..weight_names import read_names
 from .messages import Messages
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "lifting",
     "limits",
     "module",
+    "names",
     "others",
     "target",
     "with_messages",
@@ -71,22 +72,16 @@ class Tied(click.ParamType):
 
 
 class Names(click.ParamType):
-    """A file with the names of the weights, a JSON list."""
+    """A JSON file with the names of the weights, an object or a list."""
 
     name = "file"
 
-    def convert(self, value: Any, param: Any, ctx: Any) -> list[str]:
+    def convert(self, value: Any, param: Any, ctx: Any) -> dict[str, str] | list[str]:
         """Read them."""
         try:
-            with open(value, encoding="utf-8") as file:
-                names = json.load(file)
-        except OSError as error:
-            self.fail(f"{value}: {error.strerror}", param, ctx)
-        except (ValueError, RecursionError):
-            names = None
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            self.fail(f"{value}: expected a JSON list of names", param, ctx)
-        return names
+            return read_names(value)
+        except ValueError as error:
+            self.fail(str(error).removeprefix("names: "), param, ctx)
 
 
 class Bound(click.ParamType):
@@ -116,9 +111,12 @@ class Choices(dict[str, Any]):
         lazy: bool = False,
         restore: bool = False,
         verify: bool = False,
+        names: dict[str, str] | list[str] | None = None,
         **lifting: Any,
     ):
-        super().__init__(functions=list(functions) or None, memory_limit=memory_limit, lazy=lazy)
+        super().__init__(
+            functions=list(functions) or None, memory_limit=memory_limit, lazy=lazy, names=names
+        )
         self.lifting = lifting
         self.with_others: dict[str, Any] = {"restore": restore, "reference": verify}
 
@@ -174,6 +172,13 @@ functions = click.option(
     "--function", "functions", metavar="NAME", multiple=True, help="Only this one; repeatable."
 )
 
+names = click.option(
+    "--names",
+    type=Names(),
+    help="JSON: what the weights are called in the checkpoint, an object from the module's names, "
+    "or a list in the order of the tuple.",
+)
+
 bounds = click.option(
     "--bound",
     "bounds",
@@ -223,15 +228,10 @@ def others(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def lifting(function: Callable[..., Any]) -> Callable[..., Any]:
-    """``--only``, ``--skip``, ``--max-resident``, ``--names`` and ``--tied``."""
+    """``--only``, ``--skip``, ``--max-resident`` and ``--tied``."""
     for option in (
         click.option(
             "--tied", type=Tied(), multiple=True, help="Weights that are equal; repeatable."
-        ),
-        click.option(
-            "--names",
-            type=Names(),
-            help="A JSON list of the names of the weights, in the order of the tuple.",
         ),
         click.option(
             "--max-resident",

@@ -34,6 +34,7 @@ __all__ = ["command", "planned", "transforms_of"]
 @options.functions
 @options.bounds
 @options.limits
+@options.names
 @options.lifting
 @options.common
 @options.with_messages
@@ -140,6 +141,7 @@ def planned(
         plan = plan_memory(
             function,
             mod,
+            names=None if lifts else choices["names"],
             memory_limit=choices["memory_limit"],
             lazy=choices["lazy"],
             tir_var_upper_bound=bounds or None,

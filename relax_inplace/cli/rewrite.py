@@ -22,6 +22,7 @@ __all__ = ["command"]
 @options.functions
 @options.limits
 @options.others
+@options.names
 @options.lifting
 @options.common
 @options.with_messages

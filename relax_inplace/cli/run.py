@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,15 @@ __all__ = ["command"]
     help="Of what is written.",
 )
 @click.option("--plot", metavar="FILE", help="Draw memory over time, as .svg, .png or .pdf.")
+@options.names
+@click.option(
+    "--ignore-extra", is_flag=True, help="Load also if there are weights that LIB does not want."
+)
+@click.option(
+    "--ties",
+    is_flag=True,
+    help="Read weights that the metadata of safetensors says are others' from those.",
+)
 @click.option("--function", "name", metavar="NAME", help="The transform, if LIB has several.")
 @click.option("--strict", is_flag=True, help="Refuse weights that cannot be freed.")
 @click.option("--verify", is_flag=True, help="Compare each field with an out-of-place conversion.")
@@ -57,6 +67,9 @@ def command(
     cache: str | None,
     format: str,
     plot: str | None,
+    names: dict[str, str] | list[str] | None,
+    ignore_extra: bool,
+    ties: bool,
     name: str | None,
     strict: bool,
     verify: bool,
@@ -108,6 +121,9 @@ def command(
             device,
             cache=cache,
             format=format,
+            names=names,
+            extra="ignore" if ignore_extra else "error",
+            ties=ties,
             strict=strict,
             verify=verify,
             checksum=checksum,
@@ -115,6 +131,8 @@ def command(
         )
     for warning in caught:
         said.note(f"warning: {warning.message}")
+    if params.ignored:
+        said.note(f"not wanted, and not read: {_listed(params.ignored)}")
     report = params.report
     assert report is not None
     if as_json:
@@ -127,6 +145,12 @@ def command(
     if plot is not None:
         report.plot(plot)
         said.note(f"drawn: {plot}")
+
+
+def _listed(names: Sequence[str], most: int = 8) -> str:
+    """Names, or the first of them and how many there are."""
+    more = f", ... ({len(names)})" if len(names) > most else ""
+    return f"{', '.join(names[:most])}{more}"
 
 
 def _require_room(folder: str, transform: Any) -> None:

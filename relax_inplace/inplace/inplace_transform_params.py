@@ -33,6 +33,7 @@ from ..ir.marks import without_marks
 from ..ir.updates import REFERENCE, bindings_of
 from ..lower.param_map import with_param_map
 from ..op import is_update
+from ..weight_names import GivenNames, given_names
 from .branches import find_branches
 from .function_writer import write_inplace_function
 from .inplace_function import InplaceFunction, choose
@@ -41,6 +42,7 @@ from .moves_in_place import target_to_plan_for
 from .param_map_entry import Entry, restoring_entry
 from .read_transform import read_transform
 from .schedule import plan_graph
+from .signature import names_of_weights
 from .transform_graph import TRANSFORM, UnsupportedTransformError
 
 __all__ = [
@@ -99,6 +101,7 @@ def rewrite_transforms(
     strict: bool,
     undo: Undo | None,
     target: str | tvm.target.Target | None = None,
+    weight_names: GivenNames | None = None,
 ) -> ir.IRModule:
     """What the pass does: see :func:`relax_inplace.transform.InplaceTransformParams`.
 
@@ -124,6 +127,7 @@ def rewrite_transforms(
                 reference=reference,
                 undo=undo,
                 target=target,
+                names=weight_names,
             )
         except UnsupportedTransformError as error:
             if strict:
@@ -253,6 +257,7 @@ def write_family(
     renamed: Callable[[Entry], Entry] = lambda entry: entry,
     equal: Mapping[str, str] | None = None,
     target: str | tvm.target.Target | None = None,
+    names: GivenNames | None = None,
 ) -> Family:
     """Write what works in place, and what goes with it.
 
@@ -264,18 +269,22 @@ def write_family(
         Of the transform, out of place.
     new_name : str
         Of the one that works in place.
-    params, memory_limit, lazy, reference, target
+    params, memory_limit, lazy, reference, target, names
         See :func:`relax_inplace.transform.InplaceTransformParams`.
     undo : callable, optional
         Writes what restores the original weights.
     renamed : callable
-        Gives the weights their names in the map.
+        Says in the map what lifting knows.
     equal : dict of str to str, optional
         Slots of weights that are known to be equal to others.
     """
     function = without_marks(function)
     planned_for = target_to_plan_for(target, mod)
-    inplace = _rewritten(mod, name, function, new_name, params, memory_limit, lazy, planned_for)
+    if names is not None:  # once: the branches of a function may read other fields
+        names = given_names(names, names_of_weights(function), f"`{name}`")
+    inplace = _rewritten(
+        mod, name, function, new_name, params, memory_limit, lazy, planned_for, names
+    )
     entry = renamed(inplace.entry)
     family = Family(inplace.functions(new_name), {new_name: entry}, {})
     if reference:
@@ -318,6 +327,7 @@ def _rewritten(
     memory_limit: int | float | None,
     lazy: bool,
     target: tvm.target.Target | None = None,
+    names: Sequence[str] | None = None,
 ) -> InplaceFunction:
     """What works in place."""
 
@@ -331,7 +341,7 @@ def _rewritten(
                 rewrite(branches.on_true, f"{prefix}_true"),
                 rewrite(branches.on_false, f"{prefix}_false"),
             )
-        graph = read_transform(name, function, mod, params, lazy, target)
+        graph = read_transform(name, function, mod, params, lazy, target, names)
         if memory_limit is None:
             limit, schedule = None, plan_graph(graph)
         else:

@@ -13,11 +13,13 @@ from ..ir.byte_size import NOMINAL_DIMENSION, LargestOf, Size, at_bounds, larges
 from ..ir.kernels import Kernels
 from ..ir.marks import without_marks
 from ..ir.table import listed, plain_size, shown, table
+from ..weight_names import GivenNames, given_names
 from .branches import find_branches
 from .memory_limit import bytes_of_limit, plan_within
 from .moves_in_place import target_to_plan_for
 from .read_transform import read_transform
 from .schedule import MOST_SCRATCH, Schedule, bounds_of, plan_graph
+from .signature import names_of_weights
 from .steps import Load, Step
 from .transform_graph import Known, TransformGraph
 from .weights import Buffer, Container, Weight, buffers_of
@@ -183,6 +185,7 @@ def plan_memory(
     mod: ir.IRModule | None = None,
     *,
     params: Sequence[str | int] | None = None,
+    names: GivenNames | None = None,
     memory_limit: int | float | None = None,
     lazy: bool = False,
     fused: bool | None = None,
@@ -199,6 +202,8 @@ def plan_memory(
         The module it stands in, where it calls functions of it.
     params : sequence of str or int, optional
         The weights that may be modified: see ``InplaceTransformParams``.
+    names : mapping, sequence, callable or path, optional
+        Of the weights: see ``InplaceTransformParams``.
     memory_limit : int or float, optional
         See ``InplaceTransformParams``.
     lazy : bool
@@ -230,6 +235,8 @@ def plan_memory(
     attrs = function.attrs
     name = str(attrs["global_symbol"]) if attrs and "global_symbol" in attrs else "transform_params"
     function = without_marks(function)
+    if names is not None:
+        names = given_names(names, names_of_weights(function), f"`{name}`")
     branches = find_branches(function, mod)
     if branches is not None:
         if lazy:
@@ -239,6 +246,7 @@ def plan_memory(
                 branch,
                 mod,
                 params=params,
+                names=names,
                 memory_limit=memory_limit,
                 lazy=lazy,
                 fused=fused,
@@ -248,7 +256,8 @@ def plan_memory(
             for branch in (branches.on_true, branches.on_false)
         ]
         return max(plans, key=lambda plan: _number(plan.peak))
-    graph = read_transform(name, function, mod, params, lazy, target_to_plan_for(target, mod))
+    planned_for = target_to_plan_for(target, mod)
+    graph = read_transform(name, function, mod, params, lazy, planned_for, names)
     if memory_limit is not None:
         limit = bytes_of_limit(graph, memory_limit, tir_var_upper_bound)
         schedule = plan_within(graph, limit, Kernels(mod or ir.IRModule()), tir_var_upper_bound)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import tvm
@@ -20,7 +20,7 @@ from .steps import Load, Step
 from .transform_graph import Known, TransformGraph
 from .weights import Container, Weight
 
-__all__ = ["entry_of", "renamed", "restoring_entry"]
+__all__ = ["entry_of", "restoring_entry"]
 
 
 def entry_of(schedule: Schedule, mod: ir.IRModule) -> Entry:
@@ -59,22 +59,11 @@ def entry_of(schedule: Schedule, mod: ir.IRModule) -> Entry:
         "streamed": graph.get_weight is not None,
         "loads": [step.index for step in schedule.steps if isinstance(step, Load)],
         "target": None,
+        "tied": [],
         "peak": schedule.peak(),
         "weights": [_typed(one.name, _slot(one), one.ty) for one in weights],
         "params": params,
         "steps": steps,
-    }
-
-
-def renamed(entry: Entry, lifted: Mapping[str, Sequence[Any]]) -> Entry:
-    """The entry with the names that lifting gives the weights, and what it says is done to them."""
-    names = dict(zip((one["name"] for one in entry["weights"]), lifted["weights"], strict=True))
-    return {
-        **entry,
-        "weights": [{**one, "name": names[one["name"]]} for one in entry["weights"]],
-        "params": [
-            {**one, **said} for one, said in zip(entry["params"], lifted["params"], strict=True)
-        ],
     }
 
 

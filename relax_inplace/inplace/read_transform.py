@@ -16,6 +16,7 @@ from ..ir.marks import without_marks
 from ..ir.tuple_tree import Path, map_leaves, subscripted, tree_of
 from ..ir.whole_bytes import packed_computation
 from ..op import is_update
+from ..weight_names import GivenNames
 from .captured import reads_moved_out
 from .fusion import Fusion, find_fusion
 from .memory_order import MemoryOrder, one_line
@@ -36,6 +37,7 @@ def read_transform(
     params: Sequence[str | int] | None = None,
     lazy: bool = False,
     target: tvm.target.Target | None = None,
+    names: GivenNames | None = None,
 ) -> TransformGraph:
     """Read a function.
 
@@ -52,6 +54,8 @@ def read_transform(
         Whether it is streamed.
     target : tvm.target.Target, optional
         What it will be compiled for. Without it, no result lies in an operand's memory.
+    names : mapping, sequence, callable or path, optional
+        Of the weights: see :mod:`..weight_names`.
 
     Raises
     ------
@@ -61,7 +65,7 @@ def read_transform(
         that it reads later; or is to be streamed, and the symbolic dimensions of its weights
         define each other.
     """
-    graph = read_signature(name, function, params, lazy)
+    graph = read_signature(name, function, params, lazy, names)
     _Reader(graph, mod or ir.IRModule(), target).read()
     return graph
 

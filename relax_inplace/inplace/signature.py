@@ -7,15 +7,20 @@ from collections.abc import Sequence
 from tvm import ir, relax
 
 from ..ir.byte_size import tensors_in
+from ..weight_names import GivenNames, given_names, is_made_up, own_names
 from .steps import Load
 from .transform_graph import TransformGraph, UnsupportedTransformError, number_of_inputs
 from .weights import Buffer, Container, Weight
 
-__all__ = ["read_signature"]
+__all__ = ["called_fields", "names_of_weights", "read_signature"]
 
 
 def read_signature(
-    name: str, function: relax.Function, selected: Sequence[str | int] | None, lazy: bool
+    name: str,
+    function: relax.Function,
+    selected: Sequence[str | int] | None,
+    lazy: bool,
+    names: GivenNames | None = None,
 ) -> TransformGraph:
     """The graph of a function of which nothing but the parameters has been read.
 
@@ -27,6 +32,8 @@ def read_signature(
         The weights that may be modified, by name or by their index in the tuple; all by default.
     lazy : bool
         Whether it is streamed.
+    names : mapping, sequence, callable or path, optional
+        Of the fields of the tuple: see :mod:`..weight_names`.
     """
     params = list(function.params[:])
     count = number_of_inputs(function)
@@ -37,20 +44,17 @@ def read_signature(
             reason=f"it takes no weights: num_input={count} of its {len(params)} parameters "
             "are inputs",
         )
-    is_tuple = len(trailing) == 1 and isinstance(trailing[0].ty, relax.TupleType)
+    is_tuple = _is_tuple(trailing)
     if is_tuple:
         bundle, ty = trailing[0], trailing[0].ty
     else:
         ty = relax.TupleType([param.ty for param in trailing])
         bundle = relax.Var("params", ty)
     root = Container(None, -1, ty)
-    names = _field_names(function, bundle) if is_tuple else [param.name for param in trailing]
-    modifiable = _selected(name, selected, names, len(ty.fields))
+    called = given_names(names, names_of_weights(function), f"`{name}`")
+    modifiable = _selected(name, selected, called, len(ty.fields))
     for index, field in enumerate(ty.fields[:]):
-        default = f"{bundle.name}[{index}]"
-        root.fields.append(
-            _field(root, index, field, names[index] or default, index in modifiable, lazy)
-        )
+        root.fields.append(_field(root, index, field, called[index], index in modifiable, lazy))
     graph = TransformGraph(name, function, leading, bundle, root, root)
     if lazy:
         _stream(graph)
@@ -63,16 +67,29 @@ def read_signature(
     return graph
 
 
-def _field_names(function: relax.Function, bundle: relax.Var) -> list[str]:
-    """For each field the variable that it is read into first; "" if none is."""
+def names_of_weights(function: relax.Function) -> list[str]:
+    """What a function calls the fields of its weights, or the parameters that they are."""
+    trailing = list(function.params[number_of_inputs(function) :])
+    if _is_tuple(trailing):
+        return own_names(called_fields(function, trailing[0]), trailing[0].name)
+    return own_names([param.name for param in trailing], "params")
+
+
+def called_fields(function: relax.Function, bundle: relax.Var) -> list[str]:
+    """For each field of a tuple the variable that it is read into first; "" if none has a name."""
     names = [""] * len(bundle.ty.fields)
     for block in function.body.blocks[:]:
         for binding in block.bindings[:]:
             value = binding.value
             if isinstance(value, relax.TupleGetItem) and value.tuple_value.same_as(bundle):
-                index = value.index
-                names[index] = names[index] or binding.var.name
+                name, index = str(binding.var.name), value.index
+                if not names[index] and not is_made_up(name):
+                    names[index] = name
     return names
+
+
+def _is_tuple(trailing: Sequence[relax.Var]) -> bool:
+    return len(trailing) == 1 and isinstance(trailing[0].ty, relax.TupleType)
 
 
 def _stream(graph: TransformGraph) -> None:

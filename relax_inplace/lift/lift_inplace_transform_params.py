@@ -28,21 +28,21 @@ import tvm
 from tvm import ir, relax
 
 from ..inplace.inplace_transform_params import inplace_name, require_resident, write_family
-from ..inplace.param_map_entry import renamed
 from ..inplace.transform_graph import TRANSFORM
 from ..ir.tuple_tree import slot_text
 from ..ir.updates import bindings_of
 from ..lower.param_map import Entry, param_map_of, with_param_map
 from ..restore.restore_params import restored
+from ..weight_names import GivenNames
 from .lifted_users import without_stops, write_users
 from .plan import LiftPlan, plan_lift
-from .report import described
+from .report import LiftReport, described
 from .selection import Rules, Selection
 from .shared_weights import LiftError, find_shared_weights
 from .transform import write_transform
 from .transpositions import warning_of
 from .user import called_user
-from .weight_values import find_values, is_stop
+from .weight_values import Value, find_values, is_stop
 
 __all__ = ["LiftInplaceTransformParams"]
 
@@ -51,7 +51,7 @@ def LiftInplaceTransformParams(  # noqa: N802  named as TVM names passes
     functions: str | Sequence[str] | None = None,
     *,
     params: str | None = None,
-    names: Sequence[str] | None = None,
+    names: GivenNames | None = None,
     tied: Sequence[Sequence[str | int]] = (),
     max_resident: int | float | None = 1.0,
     only: Rules = None,
@@ -72,11 +72,14 @@ def LiftInplaceTransformParams(  # noqa: N802  named as TVM names passes
     params : str, optional
         The name of the tuple of weights in functions without ``num_input``, if it is not the last
         parameter.
-    names : sequence of str, optional
-        Of the weights, in the order of the tuple. By default what the functions call them.
+    names : mapping, sequence, callable or path, optional
+        What the weights are called in the checkpoint: a mapping from the module's names, a sequence
+        in the order of the tuple, or a JSON file with either. By default what the functions call
+        them: see :mod:`relax_inplace.weight_names`.
     tied : sequence of sequences of str or int
         Weights that are known to be equal, by name or index, such as
-        ``[("embed.weight", "lm_head.weight")]``. The first of each stands for the others.
+        ``[("embed.weight", "lm_head.weight")]``. The first of each stands for the others; a
+        checkpoint may hold any of them.
     max_resident : int or float, optional
         The most bytes that the transformed weights may take; a float is a factor of the original
         ones. What would make them larger is not lifted: see
@@ -121,7 +124,8 @@ def LiftInplaceTransformParams(  # noqa: N802  named as TVM names passes
     each came from and went to; in a compiled module, the function ``inplace_param_map`` returns it.
 
     Where a ``transform_params`` of the module makes the weights of the functions
-    (``LiftTransformParams`` leaves it so), it is made part of the new one. A function that has a
+    (``LiftTransformParams`` leaves it so), it is made part of the new one, whose weights are what
+    enters the module: see :mod:`relax_inplace.lift.earlier_transform`. A function that has a
     ``<name>_transform_params`` of its own gets ``<name>_inplace_transform_params``.
     """
     named = [functions] if isinstance(functions, str) else functions
@@ -142,17 +146,18 @@ def LiftInplaceTransformParams(  # noqa: N802  named as TVM names passes
             if _is_lifted(mod, plan, new_name):
                 continue
             _require_no_other_callers(mod, plan)
-            lifted_map = described(plan).param_map()
+            report = described(plan)
             family = write_family(
                 mod,
                 new_name,
                 write_transform(plan, mod),
                 new_name,
+                names=plan.graph.shared.entering,
                 memory_limit=memory_limit,
                 lazy=lazy,
                 reference=reference,
                 undo=restored if restore else None,
-                renamed=functools.partial(renamed, lifted=lifted_map),
+                renamed=functools.partial(_said_of, plan, report),
                 equal=_equal_weights(plan),
                 target=target,
             )
@@ -262,11 +267,24 @@ def _lifted(
 
 def _equal_weights(plan: LiftPlan) -> dict[str, str]:
     """The slots of tied weights, and of those that stand for them."""
-    if plan.graph.shared.transform is not None:
+    if plan.graph.shared.is_called:
         return {}  # tied is what the other transform makes
     return {
         slot_text(weight.path): slot_text(first.path) for weight, first in plan.graph.tied.items()
     }
+
+
+def _said_of(plan: LiftPlan, report: LiftReport, entry: Entry) -> Entry:
+    """An entry of the map, with what lifting knows: what is tied, and what is done to what."""
+    if plan.graph.shared.is_called:
+        return {**entry, "tied": []}
+    names: dict[Value, list[str]] = {}
+    for weight, first in plan.graph.tied.items():
+        names.setdefault(first, [first.name]).append(weight.name)
+    said = report.param_map()
+    dimensions = {"name": (report.new_names or [""])[-1], "from": [], "done": "shape"}
+    params = [{**one, **said.get(one["slot"], dimensions)} for one in entry["params"]]
+    return {**entry, "tied": list(names.values()), "params": params}
 
 
 def _without_stops(mod: ir.IRModule) -> ir.IRModule:

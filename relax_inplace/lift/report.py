@@ -14,6 +14,7 @@ from ..ir.byte_size import Size
 from ..ir.names import unused
 from ..ir.table import listed, plain_size, shown, table
 from ..ir.tuple_tree import slot_text
+from ..weight_names import GivenNames
 from .plan import LiftPlan, plan_lift
 from .selection import Reason, Rules, Selection
 from .shared_weights import find_shared_weights
@@ -227,23 +228,17 @@ class LiftReport:
         return json.dumps(fields, default=plain_size, indent=1)
 
     def param_map(self) -> dict[str, Any]:
-        """From the old names to the new ones, for the parameter map.
+        """What is in each slot after, for the parameter map.
 
-        ``weights`` are the names before, ``params`` those after, each with the weights it is made
-        ``from`` and what is ``done`` to them (empty for a weight as it was).
+        Its name, the weights it is made ``from`` and what is ``done`` to them (empty for a weight
+        as it was).
         """
-        made_from: dict[str, dict[str, Any]] = {}
+        said: dict[str, Any] = {}
         for one in self.weights:
-            if one.new_name is not None:
-                entry = made_from.setdefault(one.new_name, {"from": [], "done": one.done})
-                entry["from"].append(one.name)
-        return {
-            "weights": self.names,
-            "params": [
-                {"name": name, **made_from.get(name, {"from": [], "done": "shape"})}
-                for name in self.new_names
-            ],
-        }
+            if one.new_slot is not None:
+                new: dict[str, Any] = {"name": one.new_name, "from": [], "done": one.done}
+                said.setdefault(one.new_slot, new)["from"].append(one.name)
+        return said
 
 
 _KINDS = 12  # that a summary names
@@ -272,7 +267,7 @@ def explain_lift(
     functions: str | Sequence[str] | None = None,
     *,
     params: str | None = None,
-    names: Sequence[str] | None = None,
+    names: GivenNames | None = None,
     tied: Sequence[Sequence[str | int]] = (),
     max_resident: int | float | None = 1.0,
     only: Rules = None,
@@ -303,7 +298,13 @@ def explain_lift(
     shared = find_shared_weights(mod, named, params, names)[0]
     lift = plan_lift(find_values(mod, shared, tied), max_resident, Selection.of(only, skip))
     report = described(lift)
-    report.plan = plan_memory(write_transform(lift, mod), mod, memory_limit=memory_limit, lazy=lazy)
+    report.plan = plan_memory(
+        write_transform(lift, mod),
+        mod,
+        names=lift.graph.shared.entering,
+        memory_limit=memory_limit,
+        lazy=lazy,
+    )
     return report
 
 

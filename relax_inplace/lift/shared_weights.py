@@ -11,25 +11,29 @@ All functions that have weights share them, so their types agree, up to the name
 dimensions. But a tuple that does not agree is something else where other functions have
 ``num_input``, and in a private function. A function ``f`` whose weights come from a function
 ``f_transform_params`` of the module shares them with none.
+
+Where a ``transform_params`` of the module makes the weights of a function, it may stand beside
+functions that take the weights as they are: these are told by the types of their weights, or by the
+names if the types leave a choice.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Sequence
 
 import tvm_ffi
 from tvm import ir, relax
 
 from ..errors import StructuredError
+from ..inplace.signature import called_fields, names_of_weights
 from ..inplace.transform_graph import RESTORE, TRANSFORM
+from ..weight_names import GivenNames, given_names, own_names
 
-__all__ = ["LiftError", "SharedWeights", "WeightUser", "find_shared_weights"]
+__all__ = ["LiftError", "SharedWeights", "WeightUser", "find_shared_weights", "user_of"]
 
 _NUM_INPUT = "num_input"
 _TUPLE = "params"  # what a tuple is called that weights are bundled into
-_MADE_UP = re.compile(r"(gv|lv)\d*")  # what BlockBuilder calls a variable that has no name
 
 
 class LiftError(StructuredError):
@@ -116,15 +120,29 @@ class SharedWeights:
         By name.
     type : relax.TupleType
     names : list of str
-        Of the fields: given, or as the functions call them, or ``params[3]``.
+        Of the fields: see :mod:`..weight_names`.
     transform : tvm.ir.GlobalVar or None
-        A function of the module that makes these weights from others.
+        A function of the module that makes the weights of some users from others.
+    entering : list of str
+        The names of what enters: the fields of the transform's tuple, or of this one.
+    raw : list of WeightUser
+        Users that take what enters, and not what the transform makes.
+    is_called : bool
+        Whether these weights are what the transform makes, so that the new one calls it.
     """
 
     users: list[WeightUser]
     type: relax.TupleType
     names: list[str]
     transform: ir.GlobalVar | None
+    entering: list[str]
+    raw: list[WeightUser] = dataclasses.field(default_factory=list)
+    is_called: bool = False
+
+    @property
+    def served(self) -> list[WeightUser]:
+        """The users that take what the transform makes."""
+        return [user for user in self.users if user not in self.raw]
 
     @property
     def tuple_name(self) -> str:
@@ -141,7 +159,7 @@ def find_shared_weights(
     mod: ir.IRModule,
     functions: Sequence[str] | None = None,
     params: str | None = None,
-    names: Sequence[str] | None = None,
+    names: GivenNames | None = None,
 ) -> list[SharedWeights]:
     """Find the functions that share weights.
 
@@ -153,8 +171,8 @@ def find_shared_weights(
     params : str, optional
         The name of the tuple parameter of functions that have no ``num_input``; by default their
         last parameter.
-    names : sequence of str, optional
-        Of the weights, in order.
+    names : mapping, sequence, callable or path, optional
+        Of the weights: see :mod:`..weight_names`.
 
     Raises
     ------
@@ -198,7 +216,7 @@ def _users(
                     f"functions={list(functions)}, but the module has no Relax function `{name}`; "
                     f"it has {sorted(relax_functions)}"
                 )
-            user = _user(relax_functions[name], mod[relax_functions[name]], params)
+            user = user_of(relax_functions[name], mod[relax_functions[name]], params)
             if user is None:
                 raise LiftError.of(
                     functions=f"`{name}`",
@@ -208,7 +226,7 @@ def _users(
             users.append(user)
         return users
     found = [
-        _user(relax_functions[name], mod[relax_functions[name]], params)
+        user_of(relax_functions[name], mod[relax_functions[name]], params)
         for name in sorted(relax_functions)
         if not name.endswith((TRANSFORM, RESTORE))
     ]
@@ -224,7 +242,10 @@ def _num_input(function: relax.Function) -> int | None:
     return int(attrs[_NUM_INPUT]) if attrs and _NUM_INPUT in attrs else None
 
 
-def _user(gvar: ir.GlobalVar, function: relax.Function, params: str | None) -> WeightUser | None:
+def user_of(
+    gvar: ir.GlobalVar, function: relax.Function, params: str | None = None
+) -> WeightUser | None:
+    """A function with its weights; None if it has none."""
     variables = list(function.params[:])
     position = _num_input(function)
     if position is None:
@@ -248,8 +269,98 @@ def _shared(
     mod: ir.IRModule,
     users: list[WeightUser],
     transform: ir.GlobalVar | None,
-    names: Sequence[str] | None,
+    names: GivenNames | None,
 ) -> SharedWeights:
+    if transform is None:
+        _require_agreement(users)
+        ty = users[0].type
+        users = [_with_dimensions_of(ty, user) for user in users]
+        called = given_names(names, _names(users), f"`{users[0].name}`")
+        return SharedWeights(users, ty, called, None, called)
+    function = mod[transform]
+    taker = user_of(transform, function)
+    made = function.ret_ty
+    raw = [user for user in users if taker is not None and _takes_what(user, taker)]
+    served = [user for user in users if user not in raw]
+    if not served:  # it makes weights of no function here
+        served, raw = raw, []
+    _require_agreement(served)
+    if not tvm_ffi.structural_equal(made, served[0].type, map_free_vars=True):
+        raise LiftError.of(
+            functions=f"`{served[0].name}`",
+            reason=f"its weights are {_shown(served[0].type)}, but `{transform.name_hint}` makes "
+            f"{_shown(made)}",
+        )
+    served = [_with_dimensions_of(made, user) for user in served]
+    if raw:
+        assert taker is not None
+        raw = [_with_dimensions_of(taker.type, user) for user in raw]
+    called = _names(served)
+    entering = given_names(names, _entering_names(function, served), f"`{transform.name_hint}`")
+    return SharedWeights([*served, *raw], made, called, transform, entering, raw, is_called=True)
+
+
+def _takes_what(user: WeightUser, transform: WeightUser) -> bool:
+    """Whether a function takes what a transform takes, and not what it makes."""
+    made = transform.function.ret_ty
+    if not _agree(user, transform):
+        return False
+    if not tvm_ffi.structural_equal(made, user.type, map_free_vars=True):
+        return True
+    # LiftTransformParams calls the parameters as the variables that it returns.
+    result = transform.function.body.body
+    outputs: list[relax.Expr] = next(
+        (
+            binding.value.fields[:]
+            for block in reversed(transform.function.body.blocks[:])
+            for binding in reversed(block.bindings[:])
+            if binding.var.same_as(result) and isinstance(binding.value, relax.Tuple)
+        ),
+        [],
+    )
+    names = _names([user])
+    made_names = [getattr(one, "name", "") for one in outputs]
+    return names == names_of_weights(transform.function) and names != made_names
+
+
+def _entering_names(transform: relax.Function, served: Sequence[WeightUser]) -> list[str]:
+    """What a transform calls the fields of its tuple, or the functions what it hands on to them."""
+    bundle = transform.params[len(transform.params) - 1]
+    if not isinstance(bundle.ty, relax.TupleType):
+        return names_of_weights(transform)
+    called, here = called_fields(transform, bundle), _merged(served)
+    for made, index in _handed_on(transform, bundle).items():
+        called[index] = called[index] or here[made]
+    return own_names(called, bundle.name)
+
+
+def _handed_on(transform: relax.Function, bundle: relax.Var) -> dict[int, int]:
+    """Of the fields that a transform returns as they are, the places before."""
+    bound = {
+        binding.var: binding.value
+        for block in transform.body.blocks[:]
+        for binding in block.bindings[:]
+        if type(binding) is relax.VarBinding
+    }
+
+    def resolved(value: relax.Expr) -> relax.Expr:
+        while isinstance(value, relax.Var) and value in bound:
+            value = bound[value]
+        return value
+
+    result = resolved(transform.body.body)
+    if result.same_as(bundle):
+        return {index: index for index in range(len(bundle.ty.fields))}
+    fields = result.fields[:] if isinstance(result, relax.Tuple) else []
+    values = {index: resolved(field) for index, field in enumerate(fields)}
+    return {
+        index: value.index
+        for index, value in values.items()
+        if isinstance(value, relax.TupleGetItem) and resolved(value.tuple_value).same_as(bundle)
+    }
+
+
+def _require_agreement(users: Sequence[WeightUser]) -> None:
     first = users[0]
     for user in users[1:]:
         if not _agree(user, first):
@@ -258,17 +369,6 @@ def _shared(
                 reason=f"they do not share their weights: {_difference(first, user)}; name those "
                 "that do with functions=[...]",
             )
-    ty = first.type
-    if transform is not None:
-        ty = mod[transform].ret_ty
-        if not tvm_ffi.structural_equal(ty, first.type, map_free_vars=True):
-            raise LiftError.of(
-                functions=f"`{first.name}`",
-                reason=f"its weights are {_shown(first.type)}, but `{transform.name_hint}` makes "
-                f"{_shown(ty)}",
-            )
-    users = [_with_dimensions_of(ty, user) for user in users]
-    return SharedWeights(users, ty, _names(users, names), transform)
 
 
 def _with_dimensions_of(ty: relax.TupleType, user: WeightUser) -> WeightUser:
@@ -284,7 +384,7 @@ def _difference(first: WeightUser, other: WeightUser) -> str:
     types = [list(user.type.fields[:]) for user in (first, other)]
     if len(types[0]) != len(types[1]):
         return f"`{first.name}` has {len(types[0])}, `{other.name}` {len(types[1])}"
-    names = _names([first], None)
+    names = _names([first])
     for index, (one, two) in enumerate(zip(*types, strict=True)):
         if not tvm_ffi.structural_equal(one, two, map_free_vars=True):
             return (
@@ -303,39 +403,23 @@ def _shown(ty: ir.Type, longest: int = 200) -> str:
     return text if len(text) <= longest else text[: longest - 3] + "..."
 
 
-def _names(users: Sequence[WeightUser], given: Sequence[str] | None) -> list[str]:
-    count = len(users[0].type.fields)
-    if given is not None:
-        if len(given) != count or len(set(given)) != count:
-            raise ValueError(
-                f"names: {len(given)} given, {len(set(given))} of them different, for {count} "
-                f"weights of `{users[0].name}`; expected one for each"
-            )
-        return list(given)
-    found: dict[int, str] = {}
+def _names(users: Sequence[WeightUser]) -> list[str]:
+    """What the functions call their weights."""
+    bundle = next((user.tuple_name for user in users if user.is_bundled), _TUPLE)
+    return own_names(_merged(users), bundle)
+
+
+def _merged(users: Sequence[WeightUser]) -> list[str]:
+    """For each weight the name that a function gives it; "" if none does."""
+    found = [""] * len(users[0].type.fields)
     for user in users:  # a name that is taken in a module of several functions gets a number
         for index, name in enumerate(_called(user)):
-            if name and len(name) < len(found.get(index, name + "_")):
+            if name and (not found[index] or len(name) < len(found[index])):
                 found[index] = name
-    taken: set[str] = set()
-    for index, name in found.items():
-        if name in taken:
-            found[index] = f"{name}[{index}]"
-        taken.add(name)
-    bundle = next((user.tuple_name for user in users if user.is_bundled), _TUPLE)
-    return [found.get(index, f"{bundle}[{index}]") for index in range(count)]
+    return found
 
 
 def _called(user: WeightUser) -> list[str]:
-    """What a function calls its weights: the variables that it reads them into first."""
-    if not user.is_bundled:
-        return [var.name for var in user.weights]
-    bundle, names = user.weights[0], [""] * len(user.type.fields)
-    for block in user.function.body.blocks[:]:
-        for binding in block.bindings[:]:
-            value = binding.value
-            if type(value) is relax.TupleGetItem and value.tuple_value.same_as(bundle):
-                name = binding.var.name
-                if not names[value.index] and not _MADE_UP.fullmatch(name):
-                    names[value.index] = name
-    return names
+    if user.is_bundled:
+        return called_fields(user.function, user.weights[0])
+    return [str(var.name) for var in user.weights]

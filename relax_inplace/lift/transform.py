@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from tvm import ir, relax
 
+from ..inplace.inplace_transform_params import inplace_name
 from ..inplace.schedule import UPPER_BOUND, bounds_of
 from ..inplace.transform_graph import TRANSFORM
 from .plan import LiftPlan
@@ -21,7 +22,7 @@ __all__ = ["read_field", "variable_in", "write_transform"]
 def write_transform(plan: LiftPlan, mod: ir.IRModule) -> relax.Function:
     """Write the function that makes the new tuple of weights from the old one.
 
-    Where a transform of the module makes the old one, it takes what that takes, and calls it.
+    Where it cannot put a transform of the module back, it takes what that takes, and calls it.
     """
     shared = plan.graph.shared
     attrs: dict[str, object] = {"global_symbol": TRANSFORM}
@@ -29,9 +30,11 @@ def write_transform(plan: LiftPlan, mod: ir.IRModule) -> relax.Function:
     if bounds := bounds_of(named):  # its dimensions have the names that they have there
         attrs[UPPER_BOUND] = dict(bounds)
     bindings: list[relax.Binding] = []
-    if shared.transform is None:
+    if not shared.is_called:
         params = [source := relax.Var(shared.tuple_name, shared.type)]
     else:
+        assert shared.transform is not None
+        attrs["global_symbol"] = inplace_name(TRANSFORM)  # not that of what it calls
         called = mod[shared.transform]
         params = [relax.Var(var.name, var.ty) for var in called.params[:]]
         source = relax.DataflowVar("made", shared.type)

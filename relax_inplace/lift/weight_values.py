@@ -35,6 +35,7 @@ from ..ir.marks import has_marks, without_marks
 from ..ir.tuple_tree import Path, subscripted, tree_of
 from ..ir.updates import bindings_of
 from ..marker import is_mark
+from .earlier_transform import entering_weights, put_back, require_alike
 from .shared_weights import LiftError, SharedWeights, WeightUser
 from .written_values import Bound, bound_in, find_written
 
@@ -185,6 +186,38 @@ def find_values(
     LiftError
         Tied weights have different types, or there is no such weight.
     """
+    if shared.is_called:
+        shared = _put_back(mod, shared)
+    graph, fields = _graph(mod, shared, tied)
+    numbering = _Numbering(graph)
+    read = [(user, list(bound_in(user.function.body))) for user in shared.users]
+    for user, bindings in read:
+        numbering.note_changed(user, fields, bindings)
+    graph.users += [numbering.number(user, fields, bindings) for user, bindings in read]
+    numbering.note_marks_elsewhere()
+    return graph
+
+
+def _put_back(mod: ir.IRModule, shared: SharedWeights) -> SharedWeights:
+    """The functions with what is done to their weights put back, if all of it may be lifted."""
+    transform = entering_weights(mod, shared)
+    if transform is not None:
+        alone = SharedWeights([transform], transform.type, shared.entering, None, shared.entering)
+        graph, fields = _graph(mod, alone, ())
+        bindings = list(bound_in(transform.function.body))
+        numbering = _Numbering(graph)
+        numbering.note_changed(transform, fields, bindings)
+        numbered = numbering.number(transform, fields, bindings)
+        if numbered.user.function.body.body in numbered.holds:
+            return put_back(shared, transform)
+    require_alike(shared)
+    return shared
+
+
+def _graph(
+    mod: ir.IRModule, shared: SharedWeights, tied: Sequence[Sequence[str | int]]
+) -> tuple[ValueGraph, list[Tree]]:
+    """The graph of weights alone, and the fields of the tuple, equal ones the same."""
     weights = [
         tree_of(ty, _weight(name), (index,))
         for index, (name, ty) in enumerate(zip(shared.names, shared.type.fields[:], strict=True))
@@ -196,14 +229,7 @@ def find_values(
         for weight, other in zip(leaves(weights), leaves(fields), strict=True)
         if weight is not other
     }
-    graph = ValueGraph(mod, shared, weights, [], [], dimensions, same)
-    numbering = _Numbering(graph)
-    read = [(user, list(bound_in(user.function.body))) for user in shared.users]
-    for user, bindings in read:
-        numbering.note_changed(user, fields, bindings)
-    graph.users += [numbering.number(user, fields, bindings) for user, bindings in read]
-    numbering.note_marks_elsewhere()
-    return graph
+    return ValueGraph(mod, shared, weights, [], [], dimensions, same), fields
 
 
 def _weight(name: str) -> Callable[[ir.Type, Path], Value]:

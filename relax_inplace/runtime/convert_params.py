@@ -19,6 +19,7 @@ from typing import Any
 
 import tvm_ffi
 
+from ..weight_names import GivenNames
 from .load_params import load_params
 from .open_source import open_source
 from .params import Params
@@ -32,6 +33,7 @@ from .stream_params import stream_params
 from .tensor_copy import digest_of
 from .transform import ModuleError, Transform
 from .transform_params import ConvertedError, transform_params
+from .weight_selection import Selection, select
 
 __all__ = ["convert_params"]
 
@@ -45,6 +47,9 @@ def convert_params(
     *,
     cache: str | os.PathLike[str] | None = None,
     format: str = "tensor-cache",
+    names: GivenNames | None = None,
+    extra: str = "error",
+    ties: bool = False,
     inputs: Sequence[Any] = (),
     strict: bool = False,
     verify: bool = False,
@@ -66,6 +71,8 @@ def convert_params(
         transform, is used instead of converting; any other is replaced.
     format : str
         Of the cache: see :func:`~relax_inplace.runtime.save_params`.
+    names, extra, ties
+        As for :func:`load_params`.
     inputs, strict, verify
         As for :func:`transform_params`.
     checksum : bool
@@ -105,7 +112,7 @@ def convert_params(
             expected="a transform of resident weights",
             remedy="compile it without lazy=True, with reference=True",
         )
-    source = open_source(path)
+    source = open_source(path, ties=ties)
     if source.mark is not None:
         if inputs:
             raise ConvertedError.of(
@@ -113,24 +120,40 @@ def convert_params(
                 expected="weights as they were stored",
                 remedy="load them with load_params if they are what you want",
             )
-        return _as_converted(transform, path, device, checksum, progress)
+        return _as_converted(
+            *(transform, path, device, checksum, progress), names=names, extra=extra
+        )
     if cache is not None and os.path.realpath(cache) == os.path.realpath(source.path.parent):
         raise ValueError(
             f"convert_params: {cache} holds the original weights, which a cache there would "
             "replace; give it a folder of its own"
         )
-    key = "" if cache is None else _key(source, transform, inputs)
+    selection = select(source, transform, names, extra)
+    key = "" if cache is None else _key(source, transform, selection, inputs)
     if cache is not None and _key_of(cache) == key:
         try:
-            return _as_converted(transform, cache, device, checksum, progress)
+            return _as_converted(transform, cache, device, checksum, progress, names=names)
         except SourceError as error:
             warnings.warn(f"{error}. The weights are converted again", stacklevel=2)
     if transform.is_streamed:
         params = stream_params(
-            transform, path, device, inputs=inputs, checksum=checksum, progress=progress
+            *(transform, source, device),
+            inputs=inputs,
+            names=names,
+            extra=extra,
+            checksum=checksum,
+            progress=progress,
         )
     else:
-        params = load_params(path, device, transform, checksum=checksum, progress=progress)
+        params = load_params(
+            source,
+            device,
+            transform,
+            checksum=checksum,
+            progress=progress,
+            names=names,
+            extra=extra,
+        )
         transform_params(
             transform, params, inputs=inputs, strict=strict, verify=verify, progress=progress
         )
@@ -143,11 +166,18 @@ def convert_params(
 
 
 def _as_converted(
-    transform: Transform, path: Any, device: Any, checksum: bool, progress: ProgressOption
+    transform: Transform,
+    path: Any,
+    device: Any,
+    checksum: bool,
+    progress: ProgressOption,
+    **chosen: Any,
 ) -> Params:
     with WatchedMemory(device) as memory:
         start = time.perf_counter()
-        params = load_params(path, device, transform, checksum=checksum, progress=progress)
+        params = load_params(
+            path, device, transform, checksum=checksum, progress=progress, **chosen
+        )
         seconds = time.perf_counter() - start
     params.report = Report(
         transform.name,
@@ -173,10 +203,10 @@ def _key_of(cache: str | os.PathLike[str]) -> str | None:
     return mark.key if mark is not None else None
 
 
-def _key(source: Source, transform: Transform, inputs: Sequence[Any]) -> str:
+def _key(source: Source, transform: Transform, selection: Selection, inputs: Sequence[Any]) -> str:
     made_by = [metadata.version(name) for name in _MADE_BY]
     parts = [source.fingerprint, transform.name, transform.layout, transform.target, *made_by]
-    parts += [_text_of(one) for one in inputs]
+    parts += [*selection.names, *(_text_of(one) for one in inputs)]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 

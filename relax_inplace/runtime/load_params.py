@@ -7,6 +7,7 @@ from typing import Any
 
 import tvm_ffi
 
+from ..weight_names import GivenNames
 from .available_memory import available_bytes
 from .forget_locals import forget_locals
 from .open_source import open_source
@@ -16,6 +17,7 @@ from .source import Source
 from .source_error import refuse, shown
 from .source_reader import SourceReader
 from .tensor_bytes import is_host
+from .tied_weights import require_equal
 from .weight_selection import Selection, select
 
 __all__ = ["clear_cache", "load_params", "load_selected", "require_room"]
@@ -24,8 +26,11 @@ __all__ = ["clear_cache", "load_params", "load_selected", "require_room"]
 def load_params(
     path: str | os.PathLike[str] | Source,
     device: Any,
-    names: Any = None,
+    transform: Any = None,
     *,
+    names: GivenNames | None = None,
+    extra: str = "error",
+    ties: bool = False,
     checksum: bool = False,
     progress: ProgressOption = None,
 ) -> Params:
@@ -39,10 +44,20 @@ def load_params(
     path : path or Source
         See :func:`open_source`.
     device : tvm.runtime.Device
-    names : sequence of str or Transform, optional
-        The names of some weights, in the order of the tuple. Or what a compiled module says of
-        itself: then there must be its weights and no others, of its shapes and dtypes. By default
-        all, in the order of the files.
+    transform : Transform or sequence of str, optional
+        What a compiled module says of itself: its weights must be there, of its shapes and dtypes.
+        Or the names of some weights, in the order of the tuple. By default all, in the order of the
+        files.
+    names : mapping, sequence, callable or path, optional
+        What the transform's weights are called in the files: a mapping from the module's names (or
+        from the files'), a sequence in the order of its weights, or a JSON file with either.
+        Without it, names are found by the rules of :mod:`relax_inplace.weight_names`.
+    extra : str
+        Whether the files may hold weights that the transform does not want: ``"error"``, or
+        ``"ignore"``; ``ignored`` of the result names them.
+    ties : bool
+        Whether weights that the metadata of safetensors says are others' are there, too: see
+        :func:`open_source`. Each is read into memory of its own.
     checksum : bool
         Compare md5 sums, which takes host memory for one file: see :class:`SourceReader`.
     progress : bool or callable, optional
@@ -51,15 +66,17 @@ def load_params(
     Returns
     -------
     Params
-        Nothing else refers to a tensor in it. Its ``mark`` is that of the files.
+        Nothing else refers to a tensor in it. Its ``mark`` is that of the files, and so are its
+        names. Weights that the transform takes for one (``tied=``) are one tensor; where the files
+        hold several, they have to be equal.
 
     Raises
     ------
     SourceError
         The files are damaged, are not what is asked for, or need more memory than is free.
     """
-    source = open_source(path)
-    selection = select(source, names)
+    source = open_source(path, ties=ties)
+    selection = select(source, transform, names, extra)
     require_room(source, selection, device, checksum)
     return load_selected(source, selection, SourceReader(source, device, checksum), progress)
 
@@ -70,13 +87,17 @@ def load_selected(
     """Read what is selected, as the only owner of it: see :func:`load_params`."""
     tensors: dict[str, Any] = {}
     try:
+        require_equal(source, selection.tied)
         _read(source, selection, reader, progress, tensors)
-        return Params(
+        params = Params(
             in_slots((tensors[one.name] for one in selection.records), selection.slots),
             selection.names,
             mark=selection.mark,
             source=source.fingerprint,
         )
+        params.ignored = tuple(selection.ignored)
+        params._read_as.update(selection.read_as)
+        return params
     except BaseException as error:
         tensors.clear()
         forget_locals(error)  # one of them is the weight that was being read
@@ -90,7 +111,8 @@ def clear_cache() -> None:
 
 def require_room(source: Source, selection: Selection, device: Any, checksum: bool) -> None:
     """Refuse weights that do not fit into what is free."""
-    needed = sum(record.type.nbytes or 0 for record in selection.records)
+    records = {record.name: record for record in selection.records}  # tied ones once
+    needed = sum(record.type.nbytes or 0 for record in records.values())
     staged = max((file.nbytes for file in source.files), default=0) if checksum else 0
     if is_host(device):
         needed += staged

@@ -15,7 +15,7 @@ __all__ = ["SEARCHED", "open_source"]
 SEARCHED = (*MANIFESTS, INDEX)  # in a folder, in this order; then the one .safetensors file in it
 
 
-def open_source(path: str | os.PathLike[str] | Source) -> Source:
+def open_source(path: str | os.PathLike[str] | Source, *, ties: bool = False) -> Source:
     """Read what files of weights say of themselves, and check it against the files.
 
     Takes no memory for a weight, and reads none.
@@ -25,15 +25,20 @@ def open_source(path: str | os.PathLike[str] | Source) -> Source:
     path : path or Source
         A folder with TVM's tensor cache, or with safetensors; a manifest of either; a
         ``.safetensors`` file. A source that is open is returned as it is.
+    ties : bool
+        Whether weights that the metadata of safetensors says are others' are there, too:
+        ``safetensors.torch.save_model`` writes a tied weight once, and its other names there.
 
     Raises
     ------
     SourceError
         There is nothing of the kind, or it is damaged.
     """
-    if isinstance(path, Source):
-        return path
-    path = Path(path)
+    source = path if isinstance(path, Source) else _opened(Path(path))
+    return source.with_ties() if ties else source
+
+
+def _opened(path: Path) -> Source:
     if os.path.isdir(path):
         path = _manifest(path)
     if path.name.endswith(".safetensors"):

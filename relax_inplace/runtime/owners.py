@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
 import tvm_ffi
@@ -50,7 +50,9 @@ class HeldWeight:
         return f"slot {self.slot} `{self.name}` ({self.nbytes:,} bytes) is held by {self.by}"
 
 
-def find_held(fields: tvm_ffi.Array, names: Sequence[str]) -> list[HeldWeight]:
+def find_held(
+    fields: tvm_ffi.Array, names: Sequence[str], tied: Container[str] = ()
+) -> list[HeldWeight]:
     """Look for other owners of the tensors in a tuple.
 
     Parameters
@@ -59,6 +61,8 @@ def find_held(fields: tvm_ffi.Array, names: Sequence[str]) -> list[HeldWeight]:
         No Python variable may refer to its tensors.
     names : sequence of str
         One for each.
+    tied : container of str
+        Slots that may hold one tensor: the transform takes one for the other, and frees the rest.
 
     Returns
     -------
@@ -70,7 +74,7 @@ def find_held(fields: tvm_ffi.Array, names: Sequence[str]) -> list[HeldWeight]:
     slots = [slot for slot, _ in leaves_of(fields)]
     held = []
     for leaf, (slot, name) in enumerate(zip(slots, names, strict=True)):
-        if outside[leaf] <= 0 and first[leaf] == leaf:
+        if outside[leaf] <= 0 and (first[leaf] == leaf or slot in tied):
             continue
         tensor = leaf_at(fields, slot)
         if first[leaf] != leaf:

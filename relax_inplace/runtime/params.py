@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import tvm_ffi
 
+from ..weight_names import made_from, unused_name
 from .mark import Mark
 from .tensor_type import TensorType
 
@@ -41,6 +42,8 @@ class Params(Sequence):
         None for weights as they were stored.
     source : str
         What they were loaded from; empty if they were not.
+    ignored : tuple of str
+        Weights that were in the files, and not wanted.
     report : Report or None
         What the last conversion took.
     broken_by : str or None
@@ -65,6 +68,8 @@ class Params(Sequence):
         self._tuple = tensors if isinstance(tensors, tvm_ffi.Array) else _array(tensors)
         self.mark = mark
         self.source = source
+        self.ignored: tuple[str, ...] = ()
+        self._read_as: dict[str, str] = {}  # for what a module calls a weight its name here
         self.report: Report | None = None
         self.broken_by: str | None = None
         self._name(names)
@@ -150,6 +155,11 @@ class Params(Sequence):
 
     def _types(self) -> list[TensorType]:
         return _types(self.names, self._leaves())
+
+    def _names_of(self, types: Iterable[TensorType]) -> list[str]:
+        """What weights of a module are called here, or what is made from them."""
+        taken: set[str] = set()
+        return [unused_name(made_from(one.name, self._read_as), taken) for one in types]
 
     def _hold(self, fields: tvm_ffi.Array) -> None:
         """Hold another tuple, under no names."""

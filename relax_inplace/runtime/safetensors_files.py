@@ -57,8 +57,8 @@ def read_safetensors(path: Path) -> Source:
     SourceError
         It is not a safetensors file, or holds what TVM cannot.
     """
-    file, records, mark = _read_file(Path(os.path.realpath(path)), path.name, shown(path))
-    return Source.of(path, "safetensors", records, [file], mark)
+    file, records, mark, ties = _read_file(Path(os.path.realpath(path)), path.name, shown(path))
+    return Source.of(path, "safetensors", records, [file], mark, ties=ties)
 
 
 def read_safetensors_index(index: Path) -> Source:
@@ -79,9 +79,10 @@ def read_safetensors_index(index: Path) -> Source:
     files: list[SourceFile] = []
     records: list[Record] = []
     marks = {mark_in(document.get("metadata"), where)}
+    ties: dict[str, str] = {}
     for name, weights in placed.items():
         at = f"{where}, file {shown(name)}"
-        file, found, mark = _read_file(contained_path(index, name, at), name, at)
+        file, found, mark, tied = _read_file(contained_path(index, name, at), name, at)
         names = {record.name for record in found}
         if names != set(weights):
             refuse(
@@ -93,13 +94,17 @@ def read_safetensors_index(index: Path) -> Source:
         files.append(file)
         records += found
         marks.add(mark)
+        ties.update(tied)
     marks.discard(None)
     if len(marks) > 1:
         refuse(where, "files converted in different ways", "one mark of converted weights")
-    return Source.of(index, "safetensors", records, files, marks.pop() if marks else None, raw)
+    mark = marks.pop() if marks else None
+    return Source.of(index, "safetensors", records, files, mark, raw, ties)
 
 
-def _read_file(path: Path, name: str, where: str) -> tuple[SourceFile, list[Record], Mark | None]:
+def _read_file(
+    path: Path, name: str, where: str
+) -> tuple[SourceFile, list[Record], Mark | None, dict[str, str]]:
     with opened(path) as descriptor:
         header = _header(descriptor, where)
         file = SourceFile.of(path, name, descriptor, header=header)
@@ -128,7 +133,8 @@ def _read_file(path: Path, name: str, where: str) -> tuple[SourceFile, list[Reco
         offset += nbytes
     if offset != file.nbytes:
         refuse(where, f"{file.nbytes:,} bytes", f"{offset:,}, as its header says")
-    return file, records, mark_in(metadata, where)
+    # `save_model` of safetensors.torch names what it leaves out, and which weight it is.
+    return file, records, mark_in(metadata, where), dict(metadata or {})
 
 
 def _header(descriptor: int, where: str) -> bytes:

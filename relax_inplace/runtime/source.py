@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from .mark import Mark
@@ -125,6 +125,8 @@ class Source:
         Of converted weights.
     fingerprint : str
         Another one once a manifest, a header, a file's name, size or time of change is another.
+    ties : dict of str to str
+        Names that the files' metadata says are other weights'.
     """
 
     path: Path
@@ -133,6 +135,7 @@ class Source:
     files: tuple[SourceFile, ...]
     mark: Mark | None
     fingerprint: str
+    ties: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def of(
@@ -143,6 +146,7 @@ class Source:
         files: Iterable[SourceFile],
         mark: Mark | None,
         manifest: bytes = b"",
+        ties: Mapping[str, str] | None = None,
     ) -> Source:
         """Make a source of records that have been checked one by one.
 
@@ -167,7 +171,20 @@ class Source:
         described = [[one.name, one.nbytes, one.mtime_ns, one.header] for one in files]
         text = json.dumps([hashlib.sha256(manifest).hexdigest(), described])
         fingerprint = hashlib.sha256(text.encode()).hexdigest()
-        return cls(path, format, by_name, files, mark, fingerprint)
+        known = {
+            name: other
+            for name, other in (ties or {}).items()
+            if name not in by_name and other in by_name
+        }
+        return cls(path, format, by_name, files, mark, fingerprint, known)
+
+    def with_ties(self) -> Source:
+        """The source with a record for each name that is another weight's."""
+        tied = {
+            name: dataclasses.replace(self.records[other], name=name)
+            for name, other in self.ties.items()
+        }
+        return dataclasses.replace(self, records={**self.records, **tied})
 
     @property
     def nbytes(self) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 
 import tvm_ffi
 
+from ..weight_names import GivenNames
 from .conversion import convert, require_memory
 from .mark import Mark
 from .open_source import open_source
@@ -18,6 +19,7 @@ from .source_reader import SourceReader
 from .stream_reader import ReadAhead
 from .taking_over import taken_over
 from .tensor_type import dimensions_of
+from .tied_weights import require_equal
 from .transform import ModuleError, Transform
 from .transform_params import ConvertedError
 from .weight_selection import select
@@ -30,6 +32,9 @@ def stream_params(
     path: str | os.PathLike[str] | Source,
     device: Any,
     *,
+    names: GivenNames | None = None,
+    extra: str = "error",
+    ties: bool = False,
     inputs: Sequence[Any] = (),
     checksum: bool = False,
     progress: ProgressOption = None,
@@ -48,7 +53,7 @@ def stream_params(
     device : tvm.runtime.Device
     inputs : sequence
         What the function takes before the weights.
-    checksum, progress
+    names, extra, ties, checksum, progress
         As for :func:`~relax_inplace.runtime.load_params`.
 
     Returns
@@ -74,25 +79,27 @@ def stream_params(
             expected="the module of a transform that asks for them one by one",
             remedy="call transform_params, or compile it with lazy=True",
         )
-    source = open_source(path)
-    selection = select(source, transform)
+    source = open_source(path, ties=ties)
+    selection = select(source, transform, names, extra)
     if selection.mark is not None:
         raise ConvertedError.of(
             given=f"weights that `{selection.mark.transform}` has converted, in {path}",
             expected="weights as they were stored",
             remedy="load them with load_params, and use them as they are",
         )
-    given = dict(zip(selection.names, (one.type for one in selection.records), strict=True))
+    require_equal(source, selection.tied)
+    types = (one.type for one in selection.records)
+    given = dict(zip((one.name for one in transform.weights), types, strict=True))
     transform = transform.with_dimensions(dimensions_of(given, transform.weights))
     assert transform.params is not None
     require_memory(transform, 0, device)
     slots = 1 + max(int(one.slot.split(".")[0]) for one in transform.params)
     params = Params(tvm_ffi.Array([None] * slots), source=source.fingerprint)
-    names = [record.name for record in selection.records]
+    stored = [record.name for record in selection.records]
     with (
         taken_over(params, transform),
         SourceReader(source, device, checksum) as reader,
-        ReadAhead(reader, names, transform.loads) as get_weight,
+        ReadAhead(reader, stored, transform.loads) as get_weight,
     ):
         report = convert(
             transform,
@@ -103,6 +110,8 @@ def stream_params(
             doing="convert",
         )
     mark = Mark(transform.name, transform.layout, source.fingerprint)
-    params._become([one.name for one in transform.params], mark)
+    params.ignored = tuple(selection.ignored)
+    params._read_as.update(selection.read_as)
+    params._become(params._names_of(transform.params), mark)
     params.report = report
     return params

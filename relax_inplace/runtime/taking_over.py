@@ -9,9 +9,10 @@ from typing import Any
 
 import tvm_ffi
 
+from ..weight_names import match_names
 from .params import Params, in_slots
 from .transform import Transform
-from .weight_selection import refuse_mismatch
+from .weight_selection import names_in_slots, refuse_mismatch, tied_names
 
 __all__ = ["taken_over"]
 
@@ -75,15 +76,23 @@ def _names(transform: Transform, fields: tvm_ffi.Array) -> list[str] | None:
 def _of_dict(given: dict[str, Any], transform: Transform) -> Params:
     if transform.weights is None:
         return Params(list(given.values()), given)
-    slots = {one.name: one.slot for one in transform.weights}
+    own = [one.name for one in transform.weights]
+    choices = [tied_names(name, transform) for name in own]
+    found = match_names(own, given, transform.tied).found
+    chosen = [next((found[one] for one in names if one in found), None) for names in choices]
+    extras = [name for name in given if name not in set(found.values())]
     refuse_mismatch(
         "transform_params",
         f"the weights of {transform.name}",
-        [name for name in slots if name not in given],
-        [name for name in given if name not in slots],
+        [name for name, one in zip(own, chosen, strict=True) if one is None],
+        extras,
         [],
+        count=len(own),
+        near=extras,
     )
-    return Params(in_slots([given[name] for name in slots], slots.values()), slots)
+    stored = [one for one in chosen if one is not None]  # all of them
+    slots = [one.slot for one in transform.weights]
+    return Params(in_slots([given[one] for one in stored], slots), names_in_slots(stored, choices))
 
 
 def _require_tensors(values: Any) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 
 from tvm_ffi import dtype as ffi_dtype
 
-__all__ = ["TensorType", "differences", "dimensions_of"]
+__all__ = ["Difference", "TensorType", "differences", "dimensions_of"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +48,34 @@ class TensorType:
         return f"{self.dtype or '?'}[{shape}]"
 
 
-def differences(given: Mapping[str, TensorType], wanted: Iterable[TensorType]) -> list[str]:
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """A tensor that is not of the type that is wanted.
+
+    Attributes
+    ----------
+    name : str
+    given, wanted : TensorType
+    where : str
+        What its symbolic dimensions are known to be.
+    """
+
+    name: str
+    given: TensorType
+    wanted: TensorType
+    where: str = ""
+
+    @property
+    def is_of_dtype(self) -> bool:
+        """Whether nothing else differs."""
+        return self.given.dtype != self.wanted.dtype and self.given.shape == self.wanted.shape
+
+    def __str__(self) -> str:
+        """For a person."""
+        return f"{self.name!r} is {self.given}, expected {self.wanted}{self.where}"
+
+
+def differences(given: Mapping[str, TensorType], wanted: Iterable[TensorType]) -> list[Difference]:
     """Say which tensors, of those that are given by name, are not of the type that is wanted.
 
     A symbolic dimension is what the first tensor that has it says. What is wanted without a dtype
@@ -61,7 +88,7 @@ def differences(given: Mapping[str, TensorType], wanted: Iterable[TensorType]) -
             continue
         is_same, where = _is_same(given[one.name], one, sizes)
         if not is_same:
-            wrong.append(f"{one.name!r} is {given[one.name]}, expected {one}{where}")
+            wrong.append(Difference(one.name, given[one.name], one, where))
     return wrong
 
 

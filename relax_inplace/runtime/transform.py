@@ -12,6 +12,7 @@ from typing import Any
 import tvm_ffi
 
 from ..errors import StructuredError
+from ..weight_names import made_from, match_names
 from .library_size import expected_bytes
 from .symbolic_size import size_at
 from .tensor_type import TensorType
@@ -84,6 +85,8 @@ class Transform:
     is_streamed : bool
     made : dict of str to tuple of str
         For the slot of each weight those of what is made of it; empty if it is not known.
+    tied : list of tuple of str
+        Weights that it takes for one: the first of each stands for the others.
     target : str
         What it was compiled for, as TVM prints it.
     vm : tvm.runtime.vm.VirtualMachine or None
@@ -104,6 +107,7 @@ class Transform:
     is_streamed: bool = False
     made: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     target: str = ""
+    tied: list[tuple[str, ...]] = dataclasses.field(default_factory=list)
     vm: Any = None
     device: Any = None
 
@@ -132,6 +136,10 @@ class Transform:
         if isinstance(given, tvm_ffi.Function):
             return Transform(given)
         return _find(given, name, restoring, None)
+
+    def is_tied(self, name: str) -> bool:
+        """Whether a weight is taken for another one, or another one for it."""
+        return any(name in names for names in self.tied)
 
     def with_dimensions(self, dimensions: Mapping[str, int]) -> Transform:
         """The same with numbers for the sizes of its plan, where they can be told."""
@@ -261,7 +269,9 @@ def _find(
             expected=asked,
             remedy=remedy,
         )
-    entry = _with_names_of_mlc(module, entries[found[0]])
+    entry = entries[found[0]]
+    converting = entries.get(entry["restores"], entry)  # whose weights are the model's
+    entry = _renamed(entry, _names_of_mlc(module, converting))
     _require_device(where, entry["target"], device)
     return Transform(
         module[found[0]],
@@ -286,6 +296,7 @@ def _find(
         entry["streamed"],
         _made(entries[found[0]]),
         entry["target"] or "",
+        [tuple(names) for names in entry["tied"]],
         vm,
         device,
     )
@@ -300,32 +311,38 @@ def _made(entry: dict[str, Any]) -> dict[str, tuple[str, ...]]:
     }
 
 
-def _with_names_of_mlc(module: Any, entry: dict[str, Any]) -> dict[str, Any]:
-    """The entry with the names in MLC-LLM's metadata, if they are of the same weights.
+def _names_of_mlc(module: Any, entry: dict[str, Any]) -> dict[str, str]:
+    """For the weights that a transform takes their names in MLC-LLM's metadata, if it has them.
 
-    There the weights are one tuple, whose fields have no names of their own.
+    There the weights are one tuple, in the order of the metadata. A name that a function gives a
+    field is looked up by the rules; where that does not find all, each slot has its number's.
     """
     if not module.implements_function(_METADATA):
-        return entry
+        return {}
     try:
         described = json.loads(module[_METADATA]())["params"]
-        theirs = [(one["name"], one["dtype"], len(one["shape"])) for one in described]
+        types = {one["name"]: (one["dtype"], len(one["shape"])) for one in described}
     except (ValueError, KeyError, TypeError):
-        return entry
-    ours = [(one["dtype"], len(one["shape"] or ())) for one in entry["weights"]]
-    if [one[1:] for one in theirs] != ours:
-        return entry
-    names = {one["name"]: name for one, (name, *_) in zip(entry["weights"], theirs, strict=True)}
+        return {}
+    weights = entry["weights"]
+    names = match_names([one["name"] for one in weights], types).found
+    if len(names) < len(weights):
+        if not len(types) == len(described) == len(weights):
+            return {}
+        by_slot = {str(index): name for index, name in enumerate(types)}
+        names = {one["name"]: by_slot.get(one["slot"], "") for one in weights}
+    for one in weights:
+        if types.get(names[one["name"]]) != (one["dtype"], len(one["shape"] or ())):
+            return {}
+    return names
 
-    def renamed(name: str) -> str:
-        stem, _, number = name.rpartition(".")  # `w.1` is the second that is made from `w`
-        return names.get(name) or (f"{names[stem]}.{number}" if stem in names else name)
 
-    return {
-        **entry,
-        "weights": [{**one, "name": names[one["name"]]} for one in entry["weights"]],
-        "params": [{**one, "name": renamed(one["name"])} for one in entry["params"]],
-    }
+def _renamed(entry: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    def types(key: str) -> list[dict[str, Any]]:
+        return [{**one, "name": made_from(one["name"], names)} for one in entry[key]]
+
+    tied = [[made_from(name, names) for name in group] for group in entry["tied"]]
+    return {**entry, "weights": types("weights"), "params": types("params"), "tied": tied}
 
 
 def _size(size: int | str, dimensions: Mapping[str, int]) -> int | str:

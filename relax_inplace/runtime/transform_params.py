@@ -19,6 +19,7 @@ from .report import Report
 from .taking_over import taken_over
 from .tensor_copy import copy_of, digest_of
 from .tensor_type import TensorType, differences, dimensions_of
+from .tied_weights import require_equal_tensors
 from .transform import ModuleError, Transform
 from .weight_selection import refuse_mismatch
 
@@ -213,7 +214,9 @@ def _run(
         )
     types = params._types()
     transform = _checked(transform, params.names, types)
-    held = find_held(params._fields(), params.names)
+    _require_tied(transform, params)
+    tied = {one.slot for one in transform.weights or () if transform.is_tied(one.name)}
+    held = find_held(params._fields(), params.names, tied)
     if held and strict:
         listed = "; ".join(map(str, held[:4]))
         more = f"; and {len(held) - 4} more" if len(held) > 4 else ""
@@ -234,10 +237,27 @@ def _require_whole(params: Params) -> None:
         )
 
 
-def _new_names(transform: Transform, params: Params) -> list[str] | None:
-    if transform.params is not None:
-        return [one.name for one in transform.params]
-    return list(params.names)
+def _require_tied(transform: Transform, params: Params) -> None:
+    """Refuse different tensors where the transform takes one for the other."""
+    slots = {one.name: one.slot for one in transform.weights or ()}
+    for names in transform.tied:
+        tensors = [(name, leaf_at(params._fields(), slots[name])) for name in names]
+        found = [(name, one) for name, one in tensors if one is not None and one.is_contiguous()]
+        if found:
+            require_equal_tensors("transform_params", found)
+
+
+def _new_names(transform: Transform, params: Params) -> list[str]:
+    """Those that the weights have now, on what is made from them."""
+    if transform.params is None or transform.weights is None:
+        return list(params.names)
+    slots = params._slots()
+    if params.names != tuple(slots):  # or else they have no names
+        called = dict(zip(slots, params.names, strict=True))
+        params._read_as.update(
+            (one.name, called[one.slot]) for one in transform.weights if one.slot in called
+        )
+    return params._names_of(transform.params)
 
 
 def _checked(transform: Transform, names: Sequence[str], types: Sequence[TensorType]) -> Transform:
@@ -251,16 +271,19 @@ def _checked(transform: Transform, names: Sequence[str], types: Sequence[TensorT
     if transform.weights is None:
         return transform
     where, expected = "transform_params", f"the weights of {transform.name}"
+    count = len(transform.weights)
     wanted = [one.name for one in transform.weights]
     if len(names) != len(wanted):
-        refuse_mismatch(where, expected, wanted[len(names) :], names[len(wanted) :], [])
+        refuse_mismatch(
+            where, expected, wanted[len(names) :], names[len(wanted) :], [], count=count
+        )
     by_name = {one.name: one for one in types}
     # They may be called otherwise here: what counts is the slot.
     given = {one: by_name[name] for one, name in zip(wanted, names, strict=True) if name in by_name}
     lost = [
         one.name for one in transform.weights if one.dtype is not None and one.name not in given
     ]
-    refuse_mismatch(where, expected, lost, [], differences(given, transform.weights))
+    refuse_mismatch(where, expected, lost, [], differences(given, transform.weights), count=count)
     return transform.with_dimensions(dimensions_of(given, transform.weights))
 
 

@@ -1,19 +1,36 @@
-"""Which records of a source become which weights, and everything that does not fit."""
+"""Which records of a source become which weights, and everything that does not fit.
+
+Which name is which is a matter of :mod:`relax_inplace.weight_names`.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from ..weight_names import (
+    GivenNames,
+    made_from,
+    match_names,
+    names_to_look_for,
+    near_names,
+    unused_name,
+)
 from .mark import Mark
 from .source import Record, Source
 from .source_error import SourceError, refuse, shown
-from .tensor_type import differences
+from .tensor_type import Difference, differences
 
-__all__ = ["MismatchError", "Selection", "refuse_mismatch", "select"]
+__all__ = [
+    "MismatchError",
+    "Selection",
+    "names_in_slots",
+    "refuse_mismatch",
+    "select",
+    "tied_names",
+]
 
 
 class MismatchError(SourceError):
@@ -41,27 +58,43 @@ class Selection:
     Attributes
     ----------
     names : list of str
-        As the module has them.
+        As the source has them.
     records : list of Record
+        Of tied weights the same one.
     slots : list of str
         Places in the tuple: ``3``, or ``0.3`` in a nested one.
     mark : Mark or None
+    read_as : dict of str to str
+        For what the module calls a weight its name here.
+    ignored : list of str
+        In the source, and not wanted.
+    tied : list of tuple of Record
+        Of which all have to be equal.
     """
 
     names: list[str]
     records: list[Record]
     slots: list[str]
     mark: Mark | None
+    read_as: dict[str, str] = dataclasses.field(default_factory=dict)
+    ignored: list[str] = dataclasses.field(default_factory=list)
+    tied: list[tuple[Record, ...]] = dataclasses.field(default_factory=list)
 
 
-def select(source: Source, names: Any = None) -> Selection:
+def select(
+    source: Source, wanted: Any = None, names: GivenNames | None = None, extra: str = "error"
+) -> Selection:
     """Choose from a source, and check what is chosen.
 
     Parameters
     ----------
     source : Source
-    names : sequence of str or a compiled module's transform, optional
-        Of a transform every weight is checked, and the source may have no others.
+    wanted : sequence of str or a compiled module's transform, optional
+        Of a transform every weight is checked.
+    names : mapping, sequence, callable or path, optional
+        What the transform's weights are called in the source.
+    extra : str
+        Whether the source may have others than the transform's: ``error`` or ``ignore``.
 
     Raises
     ------
@@ -70,11 +103,18 @@ def select(source: Source, names: Any = None) -> Selection:
     SourceError
         A name is given twice, or the weights were converted for another layout.
     """
-    if names is None:
+    if extra not in ("error", "ignore"):
+        raise ValueError(f"extra={extra!r}: expected 'error' or 'ignore'")
+    if hasattr(wanted, "weights"):
+        return _of_transform(source, wanted, names, extra)
+    if names is not None:
+        raise ValueError(
+            "names= says what the weights of a transform are called in the files; give the "
+            "transform, too, or the names alone as the third argument"
+        )
+    if wanted is None:
         return _flat(list(source.records), list(source.records.values()), source.mark)
-    if not hasattr(names, "weights"):
-        return _named(source, list(names))
-    return _of_transform(source, names)
+    return _named(source, list(wanted))
 
 
 def _flat(names: list[str], records: list[Record], mark: Mark | None) -> Selection:
@@ -83,14 +123,18 @@ def _flat(names: list[str], records: list[Record], mark: Mark | None) -> Selecti
 
 def _named(source: Source, names: list[str]) -> Selection:
     _check_names(names)
-    found = _match(names, source.records)
+    found = match_names(names, source.records).found
     missing = [name for name in names if name not in found]
-    refuse_mismatch(shown(source.path), "the names given", missing, [], [])
+    unused = [name for name in source.records if name not in set(found.values())]
+    refuse_mismatch(shown(source.path), "the names given", missing, [], [], near=unused)
     return _flat(names, [source.records[found[name]] for name in names], source.mark)
 
 
-def _of_transform(source: Source, transform: Any) -> Selection:
-    wanted, called = transform.weights, f"the weights of {transform.name}"
+def _of_transform(
+    source: Source, transform: Any, given: GivenNames | None, extra: str
+) -> Selection:
+    wanted, of = transform.weights, f"the weights of {transform.name}"
+    own = [one.name for one in wanted]
     if source.mark is not None:
         if not source.mark.layout or source.mark.layout != transform.layout:
             refuse(
@@ -100,20 +144,83 @@ def _of_transform(source: Source, transform: Any) -> Selection:
                 f"weights as they were stored, or of layout {shown(transform.layout)}",
                 "load the original weights: converted ones are not converted again",
             )
-        wanted, called = transform.params, f"what {transform.name} makes"
-    names = [one.name for one in wanted]
-    _check_names(names)
-    found = _match(names, source.records)
+        wanted, of = transform.params, f"what {transform.name} makes"
+    looked_for = names_to_look_for(given, own, source.records, transform.name)
+    called = dict(zip(own, looked_for, strict=True))
+    choices = [
+        [made_from(name, called) for name in tied_names(one.name, transform)] for one in wanted
+    ]
+    _check_names([names[0] for names in choices])
+    everything = list(dict.fromkeys(name for names in choices for name in names))
+    found = match_names(everything, source.records, choices).found
+    groups = dict.fromkeys(
+        tuple(dict.fromkeys(found[name] for name in sorted(names) if name in found))
+        for names in choices
+    )
+    chosen = [
+        next((source.records[found[name]] for name in names if name in found), None)
+        for names in choices
+    ]
+    chosen = _first_of_each(chosen, groups)
     used = set(found.values())
+    extras = [name for name in source.records if name not in used and name not in source.ties]
+    records = {
+        one.name: record for one, record in zip(wanted, chosen, strict=True) if record is not None
+    }
     refuse_mismatch(
         shown(source.path),
-        called,
-        [name for name in names if name not in found],
-        [name for name in source.records if name not in used],
-        differences({name: source.records[stored].type for name, stored in found.items()}, wanted),
+        of,
+        [names[0] for names, record in zip(choices, chosen, strict=True) if record is None],
+        [] if extra == "ignore" else extras,
+        differences({name: record.type for name, record in records.items()}, wanted),
+        count=len(wanted),
+        near=extras,
     )
-    records = [source.records[found[name]] for name in names]
-    return Selection(names, records, [one.slot for one in wanted], source.mark)
+    names = names_in_slots((record.name for record in records.values()), choices)
+    return Selection(
+        names,
+        list(records.values()),
+        [one.slot for one in wanted],
+        source.mark,
+        dict(zip(records, names, strict=True)),
+        extras,
+        [tuple(source.records[name] for name in group) for group in groups if len(group) > 1],
+    )
+
+
+def tied_names(name: str, transform: Any) -> list[str]:
+    """What a weight, or what is made from it, may be called: its own name first."""
+    own = {one.name for one in transform.weights}
+    for names in transform.tied:
+        for one in names:
+            if name in own and name not in names:  # `w.1` may be a weight, too
+                continue
+            if made_from(name, {one: ""}) != name:
+                others = [made_from(name, {one: other}) for other in names]
+                return list(dict.fromkeys([name, *others]))
+    return [name]
+
+
+def _first_of_each(
+    chosen: list[Record | None], groups: Iterable[tuple[str, ...]]
+) -> list[Record | None]:
+    """Of tied weights the record that comes first: they are equal, and one is read."""
+    together = {name: group for group in groups for name in group}
+    first: dict[tuple[str, ...], Record] = {}
+    return [
+        None if one is None else first.setdefault(together.get(one.name, (one.name,)), one)
+        for one in chosen
+    ]
+
+
+def names_in_slots(found: Iterable[str], choices: Sequence[Sequence[str]]) -> list[str]:
+    """What was found for each slot; for a second one that has the same, another of its names."""
+    taken: set[str] = set()
+    names = []
+    for name, choice in zip(found, choices, strict=True):
+        free = next((one for one in (name, *choice) if one not in taken), name)
+        names.append(unused_name(free, taken))
+    return names
 
 
 def _check_names(names: Sequence[str]) -> None:
@@ -122,27 +229,7 @@ def _check_names(names: Sequence[str]) -> None:
         refuse("load_params", f"the name {shown(twice[0])} twice", "each name once", "give it once")
 
 
-def _match(wanted: Iterable[str], stored: Iterable[str]) -> dict[str, str]:
-    """The stored name of each one that is wanted: the same, or the one that is printed the same.
-
-    TVM's script printer replaces what cannot be in a Python name: `layers.0.w` is `layers_0_w`.
-    """
-    wanted, stored = set(wanted), set(stored)
-    found = {name: name for name in wanted & stored}
-    printed_wanted = _by_printed(wanted - stored)
-    printed_stored = _by_printed(stored - wanted)
-    for printed, names in printed_wanted.items():
-        candidates = printed_stored.get(printed, [])
-        if len(names) == len(candidates) == 1:
-            found[names[0]] = candidates[0]
-    return found
-
-
-def _by_printed(names: Iterable[str]) -> dict[str, list[str]]:
-    printed: dict[str, list[str]] = {}
-    for name in names:
-        printed.setdefault(re.sub("[^A-Za-z0-9_]", "_", name), []).append(name)
-    return printed
+# -- what does not fit ----------------------------------------------------------------------------
 
 
 def refuse_mismatch(
@@ -150,29 +237,81 @@ def refuse_mismatch(
     expected: str,
     missing: Sequence[str],
     unexpected: Sequence[str],
-    mismatched: Sequence[str],
+    mismatched: Sequence[Difference],
+    *,
+    count: int = 0,
+    near: Sequence[str] = (),
 ) -> None:
-    """Raise a MismatchError if there is anything to list."""
-    kinds = [
-        ("missing", [shown(name) for name in missing]),
-        ("too many", [shown(name) for name in unexpected]),
-        ("of another type", list(mismatched)),
+    """Raise a MismatchError if there is anything to list.
+
+    ``count`` says how many are expected, ``near`` are the names that are left over, among which
+    the missing may be.
+    """
+    given = [
+        f"{len(found)} {kind} ({_first([shown(name) for name in found])})"
+        for kind, found in (("missing", missing), ("too many", unexpected))
+        if found
     ]
-    given = [f"{len(found)} {kind} ({_first(found)})" for kind, found in kinds if found]
+    given += _grouped(mismatched, count)
     if not given:
         return
     error = MismatchError.of(
         where=where,
         given=" and ".join(given),
         expected=expected,
-        remedy="these are weights of another model, or of another version of it",
+        remedy=_remedy(missing, mismatched, count, near),
     )
     assert isinstance(error, MismatchError)
     error.missing = tuple(missing)
     error.unexpected = tuple(unexpected)
-    error.mismatched = tuple(mismatched)
+    error.mismatched = tuple(map(str, mismatched))
     raise error
 
 
-def _first(found: list[str]) -> str:
+def _grouped(mismatched: Sequence[Difference], count: int) -> list[str]:
+    """Those that have the same thing wrong as one."""
+    groups: dict[tuple[str | None, str | None], list[Difference]] = {}
+    for one in mismatched:
+        if one.is_of_dtype:
+            groups.setdefault((one.given.dtype, one.wanted.dtype), []).append(one)
+    said = []
+    rest = list(mismatched)
+    for (given, wanted), group in groups.items():
+        if len(group) > 1:
+            all_of_them = len(group) == count
+            who = f"all {count}" if all_of_them else f"{len(group)}"
+            names = "" if all_of_them else f" ({_first([shown(one.name) for one in group])})"
+            said.append(f"{who} are {given}, expected {wanted}{names}")
+            rest = [one for one in rest if one not in group]
+    if rest:
+        said.append(f"{len(rest)} of another type ({_first(list(map(str, rest)))})")
+    return said
+
+
+def _remedy(
+    missing: Sequence[str], mismatched: Sequence[Difference], count: int, near: Sequence[str]
+) -> str:
+    example = near_names(missing, near) if missing else None
+    if example is not None:
+        stored, wanted, _ = example
+        return (
+            f"names differ: the file says {shown(stored)}, the module {shown(wanted)}: give names= "
+            "(--names FILE), which maps the module's names to the file's"
+        )
+    of_another_kind = [one for one in mismatched if not one.is_of_dtype]
+    if count and 2 * (len(missing) + len(of_another_kind)) > count:
+        return "these are weights of another model, or of another version of it"
+    if of_another_kind:
+        return "give the weights that the module was made for, or make the module for these"
+    if missing:
+        return (
+            "download the rest; of a weight that is another one's, say so by tied= when the module "
+            "is made, or by ties=True (--ties) if the file's metadata does"
+        )
+    if mismatched:
+        return "make the module for the dtype of the file, or convert the file"
+    return 'load with extra="ignore" (--ignore-extra) if the module does not need them'
+
+
+def _first(found: Sequence[str]) -> str:
     return ", ".join([*found[:8], "..."] if len(found) > 8 else found)

@@ -140,10 +140,14 @@ def test_explain_with_names(tmp_path):
     arguments = "explain", "-", "--json", "--names", names, "--function", "prefill"
     (report,) = json.loads(output(*arguments, text=MODEL))
     assert (report["functions"], report["names"]) == (["prefill"], ["up", "down"])
+    names.write_text('{"params[1]": "down"}')
+    (report,) = json.loads(output(*arguments, text=MODEL))
+    assert report["names"] == ["params[0]", "down"]
     names.write_text('{"up": 1}')
     assert error(*arguments, text=MODEL, code=2) == (
-        f"Invalid value for '--names': {names}: expected a JSON list of names; see relax-inplace "
-        "explain --help"
+        f"Invalid value for '--names': {names}: expected JSON, an object from the module's "
+        "names to others, or a list of names in the order of the tuple; see relax-inplace explain "
+        "--help"
     )
 
 

@@ -17,11 +17,11 @@ REWRITTEN = """
         I.module_attrs({"relax_inplace.param_map": ...})
         @R.function(pure=False)
         def inplace_transform_params(params: R.Tuple(R.Tensor((4, 8), dtype="float16"), R.Tensor((6, 8), dtype="float16"))) -> R.Tuple(R.Tensor((8, 4), dtype="float16"), R.Tensor((8, 6), dtype="float16")):
-            gv: R.Tensor((4, 8), dtype="float16") = params[0]
-            w0: R.Tensor((8, 4), dtype="float16") = R.permute_dims(gv, axes=None)
+            params_0: R.Tensor((4, 8), dtype="float16") = params[0]
+            w0: R.Tensor((8, 4), dtype="float16") = R.permute_dims(params_0, axes=None)
             p0: R.Tuple(R.Tensor((8, 4), dtype="float16"), R.Tensor((6, 8), dtype="float16")) = R.inplace_update_tuple(params, 0, w0)
-            gv2: R.Tensor((6, 8), dtype="float16") = p0[1]
-            w1: R.Tensor((8, 6), dtype="float16") = R.permute_dims(gv2, axes=None)
+            p0_1: R.Tensor((6, 8), dtype="float16") = p0[1]
+            w1: R.Tensor((8, 6), dtype="float16") = R.permute_dims(p0_1, axes=None)
             p1: R.Tuple(R.Tensor((8, 4), dtype="float16"), R.Tensor((8, 6), dtype="float16")) = R.inplace_update_tuple(p0, 1, w1)
             return p1
     """
@@ -106,5 +106,5 @@ def test_ownership_errors_name_the_file(tmp_path):
     path = tmp_path / "stale.py"
     path.write_text(stale)
     line = error("build", path, "-o", tmp_path / "lib.so")
-    assert "`params` is used by `gv2 = params[1]`" in line
+    assert "`params` is used by `p0_1 = params[1]`" in line
     assert "<str>" not in line and f"({path}:" in line

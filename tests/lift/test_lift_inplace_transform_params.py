@@ -458,6 +458,7 @@ def test_map_is_kept_by_compilation():
         "streamed": False,
         "loads": [],
         "target": None,
+        "tied": [],
         "peak": 2 * 128 + 16,
         "weights": [{**w0, "shape": [4, 8]}, other],
         "params": [

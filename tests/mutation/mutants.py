@@ -2625,7 +2625,78 @@ GPU_KERNELS = [
 ]
 
 
+# -- which weight is which ------------------------------------------------------------------------
+
+NAMES = [
+    *_mutants(
+        "weight_names.py",
+        ("test_weight_names.py",),
+        (
+            "names are found under one of two prefixes",
+            "return complete[0] if len(complete) == 1 else {}",
+            "return complete[0] if complete else {}",
+        ),
+        (
+            "a rule holds that does not find all names",
+            "        if all(any(name in found.found for name in group) for group in groups):\n",
+            "        if any(any(name in found.found for name in group) for group in groups):\n",
+        ),
+        (
+            "one of two names is taken that are printed the same",
+            "if len(names) == 1 and len(theirs.get(key, ())) == 1",
+            "if key in theirs",
+        ),
+        (
+            "a prefix ends within a part of a name",
+            'return stored[length - 1] in "./"',
+            "return True",
+        ),
+    ),
+    *_mutants(
+        "runtime/tied_weights.py",
+        ("runtime/test_names.py", "-k", "differ or handed"),
+        (
+            "tied weights are compared in part",
+            "            if not np.array_equal(parts[0], parts[1]):\n",
+            "            if not np.array_equal(parts[0][:256], parts[1][:256]):\n",
+        ),
+        (
+            "tied weights that are handed over are not compared",
+            "        if not first.same_as(other) and not np.array_equal(",
+            "        if False and not np.array_equal(",
+        ),
+    ),
+    *_mutants(
+        "runtime/convert_params.py",
+        ("runtime/test_names.py", "-k", "another_cache"),
+        (
+            "a cache is used that was made under other names",
+            "    parts += [*selection.names, *(",
+            "    parts += [*(",
+        ),
+    ),
+    *_mutants(
+        "lift/weight_values.py",
+        ("lift/test_earlier_transform.py",),
+        (
+            "a transform is put back that cannot be lifted again",
+            "        if numbered.user.function.body.body in numbered.holds:\n",
+            "        if True:\n",
+        ),
+    ),
+    *_mutants(
+        "lift/shared_weights.py",
+        ("lift/test_earlier_transform.py",),
+        (
+            "a function that takes weights as they are gets what a transform makes of them",
+            "    return names == names_of_weights(transform.function) and names != made_names\n",
+            "    return False\n",
+        ),
+    ),
+]
+
 MUTANTS = [
+    *NAMES,
     *GPU_KERNELS,
     *OFFERED_PAGES,
     *DESCRIPTIONS,

@@ -259,6 +259,21 @@ def test_pre_sharded_names(session, built, tmp_path):
     assert ask(session, "digest", params.fields) == expected
 
 
+def test_names_of_a_checkpoint(session, built, tmp_path):
+    """Every worker reads the same files, under names that are theirs."""
+    weights = arrays(5)
+    names = [f"model.{i}" for i in range(COUNT)]
+    write(tmp_path, [*weights, np.ones(3, "float32")], [*names, "inv_freq"])
+    transform = disco.load_transform(session, built / "stock.so")
+    given = {f"w{i}": name for i, name in enumerate(names)}
+    with pytest.raises(disco.WorkerError, match="1 too many"):
+        disco.load_params(session, tmp_path, transform, names=given)
+    params = disco.convert_params(transform, tmp_path, names=given, extra="ignore")
+    assert ask(session, "digest", params.fields) == [converted(weights)] * 2
+    with pytest.raises(TypeError, match="names is a callable, expected what can be sent"):
+        disco.load_params(session, tmp_path, transform, names=str.upper)
+
+
 def test_tvms_loader_reads_the_same(session, built, tmp_path):
     """Pre-sharded weights are what it can read without a communication library."""
     whole = arrays(8, rows=2 * ROWS)

@@ -175,7 +175,7 @@ STORED = [
 
 def test_a_module_says_order_names_and_nesting(tmp_path):
     params = runtime.load_params(write_tensor_cache(tmp_path), CPU, described(*STORED))
-    assert params.names == ("layers_0_weight", "bias", "codes")
+    assert params.names == ("layers.0.weight", "bias", "codes")  # as they are called there
     assert [len(field) for field in params.fields if isinstance(field, tvm_ffi.Array)] == [2]
     assert params.fields[1][1].numpy().tolist() == [1, 2, 3]
 

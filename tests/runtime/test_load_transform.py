@@ -225,6 +225,43 @@ def test_names_of_mlc_llm():
     ]
 
 
+def test_names_of_mlc_llm_are_found_by_name():
+    """Fields that have names are looked up: an order that differs swaps no weights."""
+    from relax_inplace.transform import LiftInplaceTransformParams
+
+    metadata = {
+        "params": [
+            {"name": name, "shape": [8, 8], "dtype": "float32"}
+            for name in ("layers.0.down", "layers.0.up")
+        ]
+    }
+    text = f"""
+@I.ir_module
+class Module:
+    @R.function
+    def main(x: R.Tensor((1, 8), "float32"), packed_params: R.Tuple(R.Tensor((8, 8), "float32"), R.Tensor((8, 8), "float32"))):
+        layers_0_up = packed_params[0]
+        layers_0_down = packed_params[1]
+        w = R.permute_dims(layers_0_up)
+        a = R.matmul(x, w)
+        b = R.matmul(a, layers_0_down)
+        return b
+
+    @R.function
+    def _metadata() -> R.Any:
+        return R.str({json.dumps(metadata)!r})
+"""
+    mod = LiftInplaceTransformParams(restore=True)(from_source(text))
+    vm = relax.VirtualMachine(tvm.compile(mod, "llvm"), CPU)
+    transform = Transform.of(vm)
+    back = Transform.of(vm, restoring=transform.name)
+    for types in (transform.weights, transform.params, back.weights, back.params):
+        assert [(one.name, one.slot) for one in types] == [
+            ("layers.0.up", "0"),
+            ("layers.0.down", "1"),
+        ]
+
+
 @pytest.mark.parametrize(
     "described",
     [

@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ...weight_names import GivenNames, read_names
 from ..progress import ProgressOption
 from .d_transform import DTransform
 from .report import WorkersReport, report_of
@@ -58,6 +59,9 @@ def load_params(
     transform: DTransform | None = None,
     *,
     shard_info: str | Mapping[str, Any] | None = None,
+    names: GivenNames | None = None,
+    extra: str = "error",
+    ties: bool = False,
     checksum: bool = False,
     progress: ProgressOption = None,
 ) -> DParams:
@@ -74,6 +78,8 @@ def load_params(
     shard_info : str or dict, optional
         How whole weights are cut, as TVM's ``ShardLoader`` has it. By default what the module's
         ``get_shard_info`` says.
+    names, extra, ties
+        As for :func:`~relax_inplace.runtime.load_params`; a callable cannot be sent.
     checksum, progress
         As for :func:`~relax_inplace.runtime.load_params`; progress is that of all workers.
 
@@ -84,7 +90,7 @@ def load_params(
     WorkersInterrupted
     """
     workers = Workers.of(session)
-    request = _request("load", transform, path, shard_info, checksum)
+    request = _request("load", transform, path, shard_info, checksum, names, extra, ties)
     number, said = workers.run("load_params", request, progress=progress)
     return DParams(workers, number, said)
 
@@ -143,6 +149,9 @@ def convert_params(
     path: str | os.PathLike[str],
     *,
     shard_info: str | Mapping[str, Any] | None = None,
+    names: GivenNames | None = None,
+    extra: str = "error",
+    ties: bool = False,
     inputs: Sequence[Any] = (),
     strict: bool = False,
     verify: bool = False,
@@ -156,7 +165,7 @@ def convert_params(
     Parameters
     ----------
     transform : DTransform
-    path, shard_info, checksum
+    path, shard_info, names, extra, ties, checksum
         As for :func:`load_params`.
     inputs, strict, verify, progress
         As for :func:`transform_params`.
@@ -167,12 +176,15 @@ def convert_params(
     """
     workers = transform.workers
     if transform.is_streamed:
-        request = _request("stream", transform, path, shard_info, checksum)
+        request = _request("stream", transform, path, shard_info, checksum, names, extra, ties)
         number, said = workers.run("convert_params", request, *inputs, progress=progress)
         return DParams(workers, number, said)
     params = load_params(
         *(transform.session, path, transform),
         shard_info=shard_info,
+        names=names,
+        extra=extra,
+        ties=ties,
         checksum=checksum,
         progress=progress,
     )
@@ -228,15 +240,28 @@ def _request(
     path: str | os.PathLike[str],
     shard_info: str | Mapping[str, Any] | None,
     checksum: bool,
+    names: GivenNames | None,
+    extra: str,
+    ties: bool,
 ) -> dict[str, Any]:
     if shard_info is not None and not isinstance(shard_info, str):
         shard_info = json.dumps(shard_info)
+    if isinstance(names, (str, os.PathLike)):
+        names = read_names(names)
+    if callable(names):
+        raise TypeError(
+            "load_params: names is a callable, expected what can be sent to workers; give a "
+            "mapping or a sequence"
+        )
     return {
         "do": do,
         "transform": None if transform is None else transform.number,
         "path": os.fspath(path),
         "shard_info": shard_info,
         "checksum": checksum,
+        "names": dict(names) if isinstance(names, Mapping) else names and list(names),
+        "extra": extra,
+        "ties": ties,
     }
 
 

@@ -217,10 +217,12 @@ def _load(task: _Task) -> dict[str, Any]:
     source, info = _opened(task, transform)
     checksum = task.request["checksum"]
     if not info:
-        task.result = load_params(source, device, transform, checksum=checksum, progress=task.told)
+        task.result = load_params(
+            source, device, transform, checksum=checksum, progress=task.told, **_names(task)
+        )
     else:
         module = None if transform is None else transform.vm.module
-        selection = select(sharded(source, info, task.workers), transform)
+        selection = select(sharded(source, info, task.workers), transform, **_names(task))
         require_room(source, selection, device, checksum)
         with ShardedReader(source, device, checksum, info, module, task.rank) as reader:
             task.result = load_selected(source, selection, reader, task.told)
@@ -256,6 +258,7 @@ def _stream(task: _Task) -> dict[str, Any]:
         source,
         transform.device,
         inputs=task.inputs,
+        **_names(task),
         checksum=task.request["checksum"],
         progress=task.told,
     )
@@ -282,13 +285,18 @@ def _transform_for(task: _Task) -> Transform | None:
     return None if task.request["transform"] is None else _made_by(task, "transform")
 
 
+def _names(task: _Task) -> dict[str, Any]:
+    """What is said of the names in the files."""
+    return {key: task.request[key] for key in ("names", "extra")}
+
+
 def _path(task: _Task, key: str) -> str:
     return str(task.request[key]).replace("{rank}", str(task.rank))
 
 
 def _opened(task: _Task, transform: Transform | None) -> tuple[Source, ShardInfo]:
     """The worker's part of a folder, and how those of its weights are cut that are whole there."""
-    whole = open_source(_path(task, "path"))
+    whole = open_source(_path(task, "path"), ties=task.request["ties"])
     given: str | None = task.request["shard_info"]
     if given is not None and is_presharded(whole):
         refuse(
