@@ -253,9 +253,19 @@ REFUSED = {
         'for i in range(8): B[i] = (A[i] >> T.Cast("uint8", i)) & T.uint8(3)',
         "shifts by more bits than there are",
     ),
+    "a shift by less than 0": (
+        'A: T.Buffer((4,), "uint8"), B: T.Buffer((4,), "uint8")',
+        'for i in range(4): B[i] = (A[i] >> T.Cast("uint8", i - 1)) & T.uint8(1)',
+        "shifts by more bits than there are",
+    ),
     "an index that wraps around": (
         'A: T.Buffer((512,), "int8"), B: T.Buffer((512,), "int8")',
         'for i in range(512): B[i] = A[T.Cast("int64", T.Cast("uint8", i))]',
+        "has an index that its dtype may not hold",
+    ),
+    "an index that wraps around below 0": (
+        'A: T.Buffer((256,), "int8"), B: T.Buffer((256,), "int8")',
+        'for i in range(256): B[i] = A[T.Cast("int64", T.Cast("uint8", i - 4))]',
         "has an index that its dtype may not hold",
     ),
     "an unsigned comparison": (
