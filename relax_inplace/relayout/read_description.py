@@ -285,14 +285,15 @@ def _computed(
     value: ir.Expr, values: ValueReader, indices: IndexReader, numbers: bool
 ) -> tuple[Computed, list[tuple[int, Form]]]:
     """A value as an expression of elements, and of numbers if they may be; and where these are."""
-    chosen: dict[ir.Expr, ir.Expr] = {}
-    for expr in _nodes(value):
-        choice = choice_of(expr)
-        if choice is not None and not loads_in(choice[0]):
-            chosen[expr] = choice[1] if indices.holds(choice[0]) else choice[2]
+    chosen = {
+        expr: choice[1] if indices.holds(choice[0]) else choice[2]
+        for expr, choice in _choices_of(value)
+    }
     if chosen:
         kinds = (tirx.Select, ir.Call)
-        value = tvm_ffi.structural_map(value, (kinds, lambda expr: chosen.get(expr, expr)))
+        value = tvm_ffi.structural_map(
+            value, (kinds, lambda expr: chosen.get(expr, expr)), order="pre"
+        )
         return _computed(value, values, indices, numbers)  # a side may be a choice again
     slots: dict[tuple[str, int, Form], relax.Var] = {}
     slot_of: dict[ir.Expr, relax.Var] = {}
@@ -314,9 +315,20 @@ def _computed(
     return Computed(body, tuple(own), bits_of(str(value.ty))), [key[1:] for key in slots]
 
 
-def _nodes(value: ir.Expr) -> list[ir.Expr]:
-    found: list[ir.Expr] = []
-    tvm_ffi.structural_walk(value, ((tirx.Select, ir.Call), lambda expr: found.append(expr)))
+def _choices_of(
+    value: ir.Expr,
+) -> list[tuple[ir.Expr, tuple[ir.Expr, ir.Expr, ir.Expr]]]:
+    """The outermost choices by indices: what is in the side that is not taken cuts no box."""
+    found: list[tuple[ir.Expr, tuple[ir.Expr, ir.Expr, ir.Expr]]] = []
+
+    def visit(expr: ir.Expr) -> tvm_ffi.WalkResult:
+        choice = choice_of(expr)
+        if choice is None or loads_in(choice[0]):
+            return tvm_ffi.WalkResult.ADVANCE
+        found.append((expr, choice))
+        return tvm_ffi.WalkResult.SKIP
+
+    tvm_ffi.structural_walk(value, ((tirx.Select, ir.Call), visit), order="pre")
     return found
 
 

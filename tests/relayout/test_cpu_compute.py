@@ -26,6 +26,7 @@ from relax_inplace.relayout import cpu_compute
 from relax_inplace.relayout.cpu_compute import schedule_cpu_compute
 from relax_inplace.relayout.description import Computed, Digit, Piece, Relayout
 from relax_inplace.relayout.description_blocks import MOST_SCRATCH, find_blocks
+from relax_inplace.relayout.host_move import schedule_host_move
 from relax_inplace.relayout.read_description import read_relayouts
 
 
@@ -160,6 +161,21 @@ KERNELS = {
         [((8, 2, 144), "uint8")],
         {},
     ),
+    "ggml q4_K": (
+        lambda w: layout.ggml.interleave(w, block="q4_K", rows=8, bytes=8),
+        [(("n * 8", 5 * 144), "uint8")],
+        (6, 0),
+    ),
+    "from ggml q4_K": (
+        lambda w: layout.ggml.deinterleave(w, block="q4_K", rows=8, bytes=4),
+        [((6, 5, 8 * 144), "uint8")],
+        {},
+    ),
+    "ggml q5_K": (
+        lambda w: layout.ggml.interleave(w, block="q5_K", rows=8, bytes=4),
+        [((48, 5 * 176), "uint8")],
+        {},
+    ),
     "to volta, int4": (
         lambda w: layout.faster_transformer.to_mixed_gemm(w, arch=70),
         [((70, 64), "int8")],
@@ -223,6 +239,15 @@ def test_numbers(name):
             arrays[-1] = arrays[-1].view("uint8") % 2 == 1
     expected = run(built(kernel), kernel, arrays, sizes)
     assert_right(schedule_cpu_compute(kernel, TARGET), arrays, expected, sizes)
+
+
+@pytest.mark.parametrize("name", ["ggml q4_K", "from ggml q4_K", "ggml q5_K"])
+def test_fields_of_6_bits_are_computed_in_place(name):
+    """Bytes are put together of parts of others: no runs of bytes move."""
+    function, tensors, _ = KERNELS[name]
+    kernel = kernel_of(function, *tensors)
+    assert schedule_host_move(kernel, TARGET) is None
+    assert scheduled_pairs(schedule_cpu_compute(kernel, TARGET)) == [[0, 1]]
 
 
 def backwards(function):

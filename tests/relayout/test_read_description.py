@@ -357,24 +357,30 @@ def test_any_loops_around_stores(name):
 # -- whole elements --------------------------------------------------------------------------------
 
 
-# Where fields of 6 bits go on depends on the place: as bits they are pieces.
-NOT_AS_ELEMENTS = dict.fromkeys(
-    ("interleave q4_K 8x8", "any size: interleave q4_K 8x8"),
-    "divides a sum of indices that do not follow each other",
-)
-
-
 @pytest.mark.parametrize("name", {**OPERATORS, **LAYOUTS})
 def test_as_whole_elements(name):
     """What moves, too, is an expression of elements, and of numbers by which these are shifted."""
     function, tensors = {**OPERATORS, **LAYOUTS}[name]
     sizes = {"n": 50, "k": 100} if "rim" in name else SIZES
     for kernel in kernels_of(function, *tensors):
-        if name in NOT_AS_ELEMENTS:
-            assert read_relayouts(kernel, elements=True) == NOT_AS_ELEMENTS[name]
-            continue
         found = assert_described(kernel, sizes, elements=True)
         assert all(piece.value is not None for relayout in found for piece in relayout.pieces)
+
+
+def test_a_side_that_is_not_taken_cuts_nothing():
+    """Below 16, neither of the other conditions counts: that of the remainder would make pieces."""
+
+    def chosen(x):
+        def element(i):
+            inner = te.if_then_else((i + 4) % 12 < 8, x[i], x[i + 1])
+            return te.if_then_else(i < 16, x[i + 2], inner)
+
+        return te.compute((16,), element)
+
+    (relayout,) = read_relayouts(te_kernel(chosen, ((18,), "int8")), elements=True)
+    (piece,) = relayout.pieces
+    assert piece.digits == (Digit(16, 8, (8,)),)
+    assert piece.inputs == ((0, 16),)
 
 
 def test_numbers_are_digits_of_an_input():
