@@ -95,9 +95,7 @@ class _Store:
 class _Kernel:
     """A kernel that is read."""
 
-    def __init__(
-        self, kernel: tirx.PrimFunc, sizes: Sizes, elements: bool, numbers: bool
-    ) -> None:
+    def __init__(self, kernel: tirx.PrimFunc, sizes: Sizes, elements: bool, numbers: bool) -> None:
         self._kernel = kernel
         self._sizes = sizes
         self._elements = elements
@@ -211,7 +209,6 @@ class _Kernel:
             made, elements = _computed(value, values, indices, self._numbers)
             return [_piece(self._sizes, box, place, elements, value=made)]
         return [_piece_of(self._sizes, box, place, field) for field in fields]
-
 
     def _fields(self, value: ir.Expr, values: ValueReader) -> list[Field] | None:
         try:
@@ -332,9 +329,7 @@ def _computed(
     return Computed(body, tuple(own), bits_of(str(value.ty))), [key[1:] for key in slots]
 
 
-def _settled(
-    value: ir.Expr, values: ValueReader, indices: IndexReader, numbers: bool
-) -> ir.Expr:
+def _settled(value: ir.Expr, values: ValueReader, indices: IndexReader, numbers: bool) -> ir.Expr:
     """A value of which choices by indices are made, if all points of the box make the same."""
     settled: dict[ir.Expr, ir.Expr] = {}
     for expr, (condition, *sides) in _choices_of(value):

@@ -59,7 +59,7 @@ def test_as_the_description_says(name):
             for param, size in relayout.bits
         }
         output = given.pop(relayout.output)
-        expected = apply(relayout, {p: data.tobytes() for p, data in given.items()}, {}, sizes)
+        expected = apply(relayout, {p: data.tobytes() for p, data in given.items()}, sizes)
         assert carried_out(calls, given, output, sizes).tobytes() == expected
         if is_bijection(relayout):
             assert is_nested(relayout)

@@ -219,6 +219,15 @@ KERNELS = {
         {},
     ),
     "choices by index": (lambda w: rope(w), [((61, 96), "float32")], {}),
+    "triangle": (lambda w: op.triu(w, 2), [((61, 96), "float16")], {}),
+    "triangle, any size": (lambda w: op.tril(w, 0), [(("n", "m"), "int8")], (40, 131)),
+    "triangles of bfloat16": (lambda w: op.tril(w, -1), [((3, 20, 35), "bfloat16")], {}),
+    "triangle of float8": (lambda w: op.tril(w, 1), [((20, 35), "float8_e4m3fn")], {}),
+    "triangle, scaled": (
+        lambda w: op.multiply(op.tril(w, 3), number(2)),
+        [((61, 96), "float32")],
+        {},
+    ),
     "pack": (lambda w: layout.tiles.pack(w, 4, 8), [((64, 32), "float16")], {}),
     "unpack": (lambda w: layout.tiles.unpack(w, (64, 32)), [((16, 4, 4, 8), "bfloat16")], {}),
 }
@@ -248,6 +257,15 @@ def test_fields_of_6_bits_are_computed_in_place(name):
     kernel = kernel_of(function, *tensors)
     assert schedule_host_move(kernel, TARGET) is None
     assert scheduled_pairs(schedule_cpu_compute(kernel, TARGET)) == [[0, 1]]
+
+
+def test_a_triangle_is_vectors_in_place():
+    """Of bits: neither a comparison nor a NaN is computed for each."""
+    scheduled = schedule_cpu_compute(kernel_of(op.triu, ((64, 96), "float16")), TARGET)
+    assert scheduled_pairs(scheduled) == [[0, 1]]
+    script = scheduled.script()
+    assert "T.vectorized" in script and "if_then_else" not in script
+    assert "T.Select(" in script and "T.float16" not in script
 
 
 def backwards(function):
