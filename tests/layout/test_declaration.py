@@ -8,10 +8,10 @@ from relayout.described import apply
 
 from relax_inplace import layout
 from relax_inplace.layout._declaration import Declaration
-from relax_inplace.relayout.byte_moves import is_bijection
 from relax_inplace.relayout.coverage import tile
 from relax_inplace.relayout.description import box_of
 from relax_inplace.relayout.description_inverse import inverse
+from relax_inplace.relayout.moves import is_bijection
 
 DECLARED = {
     f"{name}: {line}": declaration

@@ -2246,8 +2246,8 @@ DESCRIPTIONS = [
         ),
     ),
     *_mutants(
-        "relayout/byte_moves.py",
-        ("relayout/test_byte_moves.py", "relayout/test_description_inverse.py"),
+        "relayout/moves.py",
+        ("relayout/test_moves.py", "relayout/test_description_inverse.py"),
         (
             "a bijection reads all",
             "    return tile(boxes, bits)\n",
@@ -2386,7 +2386,7 @@ HOST_MOVES = _mutants(
 
 OFFERED_PAGES = [
     *_mutants(
-        "relayout/byte_moves.py",
+        "relayout/moves.py",
         ("relayout/test_host_move.py", "-k", "pages"),
         (
             "what is read twice is not moved",

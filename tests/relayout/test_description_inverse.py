@@ -9,9 +9,9 @@ from moving_kernels import COMPUTED, LAYOUTS, OPERATORS, SIZES, constant
 from profiles import examples
 from tvm import relax, te
 
-from relax_inplace.relayout.byte_moves import is_bijection
 from relax_inplace.relayout.description_inverse import inverse
 from relax_inplace.relayout.inlining import with_producers_inlined
+from relax_inplace.relayout.moves import is_bijection
 from relax_inplace.relayout.read_description import read_relayouts
 
 op = relax.op
