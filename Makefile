@@ -59,7 +59,8 @@ sanitize: .venv/pyvenv.cfg
 	! $(call with,asan,libasan) $(BIN)/python tests/sanitized/use_after_free.py 2> build/asan/found
 	grep --quiet AddressSanitizer build/asan/found
 	cd tests && $(call with,asan,libasan) ../$(BIN)/pytest runtime test_builtin.py test_storage_builtins.py \
-	    test_check_arguments.py test_observer.py test_relayout_builtin.py
+	    test_check_arguments.py test_observer.py test_relayout_builtin.py test_owned_pages.py \
+	    lower/test_offered_pages.py
 	! $(call with,tsan,libtsan) $(BIN)/python tests/sanitized/race.py 2> build/tsan/found
 	grep --quiet 'data race' build/tsan/found
 	cd tests && $(call with,tsan,libtsan) ../$(BIN)/pytest runtime/test_threads.py \

@@ -108,23 +108,25 @@ def _bars(
     key: str,
     start: float,
 ) -> None:
-    """For each workload a group of bars, one for each way, the first on top."""
+    """For each workload a group of bars, one for each way, the first on top.
+
+    What returns views has converted nothing: it has no bar, but says so.
+    """
     thickness = 0.84 / len(ways)
+    views = {(row["workload"], row["way"]) for row in rows if row.get("is_view")}
     for place, way in enumerate(ways):
         values = {row["workload"]: row[key] for row in rows if row["way"] == way}
-        known = [(i, values[name]) for i, name in enumerate(names) if values.get(name) is not None]
-        at = [i + (place - (len(ways) - 1) / 2) * thickness for i, _ in known]
+        above = (place - (len(ways) - 1) / 2) * thickness
+        known = []
+        for i, name in enumerate(names):
+            if (name, way) in views:
+                _say(axes, "a view", start, i + above, way)
+            elif values.get(name) is not None:
+                known.append((i, values[name]))
+        at = [i + above for i, _ in known]
         if way == _LABELLED:
             for y, (_, value) in zip(at, known, strict=True):
-                axes.annotate(
-                    f"{value:.2f}",
-                    (max(value, start + _LEAST), y),
-                    (3, 0),
-                    textcoords="offset points",
-                    va="center_baseline",
-                    size=7.5,
-                    color=_COLORS[way],
-                )
+                _say(axes, f"{value:.2f}", max(value, start + _LEAST), y, way)
         axes.barh(
             at,
             [value - start if abs(value - start) > _LEAST else _LEAST for _, value in known],
@@ -133,6 +135,18 @@ def _bars(
             color=_COLORS[way],
             label=way,
         )
+
+
+def _say(axes: Any, text: str, x: float, y: float, way: str) -> None:
+    axes.annotate(
+        text,
+        (x, y),
+        (3, 0),
+        textcoords="offset points",
+        va="center_baseline",
+        size=7.5,
+        color=_COLORS[way],
+    )
 
 
 def _in_order(names: Iterable[str]) -> list[str]:

@@ -92,6 +92,7 @@ def _rows(workload: Workload, missing: dict[str, str | None], rounds: int) -> li
                 "extra": extra,
                 "extra_in_largest": None if extra is None else extra / largest,
                 "allocations": verified[way]["allocations"],
+                "is_view": ways.makes_views(way, workload),
                 "equal": digest == expected if digest and expected else None,
                 "rounds": measured[way],
             }
@@ -116,8 +117,9 @@ def _line(row: dict[str, Any]) -> str:
         return f"{start}   {row['missing']}"
     extra = None if row["extra"] is None else row["extra"] / 1e6
     bits = {True: "equal", False: "DIFFER", None: "-"}[row["equal"]]
+    ratio = "a view" if row["is_view"] else _number(row["ratio"], ".2f")
     numbers = (
-        f"{row['seconds']:8.3f}{_number(row['ratio'], '.2f'):>8}{_number(extra, '.1f'):>10}"
+        f"{row['seconds']:8.3f}{ratio:>8}{_number(extra, '.1f'):>10}"
         f"{_number(row['extra_in_largest'], '.2f'):>12}{_number(row['allocations'], 'd'):>13}"
     )
     return f"{start}{numbers}  {bits}"

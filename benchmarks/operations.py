@@ -19,10 +19,19 @@ __all__ = ["OPERATIONS", "Operation"]
 
 @dataclasses.dataclass(frozen=True)
 class Operation:
-    """The same bits, in Relax and in a library of arrays."""
+    """The same bits, in Relax and in a library of arrays.
+
+    Attributes
+    ----------
+    relax, arrays : callable
+    is_view : bool
+        Whether what `arrays` returns is contiguous, and still the weight's memory: then nothing is
+        converted that could be measured, and the weight cannot be freed.
+    """
 
     relax: Callable[..., Any]
     arrays: Callable[..., Any]
+    is_view: bool = False
 
 
 # -- the last two dimensions, exchanged ------------------------------------------------------------
@@ -105,6 +114,27 @@ def _awq_arrays(xp: Any, qweight: Any) -> Any:
     matrix = xp.reshape(xp.swapaxes(codes, 2, 3), (height, words * 8))
     packed = xp.swapaxes(matrix[0::2] | matrix[1::2] << 4, 0, 1)
     return xp.reshape(xp.reshape(packed, (-1,)).view(xp.uint32), (words * 8, height // 8))
+
+
+# -- GPTQ's codes (K x N, eight rows a word) to Marlin's tiles of 16 x 64 --------------------------
+
+
+def _marlin_relax(qweight: Any) -> Any:
+    from relax_inplace.layout._declaration import call_declared
+    from relax_inplace.layout.marlin import LAYOUTS
+
+    return call_declared("marlin", "marlin_from_gptq_4", LAYOUTS["GPTQ, 4 bits"], qweight)
+
+
+def _marlin_arrays(xp: Any, qweight: Any) -> Any:
+    height, width = qweight.shape
+    pairs = xp.reshape(qweight, (-1,)).view(xp.uint8)
+    codes = xp.stack([pairs & 15, pairs >> 4], axis=-1)
+    codes = xp.reshape(codes, (height // 2, 2, width // 64, 4, 2, 8, 4, 2))
+    for one, other in ((1, 2), (2, 5), (3, 6), (4, 6), (5, 7)):
+        codes = xp.swapaxes(codes, one, other)
+    packed = codes[..., 0] | codes[..., 1] << 4
+    return xp.reshape(xp.reshape(packed, (-1,)).view(xp.int32), (height // 2, width * 2))
 
 
 # -- arithmetic ------------------------------------------------------------------------------------
@@ -198,9 +228,10 @@ def _mixed_gemm_arrays(xp: Any, codes: Any) -> Any:
 OPERATIONS = {
     "transpose": Operation(_transpose_relax, _transpose_arrays),
     "concat": Operation(_concat_relax, _concat_arrays),
-    "split": Operation(_split_relax, _split_arrays),
+    "split": Operation(_split_relax, _split_arrays, is_view=True),
     "tiles": Operation(_tiles_relax, _tiles_arrays),
     "awq": Operation(_awq_relax, _awq_arrays),
+    "marlin": Operation(_marlin_relax, _marlin_arrays),
     "scale": Operation(_scale_relax, _scale_arrays),
     "to_float16": Operation(_to_float16_relax, _to_float16_arrays),
     "interleave": Operation(_interleave_relax, _interleave_arrays),

@@ -45,6 +45,7 @@ __all__ = [
     "FLOOR",
     "WAYS",
     "compile_way",
+    "makes_views",
     "measure",
     "verify",
     "weights_of",
@@ -284,6 +285,7 @@ WAYS: dict[str, Callable[[Workload, str | None], _Convert] | None] = {
 }
 
 _OPTIONAL = ("torch", "jax")
+_OF_VIEWS = ("numpy", "torch")  # jax has none
 
 
 def why_missing(way: str) -> str | None:
@@ -291,6 +293,11 @@ def why_missing(way: str) -> str | None:
     if way in _OPTIONAL and importlib.util.find_spec(way) is None:
         return "not installed"
     return None
+
+
+def makes_views(way: str, workload: Workload) -> bool:
+    """Whether all that a way returns is still the memory of the weights."""
+    return way in _OF_VIEWS and all(OPERATIONS[step.operation].is_view for step in workload.steps)
 
 
 def measure(way: str, workload: Workload, library: str | None) -> dict[str, float | None]:

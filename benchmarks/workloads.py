@@ -125,6 +125,9 @@ WORKLOADS: dict[str, Callable[[int], _Layer]] = {
     "AWQ to groups": lambda shrink: [
         ("awq", [Weight((k, n // 8), "int32")]) for n, k in _shrunk(_LLAMA, shrink)
     ],
+    "GPTQ to Marlin int4": lambda shrink: [
+        ("marlin", [Weight((k // 8, n), "int32")]) for n, k in _shrunk(_LLAMA, shrink)
+    ],
     "tiles 16x32 float16": _each("tiles", "float16"),
     "split QKV": lambda shrink: [
         ("split", [Weight(shape, "float16")]) for shape in _shrunk(((6144, 4096),), shrink)

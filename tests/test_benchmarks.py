@@ -8,12 +8,37 @@ from pathlib import Path
 import numpy as np
 import pytest
 from layout import references
+from relayout.described import apply
+
+from relax_inplace.layout import marlin
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
 from operations import OPERATIONS  # noqa: E402
+from ways import makes_views  # noqa: E402
 from workloads import WORKLOADS, Workload  # noqa: E402
+
+
+def _marlin(words):
+    """As the layout declares it, whose bytes are vLLM's (layout/test_marlin.py)."""
+    declared = marlin.LAYOUTS["GPTQ, 4 bits"]
+    relayout = declared.relayout(declared.extents(words.shape, 32))
+    made = np.frombuffer(apply(relayout, {0: words.tobytes()}), "int32")
+    return made.reshape(words.shape[0] // 2, words.shape[1] * 2)
+
+
+def test_a_split_is_a_view():
+    """Of numpy and torch: there is nothing to measure."""
+    views = {
+        (way, name)
+        for way in ("TVM out of place", "numpy", "torch", "jax", "in place")
+        for name in WORKLOADS
+        if makes_views(way, Workload.of(name, 0))
+    }
+    assert views == {("numpy", "split QKV"), ("torch", "split QKV")}
+    weight = np.zeros((6, 4))
+    assert all(np.shares_memory(weight, x) for x in OPERATIONS["split"].arrays(np, weight))
 
 
 def test_conversion_time(tmp_path):
@@ -49,6 +74,7 @@ def test_conversion_time(tmp_path):
             "int32",
             lambda w: references.packed(references.awq_matrix(w).T, 4, "uint32"),
         ),
+        ("marlin", (4, 128), "int32", _marlin),
         ("transpose", (3, 4, 5), "uint32", lambda w: np.stack([matrix.T for matrix in w])),
     ],
 )

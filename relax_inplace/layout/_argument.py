@@ -15,7 +15,15 @@ from tvm import ir, relax, sym, tirx
 
 from ..errors import StructuredError
 
-__all__ = ["LayoutError", "require", "require_equal", "require_multiple", "shape_of", "text_of"]
+__all__ = [
+    "LayoutError",
+    "codes_in_word",
+    "require",
+    "require_equal",
+    "require_multiple",
+    "shape_of",
+    "text_of",
+]
 
 
 class LayoutError(StructuredError):
@@ -38,6 +46,12 @@ def require(condition: bool, where: str, given: str, expected: str, remedy: str)
     """Raise a LayoutError unless the condition holds."""
     if not condition:
         raise LayoutError.of(where=where, given=given, expected=expected, remedy=remedy)
+
+
+def codes_in_word(where: str, bits: int, remedy: str) -> int:
+    """How many codes of so many bits a word has, if they are 4 or 8."""
+    require(bits in (4, 8), where, f"bits={bits!r} given", "4 or 8", remedy)
+    return 32 // bits
 
 
 def shape_of(

@@ -27,7 +27,7 @@ from __future__ import annotations
 
 from tvm import relax
 
-from ._argument import require, require_equal, shape_of
+from ._argument import codes_in_word, require_equal, shape_of
 from ._declaration import Declaration, call_declared
 from ._kernel import of_known_type, takes_nn_tensors
 
@@ -37,6 +37,7 @@ LAYOUTS = {"words": Declaration("K, N, b -> N, K, b")}  # those of scales, too
 
 _WORDS = ("int32", "uint32")
 _SCALES = ("float16", "bfloat16", "float32")
+_NO_OTHERS = "MLC packs codes of 3 bits otherwise, and has none of 2: requantise the weight"
 _TOGETHER = "give the three tensors of one weight, and its `bits`"
 
 
@@ -63,7 +64,7 @@ def to_groups(
         (N, K / c) uint32; (N / c, K / g) uint32; (N, K / g).
     """
     where = "gptq.to_groups"
-    in_word = _codes_in_word(where, bits)
+    in_word = codes_in_word(where, bits, _NO_OTHERS)
     qweight, qzeros, scales = (of_known_type(where, x) for x in (qweight, qzeros, scales))
     axes = (f"K / {in_word}", "N"), ("K / g", f"N / {in_word}"), ("K / g", "N")
     _, height = shape_of(where, "qweight", qweight, _WORDS, axes[0])
@@ -103,7 +104,7 @@ def from_groups(
         (K / c, N) int32; (K / g, N / c) int32; (K / g, N).
     """
     where = "gptq.from_groups"
-    in_word = _codes_in_word(where, bits)
+    in_word = codes_in_word(where, bits, _NO_OTHERS)
     codes, zeros, scales = (of_known_type(where, x) for x in (codes, zeros, scales))
     axes = ("N", f"K / {in_word}"), (f"N / {in_word}", "K / g"), ("N", "K / g")
     height, _ = shape_of(where, "codes", codes, ("uint32",), axes[0])
@@ -118,17 +119,6 @@ def from_groups(
         _transposed(where, "gptq_zeros_from_groups", zeros, "int32"),
         relax.op.permute_dims(scales),
     )
-
-
-def _codes_in_word(where: str, bits: int) -> int:
-    require(
-        bits in (4, 8),
-        where,
-        f"bits={bits!r} given",
-        "4 or 8",
-        "MLC packs codes of 3 bits otherwise, and has none of 2: requantise the weight",
-    )
-    return 32 // bits
 
 
 def _transposed(where: str, name: str, words: relax.Expr, dtype: str) -> relax.Expr:

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from tvm import ir, relax, tirx
 
-from ._argument import require, require_equal, require_multiple, shape_of, text_of
+from ._argument import codes_in_word, require, require_equal, require_multiple, shape_of, text_of
 from ._declaration import Declaration, call_declared
 from ._kernel import of_known_type, takes_nn_tensors
 
@@ -43,6 +43,7 @@ LAYOUTS = {
     }.items()
 }
 _SCALES = ("float16", "bfloat16")
+_NO_OTHERS = "Marlin has no other codes"
 _TOGETHER = "give the tensors of one weight, and its `bits`"
 
 
@@ -67,7 +68,7 @@ def from_gptq(
         (K / 16, 16 N / c) int32; (K / g, N).
     """
     where = "marlin.from_gptq"
-    in_word = _codes_in_word(where, bits)
+    in_word = codes_in_word(where, bits, _NO_OTHERS)
     qweight, scales = of_known_type(where, qweight), of_known_type(where, scales)
     height, width = shape_of(where, "qweight", qweight, ("int32",), (f"K / {in_word}", "N"))
     groups, columns = shape_of(where, "scales", scales, _SCALES, ("K / g", "N"))
@@ -104,7 +105,7 @@ def to_gptq(
         (K / c, N) int32; (K / g, N).
     """
     where = "marlin.to_gptq"
-    in_word = _codes_in_word(where, bits)
+    in_word = codes_in_word(where, bits, _NO_OTHERS)
     codes, scales = of_known_type(where, codes), of_known_type(where, scales)
     order = _require_marlin(where, codes, scales, in_word)
     layout = LAYOUTS[f"GPTQ, {bits} bits"]
@@ -137,7 +138,7 @@ def from_awq(
         (K / 16, 16 N / c) int32; (K / g, N / c) int32; (K / g, N).
     """
     where = "marlin.from_awq"
-    in_word = _codes_in_word(where, bits)
+    in_word = codes_in_word(where, bits, _NO_OTHERS)
     qweight, qzeros, scales = (of_known_type(where, x) for x in (qweight, qzeros, scales))
     words = f"N / {in_word}"
     height, width = shape_of(where, "qweight", qweight, ("int32",), ("K", words))
@@ -178,7 +179,7 @@ def to_awq(
         (K, N / c) int32; (K / g, N / c) int32; (K / g, N).
     """
     where = "marlin.to_awq"
-    in_word = _codes_in_word(where, bits)
+    in_word = codes_in_word(where, bits, _NO_OTHERS)
     codes, zeros, scales = (of_known_type(where, x) for x in (codes, zeros, scales))
     order = _require_marlin(where, codes, scales, in_word)
     groups, words = shape_of(where, "zeros", zeros, ("int32",), ("K / g", f"N / {in_word}"))
@@ -189,11 +190,6 @@ def to_awq(
         call_declared(where, f"awq_zeros_{bits}", of_zeros, zeros, is_back=True),
         call_declared(where, "awq_scales", order, scales, is_back=True),
     )
-
-
-def _codes_in_word(where: str, bits: int) -> int:
-    require(bits in (4, 8), where, f"bits={bits!r} given", "4 or 8", "Marlin has no other codes")
-    return 32 // bits
 
 
 def _require_marlin(where: str, codes: relax.Expr, scales: relax.Expr, in_word: int) -> Declaration:

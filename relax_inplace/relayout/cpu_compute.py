@@ -50,7 +50,7 @@ from .cpu_loops import (
 )
 from .description import NUMBER, Piece, Relayout
 from .description_blocks import INPLACE, MOST_SCRATCH, Blocks, Parts, find_blocks, parts_of
-from .emulated_floats import bits_of_constant, can_be_vector
+from .emulated_floats import can_be_vector
 from .fields import bits_of
 from .inlining import with_producers_inlined
 from .read_description import read_relayouts
@@ -168,14 +168,9 @@ class _Views:
             for at, digit in enumerate(piece.digits)
         ]
         assert piece.value is not None
-        value, slots = piece.value.value, list(piece.value.slots)
-        bits = f"uint{piece.value.bits}"
+        value, slots = piece.value.value, piece.value.slots
         is_exact = can_be_vector(value) and _is_exact(value)
         is_vector = is_exact and (self._has_half or not _makes_half_of_integers(value))
-        if isinstance(value, relax.Var):  # it is only moved
-            value = slots[0] = tirx.Var(value.name, bits)
-        else:
-            value = bits_of_constant(value) or value
         written = [digit.into for digit in piece.digits]
         inputs = {
             slot: self.access(param, str(slot.ty), base, [d.read[at] for d in piece.digits], loops)

@@ -24,10 +24,11 @@ from tvm import ir, relax, tirx
 
 from .emulated_floats import bits_of_constant
 from .index import Form, NoRelayout, constant
+from .size import Size
 from .te_block import loads_in
 from .tir_forms import IndexReader, choice_of
 
-__all__ = ["Field", "Source", "ValueReader", "bits_of"]
+__all__ = ["Field", "Source", "ValueReader", "bits_of", "bits_of_choice", "is_of_bits"]
 
 _FLOATS = {"float16": "<e", "float32": "<f", "float64": "<d"}
 _CALLS = {
@@ -102,6 +103,12 @@ def bits_of(dtype: str) -> int:
     return bits if known.lanes == 1 and bits % 8 == 0 else 0
 
 
+def is_of_bits(call: ir.Call) -> bool:
+    """Whether a call is an operation on bits, the same for any."""
+    name = getattr(call.op, "name", "")
+    return name in _CALLS or name == "tirx.reinterpret"
+
+
 def _ones(width: int) -> int:
     return (1 << width) - 1
 
@@ -114,11 +121,19 @@ class ValueReader:
     indices : IndexReader
     params : mapping
         The number of each tensor parameter, and the strides of its axes in bits.
+    bits : mapping
+        How many each parameter has, by its number.
     """
 
-    def __init__(self, indices: IndexReader, params: Mapping[relax.Var, tuple[int, list]]) -> None:
+    def __init__(
+        self,
+        indices: IndexReader,
+        params: Mapping[relax.Var, tuple[int, list]],
+        bits: Mapping[int, Size],
+    ) -> None:
         self._indices = indices
         self._params = params
+        self._bits = bits
 
     def place(self, buffer: relax.Var, indices: Iterable[ir.Expr]) -> tuple[int, Form]:
         """Which parameter an element is of, and where it begins, in bits."""
@@ -129,6 +144,12 @@ class ValueReader:
         for index, stride in zip(indices, strides, strict=True):
             place = place.plus(self._indices.form(index), stride)
         return number, place
+
+    def is_inside(self, load: ir.TensorLoad) -> bool:
+        """Whether an element is in the memory of its parameter, at all points of the box."""
+        number, place = self.place(load.source, load.indices[:])
+        last = self._bits[number] - bits_of(str(load.ty))
+        return self._indices.sizes.is_within(place, last + 1)
 
     def fields(self, value: ir.Expr) -> list[Field] | None:
         """The fields of a value, from the lowest bit on; None if it is computed."""
@@ -217,6 +238,32 @@ class ValueReader:
         if kind != "RShift" or len(fields) != 1 or source is None or fields[0].flip:
             return None
         return [Field(0, width, dataclasses.replace(source, bit=source.bit.plus(shift)))]
+
+
+def bits_of_choice(value: ir.Expr, as_bits: Mapping[relax.Var, relax.Var]) -> ir.Expr | None:
+    """What is an element, a constant, or one of them at each point, as an unsigned number.
+
+    Parameters
+    ----------
+    value : tvm.ir.Expr
+    as_bits : mapping
+        What stands for the bits of each variable.
+
+    Returns
+    -------
+    tvm.ir.Expr or None
+        None if it is computed.
+    """
+    if isinstance(value, relax.Var):
+        return as_bits.get(value)
+    if isinstance(value, (tirx.IntImm, tirx.FloatImm)):
+        dtype = str(value.ty)
+        bits = _constant_bits(value, dtype)
+        return None if bits is None else tirx.const(bits, f"uint{bits_of(dtype)}")
+    if isinstance(value, tirx.Select):
+        one, other = (bits_of_choice(v, as_bits) for v in (value.true_value, value.false_value))
+        return None if one is None or other is None else tirx.Select(value.condition, one, other)
+    return None
 
 
 def _constant_bits(value: ir.Expr, dtype: str) -> int | None:

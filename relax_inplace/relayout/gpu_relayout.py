@@ -57,7 +57,7 @@ def described(function: tirx.PrimFunc, target: Target) -> list[tuple[Relayout, l
     if target.kind.name != "cuda":
         return None
     kernel = with_producers_inlined(function)
-    relayouts = "has intermediate buffers" if kernel is None else read_relayouts(kernel)
+    relayouts = "" if kernel is None else read_relayouts(kernel, numbers=True)
     if isinstance(relayouts, str):
         return None
     found = [(relayout, parts) for relayout in relayouts if (parts := in_units(relayout))]

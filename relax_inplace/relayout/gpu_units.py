@@ -22,9 +22,9 @@ from typing import Any
 import tvm_ffi
 from tvm import ir, relax, tirx
 
-from .description import Digit, Piece, Relayout
+from .description import NUMBER, Digit, Piece, Relayout
 from .fields import bits_of
-from .size import Size, divided, is_at_least_zero, over
+from .size import Size, divided, expression, is_at_least_zero, over
 
 __all__ = ["Part", "Read", "in_units"]
 
@@ -249,20 +249,31 @@ def _places(digits: Sequence[Any]) -> list[tuple[int, Any]]:
 
 
 def _computed(piece: Piece, digits: list[Digit]) -> _Made | None:
-    """The digits, the elements, and how they are computed with."""
+    """The digits, the elements, and how they are computed with; numbers are of the digits."""
     assert piece.value is not None
     body, slots = piece.value.value, piece.value.slots
     reads = []
+    numbers: dict[relax.Var, tuple[Size, list[Size]]] = {}
     for at, (slot, (param, base)) in enumerate(zip(slots, piece.inputs, strict=True)):
+        steps = [digit.read[at] for digit in digits]
+        if param == NUMBER:
+            numbers[slot] = base, steps
+            continue
         bits = bits_of(str(slot.ty))
-        places = _quotients([base, *(digit.read[at] for digit in digits)], bits)
+        places = _quotients([base, *steps], bits)
         if places is None:
             return None
         reads.append(Read(param, bits, places[0], places[1:]))
+    read = [slot for slot in slots if slot not in numbers]
 
-    def value(elements: Sequence[Any], _at: Sequence[Any]) -> ir.Expr:
-        pairs = zip(slots, elements, strict=True)
+    def value(elements: Sequence[Any], point: Sequence[Any]) -> ir.Expr:
+        pairs = zip(read, elements, strict=True)
         known = {slot: _as(element, str(slot.ty)) for slot, element in pairs}
+        for slot, (base, steps) in numbers.items():
+            number = expression(base)
+            for digit, step in zip(point, steps, strict=True):
+                number = number + digit * expression(step) if step != 0 else number
+            known[slot] = number.astype(str(slot.ty))
         made = tvm_ffi.structural_map(body, (relax.Var, lambda var: known.get(var, var)))
         return _as(made, _stored(str(body.ty)))
 

@@ -3,7 +3,7 @@
 Definition
 ----------
 A kernel whose description (:mod:`.read_description`) moves bits in runs of bytes
-(:mod:`.byte_moves`) becomes calls of ``relax_inplace.relayout`` (cpp/relayout.cc), one for each
+(:mod:`.moves`) becomes calls of ``relax_inplace.relayout`` (cpp/relayout.cc), one for each
 input. It looks at the processor and its cores itself: how fast a move is depends neither on the
 target nor on TVM's threads. Sizes that are symbolic are computed where it is called.
 
@@ -23,9 +23,9 @@ import tvm
 from tvm import ir, relax, tirx
 from tvm.s_tir import SBlock, SBlockRealize
 
-from .byte_moves import Call, calls_of, is_bijection, is_nested, is_of_pages
 from .description_blocks import INPLACE
 from .inlining import with_producers_inlined
+from .moves import Call, calls_of, is_bijection, is_nested, is_of_pages
 from .read_description import read_relayouts
 from .size import Size, expression
 from .te_block import buffer_params

@@ -23,7 +23,7 @@ from tvm.tirx.buffer import BufferType
 from .coverage import tile
 from .cutting import Cut, changed_box, new_digit, resolve
 from .description import NUMBER, Computed, Digit, Piece, Relayout, box_of, normal
-from .fields import Field, ValueReader, bits_of
+from .fields import Field, ValueReader, bits_of, bits_of_choice, is_of_bits
 from .index import Counter, Form, NoRelayout, Restart, Sizes, constant
 from .size import Size, is_at_least_zero
 from .te_block import loads_in
@@ -34,6 +34,7 @@ __all__ = ["read_relayouts"]
 _MOST_CUTS = 128  # of a store, and one after another: a part of a box is cut again
 _MOST_IN_TURN = 24
 _MOST_RESTARTS = 16
+_DIVISIONS = (tirx.Div, tirx.Mod, tirx.FloorDiv, tirx.FloorMod)
 _SERIAL = (
     tirx.ForKind.SERIAL,
     tirx.ForKind.PARALLEL,
@@ -42,7 +43,9 @@ _SERIAL = (
 )
 
 
-def read_relayouts(kernel: tirx.PrimFunc, *, elements: bool = False) -> list[Relayout] | str:
+def read_relayouts(
+    kernel: tirx.PrimFunc, *, elements: bool = False, numbers: bool = False
+) -> list[Relayout] | str:
     """What a kernel does to bits, for each of its outputs, or why that is not read.
 
     Parameters
@@ -53,6 +56,9 @@ def read_relayouts(kernel: tirx.PrimFunc, *, elements: bool = False) -> list[Rel
     elements : bool
         Whether all values are computed from whole elements, and from numbers of the point, even
         those that only move bits: as loops over elements need it.
+    numbers : bool
+        Whether what is computed may be so from numbers of the point, too: of what is at a diagonal,
+        say, each point has its own side.
 
     Returns
     -------
@@ -62,7 +68,7 @@ def read_relayouts(kernel: tirx.PrimFunc, *, elements: bool = False) -> list[Rel
     sizes = Sizes(_variables_of(kernel))
     for _ in range(_MOST_RESTARTS):
         try:
-            return _Kernel(kernel, sizes, elements).relayouts()
+            return _Kernel(kernel, sizes, elements, numbers).relayouts()
         except Restart:
             continue
         except NoRelayout as error:
@@ -89,10 +95,11 @@ class _Store:
 class _Kernel:
     """A kernel that is read."""
 
-    def __init__(self, kernel: tirx.PrimFunc, sizes: Sizes, elements: bool) -> None:
+    def __init__(self, kernel: tirx.PrimFunc, sizes: Sizes, elements: bool, numbers: bool) -> None:
         self._kernel = kernel
         self._sizes = sizes
         self._elements = elements
+        self._numbers = numbers or elements
         self._params: dict[relax.Var, tuple[int, list[Size]]] = {}
         self._bits: dict[int, Size] = {}
         self._dimensions: set[Size] = set()
@@ -194,14 +201,22 @@ class _Kernel:
             at[var] = indices.form(value)
         if not all(indices.holds(condition) is said for condition, said in store.conditions):
             return []
-        values = ValueReader(indices, self._params)
+        values = ValueReader(indices, self._params, self._bits)
         write, value = store.store, store.store.value
         _, place = values.place(write.buffer, write.indices[:])
-        fields = None if self._elements else values.fields(value)
+        fields = None if self._elements else self._fields(value, values)
         if fields is None or any(field.is_sign for field in fields):
-            made, elements = _computed(value, values, indices, self._elements)
+            made, elements = _computed(value, values, indices, self._numbers)
             return [_piece(self._sizes, box, place, elements, value=made)]
         return [_piece_of(self._sizes, box, place, field) for field in fields]
+
+    def _fields(self, value: ir.Expr, values: ValueReader) -> list[Field] | None:
+        try:
+            return values.fields(value)
+        except NoRelayout:
+            if not self._numbers:
+                raise
+            return None
 
 
 def _stores(
@@ -285,15 +300,7 @@ def _computed(
     value: ir.Expr, values: ValueReader, indices: IndexReader, numbers: bool
 ) -> tuple[Computed, list[tuple[int, Form]]]:
     """A value as an expression of elements, and of numbers if they may be; and where these are."""
-    chosen: dict[ir.Expr, ir.Expr] = {}
-    for expr in _nodes(value):
-        choice = choice_of(expr)
-        if choice is not None and not loads_in(choice[0]):
-            chosen[expr] = choice[1] if indices.holds(choice[0]) else choice[2]
-    if chosen:
-        kinds = (tirx.Select, ir.Call)
-        value = tvm_ffi.structural_map(value, (kinds, lambda expr: chosen.get(expr, expr)))
-        return _computed(value, values, indices, numbers)  # a side may be a choice again
+    value = _settled(value, values, indices, numbers)
     slots: dict[tuple[str, int, Form], relax.Var] = {}
     slot_of: dict[ir.Expr, relax.Var] = {}
     for part in (*loads_in(value), *(_numbers_in(value) if numbers else ())):
@@ -311,13 +318,66 @@ def _computed(
     own = list(slots.values())
     if any(not any(v.same_as(s) for s in own) for v in tirx.analysis.undefined_vars(body)):
         raise NoRelayout("computes new numbers, with an index")
+    as_bits = {
+        slot: tirx.Var(slot.name, f"uint{bits_of(dtype)}")
+        for (dtype, param, _), slot in slots.items()
+        if param != NUMBER
+    }
+    chosen = bits_of_choice(body, as_bits)
+    if chosen is not None:
+        body, own = chosen, [as_bits.get(slot, slot) for slot in own]
     return Computed(body, tuple(own), bits_of(str(value.ty))), [key[1:] for key in slots]
 
 
-def _nodes(value: ir.Expr) -> list[ir.Expr]:
-    found: list[ir.Expr] = []
-    tvm_ffi.structural_walk(value, ((tirx.Select, ir.Call), lambda expr: found.append(expr)))
+def _settled(value: ir.Expr, values: ValueReader, indices: IndexReader, numbers: bool) -> ir.Expr:
+    """A value of which choices by indices are made, if all points of the box make the same."""
+    settled: dict[ir.Expr, ir.Expr] = {}
+    for expr, (condition, *sides) in _choices_of(value):
+        try:
+            sides = sides[:1] if indices.holds(condition) else sides[1:]
+        except NoRelayout:
+            # By numbers, then: at each point both sides are computed.
+            if not numbers or not all(_can_be_computed(side, values) for side in sides):
+                raise
+        made = [_settled(side, values, indices, numbers) for side in sides]
+        settled[expr] = made[0] if len(made) == 1 else tirx.Select(condition, *made)
+    kinds = (tirx.Select, ir.Call)
+    instead = (kinds, lambda expr: settled.get(expr, expr))
+    return tvm_ffi.structural_map(value, instead, order="pre") if settled else value
+
+
+def _choices_of(value: ir.Expr) -> list[tuple[ir.Expr, tuple[ir.Expr, ir.Expr, ir.Expr]]]:
+    """The outermost choices by indices: what is in a side that is not taken cuts no box."""
+    found: list[tuple[ir.Expr, tuple[ir.Expr, ir.Expr, ir.Expr]]] = []
+
+    def visit(expr: ir.Expr) -> tvm_ffi.WalkResult:
+        choice = choice_of(expr)
+        if choice is None or loads_in(choice[0]):
+            return tvm_ffi.WalkResult.ADVANCE
+        found.append((expr, choice))
+        return tvm_ffi.WalkResult.SKIP
+
+    tvm_ffi.structural_walk(value, ((tirx.Select, ir.Call), visit), order="pre")
     return found
+
+
+def _can_be_computed(value: ir.Expr, values: ValueReader) -> bool:
+    """Whether a value may be computed where it is not taken: it is there, and nothing fails."""
+    fails: list[ir.Expr] = []
+
+    def visit(expr: ir.Expr) -> tvm_ffi.WalkResult:
+        if isinstance(expr, ir.TensorLoad):
+            if not values.is_inside(expr):
+                fails.append(expr)
+            return tvm_ffi.WalkResult.SKIP
+        if isinstance(expr, _DIVISIONS) or (
+            isinstance(expr, ir.Call) and choice_of(expr) is None and not is_of_bits(expr)
+        ):
+            fails.append(expr)
+        return tvm_ffi.WalkResult.ADVANCE
+
+    tvm_ffi.structural_walk(value, (ir.Expr, visit), order="pre")
+    return not fails
 
 
 def _numbers_in(value: ir.Expr) -> list[ir.Expr]:

@@ -8,10 +8,10 @@ from relayout.described import apply
 
 from relax_inplace import layout
 from relax_inplace.layout._declaration import Declaration
-from relax_inplace.relayout.byte_moves import is_bijection
 from relax_inplace.relayout.coverage import tile
 from relax_inplace.relayout.description import box_of
 from relax_inplace.relayout.description_inverse import inverse
+from relax_inplace.relayout.moves import is_bijection
 
 DECLARED = {
     f"{name}: {line}": declaration
@@ -77,11 +77,11 @@ def test_as_numpy_does(name):
     relayout = declaration.relayout(extents)
     data = np.random.default_rng(0).bytes(relayout.bits_of(0) // 8)
     made = moved(declaration.text, data)
-    assert apply(relayout, {0: data}, {}) == made
+    assert apply(relayout, {0: data}) == made
     assert tile(map(box_of, relayout.pieces), relayout.bits_of(1))
     assert is_bijection(relayout)
     back = declaration.back.relayout(extents)
-    assert apply(back, {0: made}, {}) == data
+    assert apply(back, {0: made}) == data
     assert inverse(relayout).pieces == tuple(
         type(piece)(piece.digits, piece.into, ((1, piece.inputs[0][1]),), piece.flip)
         for piece in back.pieces
@@ -98,7 +98,7 @@ def test_a_small_case():
     assert extents == {"A": 4, "a": 4, "b": 12}
     assert declaration.shape(extents, 16) == [4]
     given = np.array([0x1230, 0x4561, 0x7892, 0xABC3], "uint16")
-    made = apply(declaration.relayout(extents), {0: given.tobytes()}, {})
+    made = apply(declaration.relayout(extents), {0: given.tobytes()})
     codes = [0x123 ^ 1, 0x456 ^ 1, 0x789 ^ 1, 0xABC ^ 1]
     number = 0x3210 | sum(code << 16 + 12 * at for at, code in enumerate(codes))
     assert made == number.to_bytes(8, "little")

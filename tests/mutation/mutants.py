@@ -2027,6 +2027,25 @@ DESCRIPTIONS = [
     ),
     *_mutants(
         "relayout/read_description.py",
+        ("relayout/test_read_description.py", "-k", "not_taken"),
+        (
+            "what is computed where it is not taken is there",
+            "            if not values.is_inside(expr):\n",
+            "            if False:\n",
+        ),
+        (
+            "nor is anything divided by it",
+            "        if isinstance(expr, _DIVISIONS) or (",
+            "        if (",
+        ),
+        (
+            "nor called",
+            "            isinstance(expr, ir.Call) and choice_of(expr) is None and not is_of_bits(expr)\n",
+            "            False\n",
+        ),
+    ),
+    *_mutants(
+        "relayout/read_description.py",
         ("relayout/test_read_description.py", "-k", "refused or any_loops or any_kernels"),
         (
             "each place is written once",
@@ -2243,8 +2262,8 @@ DESCRIPTIONS = [
         ),
     ),
     *_mutants(
-        "relayout/byte_moves.py",
-        ("relayout/test_byte_moves.py", "relayout/test_description_inverse.py"),
+        "relayout/moves.py",
+        ("relayout/test_moves.py", "relayout/test_description_inverse.py"),
         (
             "a bijection reads all",
             "    return tile(boxes, bits)\n",
@@ -2383,7 +2402,7 @@ HOST_MOVES = _mutants(
 
 OFFERED_PAGES = [
     *_mutants(
-        "relayout/byte_moves.py",
+        "relayout/moves.py",
         ("relayout/test_host_move.py", "-k", "pages"),
         (
             "what is read twice is not moved",

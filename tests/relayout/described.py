@@ -35,11 +35,8 @@ def places(base, strides, extents):
     return functools.reduce(np.add.outer, steps, np.array(base)).reshape(-1)
 
 
-def apply(relayout, given, dtypes, sizes=None):
-    """The bytes of the output, of the bytes of each input. Asserts that each bit is written once.
-
-    dtypes : of each parameter, for values that are computed.
-    """
+def apply(relayout, given, sizes=None):
+    """The bytes of the output, of the bytes of each input. Asserts that each bit is written once."""
     size = functools.partial(number, sizes=sizes or {})
     bits = {
         param: np.unpackbits(np.frombuffer(data, "uint8"), bitorder="little")
@@ -58,7 +55,7 @@ def apply(relayout, given, dtypes, sizes=None):
             for at, (param, base) in enumerate(piece.inputs)
         ]
         if piece.value is not None:
-            made = _computed(piece.value, reads, bits, dtypes, len(into))
+            made = _computed(piece.value, reads, bits, len(into))
             into = into[:, None] + np.arange(piece.value.bits)
         elif piece.fill is not None:
             made = _pattern(piece.fill, extents, len(into))
@@ -77,13 +74,13 @@ def _pattern(pattern, extents, count):
     return np.resize(np.array([pattern >> k & 1 for k in range(extents[-1])], "uint8"), count)
 
 
-def _computed(computed, reads, bits, dtypes, count):
+def _computed(computed, reads, bits, count):
     known = {}
     for slot, (param, there) in zip(computed.slots, reads, strict=True):
         if param == NUMBER:
             known[slot] = there.astype(str(slot.ty))
             continue
-        dtype = numpy_dtype(dtypes[param])
+        dtype = numpy_dtype(str(slot.ty))
         element = bits[param][there[:, None] + np.arange(8 * dtype.itemsize)]
         known[slot] = np.packbits(element, axis=1, bitorder="little").view(dtype).reshape(-1)
     made = np.broadcast_to(_numpy(computed.value, known), (count,))
@@ -101,6 +98,8 @@ _NUMPY = {
     "BitwiseNot": np.invert,
     "LShift": np.left_shift,
     "RShift": np.right_shift,
+    "LT": np.less,
+    "LE": np.less_equal,
 }
 
 
@@ -111,5 +110,8 @@ def _numpy(value, known):
         return np.array(value.value, numpy_dtype(str(value.ty)))
     if isinstance(value, tirx.Cast):
         return _numpy(value.value, known).astype(numpy_dtype(str(value.ty)))
+    if isinstance(value, tirx.Select):
+        parts = (value.condition, value.true_value, value.false_value)
+        return np.where(*(_numpy(part, known) for part in parts))
     operands = [value.a] if isinstance(value, tirx.BitwiseNot) else [value.a, value.b]
     return _NUMPY[type(value).__name__](*(_numpy(operand, known) for operand in operands))

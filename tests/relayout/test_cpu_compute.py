@@ -26,6 +26,7 @@ from relax_inplace.relayout import cpu_compute
 from relax_inplace.relayout.cpu_compute import schedule_cpu_compute
 from relax_inplace.relayout.description import Computed, Digit, Piece, Relayout
 from relax_inplace.relayout.description_blocks import MOST_SCRATCH, find_blocks
+from relax_inplace.relayout.host_move import schedule_host_move
 from relax_inplace.relayout.read_description import read_relayouts
 
 
@@ -160,6 +161,21 @@ KERNELS = {
         [((8, 2, 144), "uint8")],
         {},
     ),
+    "ggml q4_K": (
+        lambda w: layout.ggml.interleave(w, block="q4_K", rows=8, bytes=8),
+        [(("n * 8", 5 * 144), "uint8")],
+        (6, 0),
+    ),
+    "from ggml q4_K": (
+        lambda w: layout.ggml.deinterleave(w, block="q4_K", rows=8, bytes=4),
+        [((6, 5, 8 * 144), "uint8")],
+        {},
+    ),
+    "ggml q5_K": (
+        lambda w: layout.ggml.interleave(w, block="q5_K", rows=8, bytes=4),
+        [((48, 5 * 176), "uint8")],
+        {},
+    ),
     "to volta, int4": (
         lambda w: layout.faster_transformer.to_mixed_gemm(w, arch=70),
         [((70, 64), "int8")],
@@ -203,6 +219,15 @@ KERNELS = {
         {},
     ),
     "choices by index": (lambda w: rope(w), [((61, 96), "float32")], {}),
+    "triangle": (lambda w: op.triu(w, 2), [((61, 96), "float16")], {}),
+    "triangle, any size": (lambda w: op.tril(w, 0), [(("n", "m"), "int8")], (40, 131)),
+    "triangles of bfloat16": (lambda w: op.tril(w, -1), [((3, 20, 35), "bfloat16")], {}),
+    "triangle of float8": (lambda w: op.tril(w, 1), [((20, 35), "float8_e4m3fn")], {}),
+    "triangle, scaled": (
+        lambda w: op.multiply(op.tril(w, 3), number(2)),
+        [((61, 96), "float32")],
+        {},
+    ),
     "pack": (lambda w: layout.tiles.pack(w, 4, 8), [((64, 32), "float16")], {}),
     "unpack": (lambda w: layout.tiles.unpack(w, (64, 32)), [((16, 4, 4, 8), "bfloat16")], {}),
 }
@@ -223,6 +248,24 @@ def test_numbers(name):
             arrays[-1] = arrays[-1].view("uint8") % 2 == 1
     expected = run(built(kernel), kernel, arrays, sizes)
     assert_right(schedule_cpu_compute(kernel, TARGET), arrays, expected, sizes)
+
+
+@pytest.mark.parametrize("name", ["ggml q4_K", "from ggml q4_K", "ggml q5_K"])
+def test_fields_of_6_bits_are_computed_in_place(name):
+    """Bytes are put together of parts of others: no runs of bytes move."""
+    function, tensors, _ = KERNELS[name]
+    kernel = kernel_of(function, *tensors)
+    assert schedule_host_move(kernel, TARGET) is None
+    assert scheduled_pairs(schedule_cpu_compute(kernel, TARGET)) == [[0, 1]]
+
+
+def test_a_triangle_is_vectors_in_place():
+    """Of bits: neither a comparison nor a NaN is computed for each."""
+    scheduled = schedule_cpu_compute(kernel_of(op.triu, ((64, 96), "float16")), TARGET)
+    assert scheduled_pairs(scheduled) == [[0, 1]]
+    script = scheduled.script()
+    assert "T.vectorized" in script and "if_then_else" not in script
+    assert "T.Select(" in script and "T.float16" not in script
 
 
 def backwards(function):

@@ -37,7 +37,7 @@ def in_place(relayout, blocks, data, sizes):
         if at * blocks.read > 0:
             here[: at * blocks.read] = 0xAA  # nothing before, and nothing behind is read
         here[(at + 1) * blocks.read :] = 0x55
-        made = np.frombuffer(apply(relayout, {blocks.input: here.tobytes()}, {}, sizes), "uint8")
+        made = np.frombuffer(apply(relayout, {blocks.input: here.tobytes()}, sizes), "uint8")
         part = slice(at * blocks.written, (at + 1) * blocks.written)
         memory[: len(made)][part] = made[part]
     return memory[:count].tobytes()
@@ -133,7 +133,7 @@ def test_moves(name):
             (relayout,) = relayouts
             sizes = {"n": 50, "k": 100} if "rim" in name else SIZES
             data = np.random.default_rng(0).bytes(number(relayout.bits_of(one.input), sizes) // 8)
-            expected = apply(relayout, {one.input: data}, {}, sizes)
+            expected = apply(relayout, {one.input: data}, sizes)
             assert in_place(relayout, one, data, sizes) == expected
     assert sorted(all_found) == sorted((size, size) for size in _MARLIN.get(name, ()))
 
@@ -169,7 +169,7 @@ def test_what_is_found_is_so(drawn):
         (relayout,) = read(drawn.kernel, elements=False)
         for one in find_blocks([relayout], MOST_SCRATCH):
             data = np.random.default_rng(0).bytes(number(relayout.bits_of(0), {}) // 8)
-            assert in_place(relayout, one, data, {}) == apply(relayout, {0: data}, {}, {})
+            assert in_place(relayout, one, data, {}) == apply(relayout, {0: data})
 
 
 def constant(value, dtype="float32"):

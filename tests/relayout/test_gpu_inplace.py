@@ -40,6 +40,7 @@ SAME_POSITION = {
         [T((24, 128), "int8")],
     ),
     "pairs": (lambda w: op.flip(w, 1), [T((101, 2), "float32")]),
+    "triangle": (lambda w: op.triu(w), [T((99, 64), "float32")]),
 }
 BLOCKS = {
     "interleave": (lambda w: ggml.interleave(w), [T((64, 288), "uint8")]),
@@ -103,6 +104,7 @@ def test_symbolic_rows(rows):
             lambda w: w.swapaxes(1, 2),
         ),
         (T((n, 5), "float16"), op.negative, np.negative),
+        (T((n, 40), "float32"), lambda w: op.tril(w, 2), lambda w: np.tril(w, 2)),
     ):
         (kernel,) = legalized(build, ty)
         given, made = random_arrays(kernel, n=rows)

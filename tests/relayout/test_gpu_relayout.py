@@ -112,11 +112,10 @@ def test_tiles_are_for_kernels_that_would_read_parts_of_sectors(build, types, ti
     [
         (lambda w: op.sum(w, 1), lambda w: op.strided_slice(w, [1], [0], [1]), [(64, 64)]),
         (lambda w: op.nn.softmax(w, 1), op.exp, [(64, 64)]),
-        (op.triu, op.negative, [(64, 64)]),  # a triangle is no box
         (lambda w: op.take(w, relax.const([3, 1]), 0), lambda w: op.flip(w, 0), [(64, 64)]),
         (lambda w: op.permute_dims(w), lambda w: op.expand_dims(w, 0), [(0, 64), (1, 64)]),
     ],
-    ids=["sum", "softmax", "triu", "take", "empty"],
+    ids=["sum", "softmax", "take", "empty"],
 )
 def test_other_kernels_are_left_to_tvm(left, taken, types):
     """And what is like them is not, so that it is they that are refused."""
@@ -211,6 +210,11 @@ KERNELS = {
             op.bitwise_and(w, relax.const(15, "uint8")), op.left_shift(v, relax.const(4, "uint8"))
         ),
         [T((12, 10), "uint8"), T((12, 10), "uint8")],
+    ),
+    "tril": (lambda w: op.tril(w, 5), [T((3, 99, 63), "float16")]),
+    "triu_and_transpose": (
+        lambda w: op.permute_dims(op.triu(w, -2), (1, 0)),
+        [T((99, 64), "int8")],
     ),
     "scale_and_transpose": (
         lambda w: op.permute_dims(op.multiply(w, relax.const(0.5, "float16"))),

@@ -13,11 +13,11 @@ from tvm import relax, tirx
 from tvm.script import from_source
 
 from relax_inplace import layout
-from relax_inplace.relayout.byte_moves import calls_of
 from relax_inplace.relayout.description_inverse import inverse
 from relax_inplace.relayout.host_move import schedule_host_move
 from relax_inplace.relayout.inlining import with_producers_inlined
 from relax_inplace.relayout.kernel_inverse import undo_kernel
+from relax_inplace.relayout.moves import calls_of
 from relax_inplace.relayout.read_description import read_relayouts
 
 RIM = {"n": 50, "k": 100}

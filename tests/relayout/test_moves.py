@@ -12,9 +12,9 @@ from tvm import relax
 
 from relax_inplace import layout
 from relax_inplace.libinfo import load_library
-from relax_inplace.relayout.byte_moves import Call, calls_of, is_bijection, is_move, is_nested
 from relax_inplace.relayout.description import Digit, Piece, Relayout
 from relax_inplace.relayout.inlining import with_producers_inlined
+from relax_inplace.relayout.moves import Call, calls_of, is_bijection, is_nested
 from relax_inplace.relayout.read_description import read_relayouts
 
 load_library()
@@ -48,7 +48,7 @@ OTHERS = (
 def test_as_the_description_says(name):
     sizes = {"n": 50, "k": 100} if "rim" in name else SIZES
     for relayout in relayouts(name):
-        assert is_move(relayout)
+        assert all(piece.value is None for piece in relayout.pieces)
         calls = calls_of(relayout)
         if calls is None:
             assert name in OTHERS
@@ -59,7 +59,7 @@ def test_as_the_description_says(name):
             for param, size in relayout.bits
         }
         output = given.pop(relayout.output)
-        expected = apply(relayout, {p: data.tobytes() for p, data in given.items()}, {}, sizes)
+        expected = apply(relayout, {p: data.tobytes() for p, data in given.items()}, sizes)
         assert carried_out(calls, given, output, sizes).tobytes() == expected
         if is_bijection(relayout):
             assert is_nested(relayout)
@@ -171,6 +171,5 @@ def test_what_computes_is_no_move(name):
     function, tensors = COMPUTED[name]
     for kernel in kernels_of(function, *tensors):
         for relayout in read_relayouts(with_producers_inlined(kernel)):
-            assert not is_move(relayout)
             assert calls_of(relayout) is None
             assert not is_bijection(relayout)

@@ -22,7 +22,7 @@ from .coverage import tile
 from .description import Digit, Piece, Relayout
 from .size import Size, is_at_least_zero, nominal, over
 
-__all__ = ["Call", "calls_of", "is_bijection", "is_move", "is_nested", "is_of_pages"]
+__all__ = ["Call", "calls_of", "is_bijection", "is_nested", "is_of_pages"]
 
 _WORD = 64
 
@@ -41,11 +41,6 @@ class Call:
 
     source: int | None
     numbers: tuple[Size, ...]
-
-
-def is_move(relayout: Relayout) -> bool:
-    """Whether nothing is computed: bits stay, are turned over, or are constant."""
-    return all(piece.value is None for piece in relayout.pieces)
 
 
 def calls_of(relayout: Relayout) -> list[Call] | None:
