@@ -6,8 +6,8 @@
 
 from __future__ import annotations
 
+import functools
 import json
-import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -18,12 +18,16 @@ from specimen import Specimen
 
 def makers() -> dict[str, Callable[[], Specimen]]:
     """For each name of a row what makes its model."""
+    import onnx_models
+    import packaged
     import torch_models
 
     found: dict[str, Callable[[], Specimen]] = {}
     for name in torch_models.TORCH_MODELS:
-        found[name] = lambda name=name: torch_models.exported(name)
-    return found
+        found[name] = functools.partial(torch_models.exported, name)
+    for name in onnx_models.ONNX_MODELS:
+        found[f"{name}, ONNX"] = functools.partial(onnx_models.exported, name)
+    return {**found, **packaged.PACKAGED}
 
 
 def main() -> None:

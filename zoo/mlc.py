@@ -1,19 +1,11 @@
-"""MLC-LLM's models, each small and in each of its quantisations, from a checkout.
-
-A checkout's Python is imported as it is, without the package's own ``__init__``, which loads the
-engine's library. What it looks for in TVM's Python and the stock wheel does not have is put there
-(:data:`_MOVED`).
-"""
+"""MLC-LLM's models, each small and in each of its quantisations, from a checkout."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
-import importlib.machinery
-import logging
 import os
 import sys
-import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,16 +13,13 @@ from typing import Any
 import tvm
 from tvm import relax
 
-__all__ = ["TARGET", "Exported", "checkout", "entries"]
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples" / "mlc_llm"))
+
+from checkout import import_mlc_llm  # noqa: E402
+
+__all__ = ["TARGET", "Exported", "entries"]
 
 TARGET = {"kind": "llvm", "mcpu": "x86-64-v3", "mattr": ["-fma"]}
-
-# Names of TVM's Python that have moved since. A data type is text now.
-_MOVED = {
-    "Constant": tvm.ir.Constant,
-    "StringImm": tvm.ir.StringImm,
-    "DataTypeImm": tvm.ir.StringImm,
-}
 
 # What any of the models asks for; what one does not know it ignores.
 _SMALL: dict[str, Any] = {
@@ -163,27 +152,11 @@ _CHANGED: dict[str, dict[str, Any]] = {
 # Its own config within: the language model's.
 _NESTED = ("text_config", "language_config")
 
-def checkout() -> Path | None:
-    """The one whose path is in the environment."""
-    path = os.environ.get("MLC_LLM")
-    return Path(path).resolve() if path else None
-
-
 def _models() -> Any:
-    """The registry of the checkout."""
-    found = checkout()
-    assert found is not None
-    if "mlc_llm" not in sys.modules:
-        package = types.ModuleType("mlc_llm")
-        package.__path__ = [str(found / "python" / "mlc_llm")]
-        package.__spec__ = importlib.machinery.ModuleSpec("mlc_llm", None, is_package=True)
-        sys.modules["mlc_llm"] = package
-        for name, now in _MOVED.items():
-            if not hasattr(relax, name):
-                setattr(relax, name, now)
+    """The registry of the checkout whose path is in the environment."""
+    import_mlc_llm(os.environ["MLC_LLM"])
     import mlc_llm.model
 
-    logging.disable(logging.INFO)
     return mlc_llm.model.MODELS
 
 
@@ -219,11 +192,9 @@ class Exported:
 
         self.model, self.quantisation = models[name], copy.copy(QUANTIZATION[quantisation])
         config = {**_SMALL, "tensor_parallel_shards": shards, **_CHANGED.get(name, {})}
-        config = {**config, **{nested: dict(config) for nested in _NESTED}}
+        config = copy.deepcopy({**config, **{nested: config for nested in _NESTED}})
         self.config = self.model.config.from_dict(config)
         self.target = tvm.target.Target(TARGET)
-        if not hasattr(tvm.ir.GenericConst, "data"):
-            tvm.ir.GenericConst.data = property(lambda constant: constant.value)
         with self.target:
             op.extern.enable(self.target, flashinfer=False, faster_transformer=False, cutlass=False)
             made, _ = self.model.quantize[self.quantisation.kind](self.config, self.quantisation)

@@ -3,8 +3,8 @@
     python zoo/mlc_row.py NAME FOLDER
 
 A small model has a hundred compiled functions, most of them of the engine's. Compiled here are the
-transform, and of the model's functions those that take nothing but tensors (``embed``, ``get_logits``,
-an encoder's ``prefill``); examples/mlc_llm runs a whole model with its cache.
+transform, and in one quantisation of each kind those of the model's functions that take nothing but
+tensors (``embed``, ``get_logits``, an encoder's ``prefill``); examples/mlc_llm compiles a whole model.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ _VOCABULARY = 1024  # and in a weight
 
 def main() -> None:
     name, folder = sys.argv[1], Path(sys.argv[2])
-    found = {}
+    found: dict[str, Any] = {}
+    called: set[str] = set()  # one of each kind is
     for quantisation in mlc.entries()[name]:
         try:
             made = mlc.Exported(name, quantisation)
@@ -43,7 +44,10 @@ def main() -> None:
         where = folder / quantisation
         where.mkdir()
         try:
-            found[quantisation] = _converted(made, where)
+            kind = made.quantisation.kind
+            found[quantisation] = _converted(made, where, kind not in called)
+            if "outputs" in found[quantisation]:
+                called.add(kind)
         except Exception as error:
             traceback.print_exc()
             found[quantisation] = {"failed": _line(error)}
@@ -54,7 +58,7 @@ def _line(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0][:200]
 
 
-def _converted(made: mlc.Exported, folder: Path) -> dict[str, Any]:
+def _converted(made: mlc.Exported, folder: Path, calls: bool) -> dict[str, Any]:
     names = [name for name, _ in made.params]
     options = {"names": names, "max_resident": 1.0}
     report = relax_inplace.analysis.explain_lift(made.mod, **options)
@@ -66,9 +70,9 @@ def _converted(made: mlc.Exported, folder: Path) -> dict[str, Any]:
     lifted = relax_inplace.transform.LiftInplaceTransformParams(
         reference=True, target=made.target, **options
     )(made.mod)
-    if lifted is made.mod:
-        return {**found, "alone": True}
-    called = _callable(made) if made.runs else {}
+    if not found["lifted"]:
+        return {**found, "alone": lifted is made.mod}
+    called = _callable(made) if made.runs and calls else {}
     arrays = [_random(param.shape, param.dtype, index) for index, (_, param) in enumerate(made.params)]
     tensors = [tvm.runtime.tensor(one) for one in arrays]
     runtime.save_params(runtime.Params(tensors, names), folder, progress=False)

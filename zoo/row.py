@@ -32,7 +32,7 @@ def build(folder: Path) -> dict[str, Any]:
     """Lift and compile; run the model as it is, on weights that numpy has read."""
     specimen = Specimen.load(folder)
     target = tvm.target.Target(TARGET)
-    options = {"max_resident": 1.0, **specimen.options, "names": specimen.weights}
+    options = {"max_resident": 1.0, **specimen.options}
     report = relax_inplace.analysis.explain_lift(specimen.mod, **options)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -56,7 +56,7 @@ def build(folder: Path) -> dict[str, Any]:
     vm = tvm.relax.VirtualMachine(plain, tvm.cpu())
     stored = Specimen.weights_of(folder)
     if specimen.inputs:
-        weights = [tvm.runtime.tensor(stored[name]) for name in report.names]
+        weights = [tvm.runtime.tensor(stored[name]) for name in specimen.weights]
         results = {}
         for name, inputs in specimen.inputs.items():
             results.update(_called(vm, specimen.mod, name, inputs, weights))
@@ -68,8 +68,8 @@ def convert(folder: Path) -> dict[str, Any]:
     """Load, convert, run; then once more, with each field compared."""
     specimen = Specimen.load(folder)
     transform = runtime.load_transform(folder / "lifted.so", tvm.cpu())
-    names = [one.name for one in transform.weights]
-    params = runtime.load_params(folder / "weights", tvm.cpu(), names, progress=False)
+    checkpoint = folder / "weights"
+    params = runtime.load_params(checkpoint, tvm.cpu(), transform, extra="ignore", progress=False)
     runtime.transform_params(transform, params, progress=False, strict=True)
     report = params.report
     found = {
@@ -86,7 +86,7 @@ def convert(folder: Path) -> dict[str, Any]:
         with np.load(folder / "expected.npz") as expected:
             found.update(compared({name: expected[name] for name in expected.files}, results))
     del params
-    params = runtime.load_params(folder / "weights", tvm.cpu(), names, progress=False)
+    params = runtime.load_params(checkpoint, tvm.cpu(), transform, extra="ignore", progress=False)
     runtime.transform_params(transform, params, progress=False, verify=True)
     found["verified"] = params.report.verified
     return found

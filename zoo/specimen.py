@@ -34,16 +34,16 @@ class Specimen:
         For each function that is called, what goes before the weights.
     options : mapping
         Of ``LiftInplaceTransformParams``: what the user of such a model says.
-    weights : sequence of str, optional
-        What the checkpoint calls the weights of the module, in its order, where no rule of ours
-        finds it out.
+    weights : sequence of str
+        What the checkpoint calls the weights of the module, in their order, by whoever made it: for
+        the model as it is. The converted one has to find them by itself.
     """
 
     mod: tvm.IRModule
     checkpoint: Mapping[str, np.ndarray]
     inputs: Mapping[str, Sequence[np.ndarray]]
-    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    weights: Sequence[str] | None = None
+    options: Mapping[str, Any]
+    weights: Sequence[str]
 
     def save(self, folder: Path) -> None:
         """Write it to a folder that is there."""

@@ -239,12 +239,17 @@ def imported(
     mod, _ = detach_params(mod)
     if change is not None:
         mod = change(mod)
-    state = {name: array_of(one) for name, one in model.state_dict().items()}
     calls = {"main": [array_of(one) for one in inputs]}
-    names = _weights_of(program)
+    weights = _weights_of(program)
+    # What is tied is in a checkpoint once, under the first name, as transformers saves it.
     tied = _tied(model)
-    options = {"tied": tied} if tied else {}
-    return Specimen(mod, state, calls, options, names)
+    left_out = {name for group in tied for name in group[1:]}
+    state = {
+        name: array_of(one) for name, one in model.state_dict().items() if name not in left_out
+    }
+    options = {"tied": [[weights.index(name) for name in group] for group in tied]} if tied else {}
+    first = {name: group[0] for group in tied for name in group}
+    return Specimen(mod, state, calls, options, [first.get(name, name) for name in weights])
 
 
 def _weights_of(program: torch.export.ExportedProgram) -> list[str]:
