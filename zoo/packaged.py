@@ -47,7 +47,9 @@ class _VoiceEncoder(nn.Module):
 
     def forward(self, mels):
         """Embed a voice."""
-        return torch.relu(self.linear(self.lstm(mels)[0][:, -1]))
+        states = self.lstm(mels)[0]
+        last = states.shape[1] - 1  # TVM's front end reads out of bounds at -1
+        return torch.relu(self.linear(states[:, last]))
 
 
 def _resemblyzer() -> Specimen:

@@ -18,11 +18,24 @@ from tvm import relax
 
 __all__ = ["import_mlc_llm"]
 
-# A data type is text now.
+
+
+class _AnyConstant(type):
+    def __instancecheck__(cls, value: object) -> bool:
+        return isinstance(value, tvm.ir.GenericConst)
+
+
+class _DataTypeImm(metaclass=_AnyConstant):
+    """A constant data type is a constant of any type now."""
+
+    def __new__(cls, dtype: object) -> tvm.ir.GenericConst:  # type: ignore[misc]
+        return tvm.ir.GenericConst(tvm.DataType(dtype), relax.AnyType())
+
+
 _MOVED = {
     "Constant": tvm.ir.Constant,
     "StringImm": tvm.ir.StringImm,
-    "DataTypeImm": tvm.ir.StringImm,
+    "DataTypeImm": _DataTypeImm,
 }
 
 
@@ -42,6 +55,8 @@ def import_mlc_llm(checkout: str | os.PathLike[str]) -> None:
             setattr(relax, name, now)
     if not hasattr(tvm.ir.GenericConst, "data"):
         tvm.ir.GenericConst.data = property(lambda constant: constant.value)
+    if not hasattr(relax.Var, "name_hint"):
+        relax.Var.name_hint = property(lambda var: var.name)
     import mlc_llm.interface.compile
     import mlc_llm.model  # noqa: F401
 

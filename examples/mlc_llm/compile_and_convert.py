@@ -143,7 +143,8 @@ def main() -> int:
         if plan is None:
             print("nothing to convert")
         else:
-            print(f"weights {size / 1e6:.1f} MB, planned peak {plan['peak'] / 1e6:.1f} MB")
+            # In the vocabulary's size, where MLC-LLM leaves that open: text.
+            print(f"weights {size / 1e6:.1f} MB, planned peak {plan['peak']} bytes")
         start = time.perf_counter()
         convert = tvm_ffi.get_global_func("relax_inplace.ConvertLoaded")
         params = convert(lifted.module, folder, params)

@@ -46,6 +46,8 @@ NOT_RUN = [
     ("examples/cpp_host/README.md", "step 30 of 30", "tests/deploy/test_cpp_host.py"),
     ("docs/how-it-works.md", "w0 = R.permute_dims(params[0])\np0", TESTED_IR),
     ("docs/how-it-works.md", "w0_given = get_weight(0)", TESTED_IR),
+    ("docs/mlc-llm.md", "model.export_tvm", "a line of MLC-LLM's compiler"),
+    ("examples/mlc_llm/README.md", "git clone", "needs a checkout of MLC-LLM"),
     ("docs/runtime.md", '"layout": "9f0c..."', "a form, with names for values"),
     (
         "docs/quick-start.md",
