@@ -1,4 +1,5 @@
-// relax_inplace.ConvertLoaded: what an engine calls on the weights that TVM has loaded from a folder.
+// relax_inplace.ConvertLoaded: what an engine calls on the weights that TVM has loaded from a
+// folder.
 #include <tvm/ffi/extra/json.h>
 #include <tvm/ffi/extra/module.h>
 #include <tvm/ffi/tvm_ffi.h>
@@ -42,7 +43,8 @@ static std::optional<std::string> LayoutOf(const std::string& folder) {
     const std::string path = folder + "/" + name;
     std::ifstream file(path, std::ios::binary);
     if (!file) continue;
-    const std::string text((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
+    const std::string text((std::istreambuf_iterator<char>(file)),
+                           std::istreambuf_iterator<char>());
     const json::Object manifest = ParseObject(text, path);
     const auto found = manifest.find(ffi::String("metadata"));
     if (found == manifest.end()) return std::nullopt;
@@ -89,10 +91,9 @@ struct OneTransform {
  * \param vm The model's virtual machine. If it converts nothing the weights are left as they are.
  * \param folder What they were loaded from, with TVM's manifest.
  * \param params Their array; nothing else may refer to a tensor of it (TVM's cache is cleared).
- * \return The array that the model's functions take: the given one, or a new one if there are not as
- *         many weights.
- * \throws ValueError They were converted to another layout, or the mark cannot be read. And what the
- *         conversion throws.
+ * \return The array that the model's functions take: the given one, or a new one if there are not
+ * as many weights. \throws ValueError They were converted to another layout, or the mark cannot be
+ * read. And what the conversion throws.
  */
 static ffi::Any ConvertLoaded(const ffi::Module& vm, const ffi::String& folder,
                               const ffi::Array<ffi::Any>& params) {
@@ -105,7 +106,8 @@ static ffi::Any ConvertLoaded(const ffi::Module& vm, const ffi::String& folder,
   if (layout.has_value()) {
     TVM_FFI_CHECK(!layout->empty() && *layout == transform.layout, ValueError)
         << "relax_inplace.ConvertLoaded: the weights in " << std::string(folder)
-        << " were converted to layout `" << *layout << "`, expected weights as they were stored, or "
+        << " were converted to layout `" << *layout
+        << "`, expected weights as they were stored, or "
         << "of layout `" << transform.layout << "`; load the original ones";
     return params;
   }

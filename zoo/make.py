@@ -1,7 +1,7 @@
 """Makes one model of the zoo, in a folder: see :mod:`specimen`.
 
-    python zoo/make.py --list
-    python zoo/make.py NAME FOLDER
+python zoo/make.py --list
+python zoo/make.py NAME FOLDER
 """
 
 from __future__ import annotations

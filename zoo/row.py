@@ -3,8 +3,8 @@
     python zoo/row.py build FOLDER      compiles both, runs the one as it is
     python zoo/row.py convert FOLDER    loads the checkpoint, converts it, runs the other
 
-Each in a process of its own, so that resident memory is that of the conversion; what they find out is
-JSON, in the folder.
+Each in a process of its own, so that resident memory is that of the conversion; what they find out
+is JSON, in the folder.
 """
 
 from __future__ import annotations

@@ -2,8 +2,9 @@
 
     python zoo/run.py [--only PATTERN] [--keep FOLDER] [--mlc CHECKOUT] [--json FILE]
 
-Each model is made, compiled and converted in processes of its own (:mod:`make`, :mod:`row`). The exit
-code is 1 if a row has a wrong number, a peak that is more than 1 MB above its plan, or did not run.
+Each model is made, compiled and converted in processes of its own (:mod:`make`, :mod:`row`). The
+exit code is 1 if a row has a wrong number, a peak that is more than 1 MB above its plan, or did not
+run.
 """
 
 from __future__ import annotations
@@ -32,9 +33,10 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="the names of the rows, no more")
     given = parser.parse_args()
     environment = {**os.environ, "MLC_LLM": given.mlc or ""}
-    names = [name for name in _names(environment) if fnmatch.fnmatchcase(name, given.only)]
+    names = _names("make.py", given.only, environment)
+    models = _names("mlc_row.py", given.only, environment) if given.mlc else []
     if given.list:
-        print("\n".join(names))
+        print("\n".join(names + models))
         return 0
     rows = []
     for name in names:
@@ -47,21 +49,45 @@ def main() -> int:
         print(f"{name}: {rows[-1].get('failed') or 'done'}", file=sys.stderr, flush=True)
         if given.json is not None:
             given.json.write_text(json.dumps(rows, indent=1))
-    print(_table(rows))
+    families = {}
+    for name in models:
+        with tempfile.TemporaryDirectory() as folder:
+            families[name] = _family(name, Path(folder), environment)
+        print(f"{name}: done", file=sys.stderr, flush=True)
+        if given.json is not None:
+            given.json.with_suffix(".mlc.json").write_text(json.dumps(families, indent=1))
+    if rows:
+        print(_table(rows))
+    if families:
+        print(mlc_table(families))
     wrong = [row["name"] for row in rows if _verdict(row).isupper()]
-    print(f"\n{len(rows)} rows, {len(wrong)} wrong{': ' if wrong else ''}{', '.join(wrong)}")
+    for name, family in families.items():
+        wrong += [f"{name} {one}" for one, row in family.items() if _verdict(row).isupper()]
+    print(f"\n{len(wrong)} wrong{': ' if wrong else ''}{', '.join(wrong)}")
     return 1 if wrong else 0
 
 
-def _names(environment: dict[str, str]) -> list[str]:
+def _names(program: str, only: str, environment: dict[str, str]) -> list[str]:
     listed = subprocess.run(
-        [sys.executable, HERE / "make.py", "--list"],
+        [sys.executable, "-W", "ignore", HERE / program, "--list"],
         check=True,
         stdout=subprocess.PIPE,
         text=True,
         env=environment,
     )
-    return listed.stdout.splitlines()
+    return [name for name in listed.stdout.splitlines() if fnmatch.fnmatchcase(name, only)]
+
+
+def _family(name: str, folder: Path, environment: dict[str, str]) -> dict[str, dict[str, Any]]:
+    """A model of MLC-LLM: what its quantisations gave."""
+    command = [sys.executable, "-W", "ignore", HERE / "mlc_row.py", name, folder]
+    code = subprocess.run(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
+    ).returncode
+    if code != 0:
+        return {"all": {"failed": f"exit code {code}"}}
+    found: dict[str, dict[str, Any]] = json.loads((folder / "mlc.json").read_text())
+    return found
 
 
 def _row(name: str, folder: Path, environment: dict[str, str]) -> dict[str, Any]:
@@ -83,7 +109,7 @@ def _row(name: str, folder: Path, environment: dict[str, str]) -> dict[str, Any]
         if code != 0 or not result.exists():
             return {**row, "failed": f"{step}: exit code {code}"}
         row.update(json.loads(result.read_text()))
-        if "failed" in row or "not exported" in row:
+        if {"failed", "not exported", "alone"} & row.keys():
             break
     return row
 
@@ -93,6 +119,8 @@ def _verdict(row: dict[str, Any]) -> str:
         return "not exported"
     if "failed" in row:
         return "FAILED"
+    if "alone" in row:
+        return "alone" if row["alone"] else "CHANGED"
     if not row["verified"] or row.get("difference", 0) > 1e-4 * max(1, row.get("largest", 0)):
         return "WRONG"
     if row["extra"] > (row["plan"] or 0) + SLACK:
@@ -111,6 +139,11 @@ def _table(rows: list[dict[str, Any]]) -> str:
             why = row.get("not exported") or row["failed"]
             lines.append(f"| {row['name']} | | | | | | | | | {verdict}: {why} |")
             continue
+        if "alone" in row:
+            lines.append(
+                f"| {row['name']} | {row['weights']} | | 0 | {row['left']} | as it was | | | | |"
+            )
+            continue
         cells = [
             row["name"],
             row["weights"],
@@ -124,6 +157,40 @@ def _table(rows: list[dict[str, Any]]) -> str:
             "" if verdict == "ok" else verdict,
         ]
         lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
+
+
+def mlc_table(families: dict[str, dict[str, dict[str, Any]]]) -> str:
+    """A line for each model: quantisations, and the worst of them."""
+    lines = [
+        "| model | quantisations | converted | left alone | outputs | over plan, MB | ms | |",
+        "| --- | ---: | ---: | ---: | --- | ---: | ---: | --- |",
+    ]
+    exporting = 0
+    for name, family in families.items():
+        exported = {one: row for one, row in family.items() if "not exported" not in row}
+        exporting += bool(exported)
+        if not exported:
+            why = next(iter(family.values()))["not exported"]
+            lines.append(f"| {name} | 0 of {len(family)} | | | | | | not exported: {why[:60]} |")
+            continue
+        ran = [row for row in exported.values() if "verified" in row]
+        compared = [row for row in ran if "outputs" in row]
+        equal = "equal" if all(row["equal"] for row in compared) else "close"
+        over = max((row["extra"] - (row["plan"] or 0) for row in ran), default=0)
+        wrong = [one for one, row in exported.items() if _verdict(row).isupper()]
+        cells = [
+            name,
+            f"{len(exported)} of {len(family)}",
+            len(ran),
+            sum("alone" in row for row in exported.values()),
+            f"{equal}, of {len(compared)}" if compared else "fields equal" if ran else "",
+            f"{max(0, over) / 1e6:.1f}",
+            f"{max((row['seconds'] for row in ran), default=0) * 1e3:.0f}",
+            f"WRONG: {', '.join(wrong)}" if wrong else "",
+        ]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    lines.append(f"\n{exporting} of {len(families)} models export")
     return "\n".join(lines)
 
 

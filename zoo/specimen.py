@@ -90,7 +90,11 @@ class Specimen:
 
 
 _DTYPES = {
-    **{f"{kind}{size * 8}": np.dtype(f"{kind.lower()}{size}") for kind in "IUF" for size in (8, 4, 2)},
+    **{
+        f"{kind}{8 * size}": np.dtype(f"{kind.lower()}{size}")
+        for kind in "IUF"
+        for size in (2, 4, 8)
+    },
     "I8": np.dtype("int8"),
     "U8": np.dtype("uint8"),
     "BOOL": np.dtype("bool"),

@@ -1,7 +1,7 @@
 """MLC-LLM's Python, imported from a checkout beside the stock TVM wheel.
 
-Its package loads the engine's library, which is not built here: the compiler's modules do without. What
-they look for in TVM's Python that has moved since is put where they look.
+Its package loads the engine's library, which is not built here: the compiler's modules do without.
+What they look for in TVM's Python that has moved since is put where they look.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import tvm
 from tvm import relax
 
 __all__ = ["import_mlc_llm"]
-
 
 
 class _AnyConstant(type):

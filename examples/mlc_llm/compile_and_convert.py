@@ -1,9 +1,9 @@
-"""A small Llama by MLC-LLM's own compiler, as it is and with one line more; then converted and served.
+"""A small Llama by MLC-LLM's own compiler, as it is and with one line more; then converted and run.
 
     python examples/mlc_llm/compile_and_convert.py CHECKOUT [--quantization q0f32] [--skip OPERATOR]
 
-The line is the one that docs/mlc-llm.md adds after ``export_tvm``; here it stands in the function that
-MLC-LLM's compiler hands its module to, so that the checkout stays as it is.
+The line is the one that docs/mlc-llm.md adds after ``export_tvm``; here it stands in the function
+that MLC-LLM's compiler hands its module to, so that the checkout stays as it is.
 """
 
 from __future__ import annotations

@@ -98,7 +98,7 @@ def test_a_mark_that_cannot_be_read_is_one(mark, tmp_path):
     manifest["metadata"]["relax_inplace.converted"] = given
     (folder / "tensor-cache.json").write_text(json.dumps(manifest))
     params = loaded(folder)
-    with pytest.raises(ValueError, match="no JSON object|converted to layout ``"):
+    with pytest.raises(ValueError, match=r"no JSON object|converted to layout ``"):
         convert(vm, folder, params)
     assert_transposed(params)
 
