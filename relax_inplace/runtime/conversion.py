@@ -6,6 +6,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import tvm_ffi
+
 from .available_memory import available_bytes
 from .heap import trim_heap
 from .observed_run import ObservedRun
@@ -17,7 +19,7 @@ from .resident_memory import WatchedMemory
 from .tensor_type import TensorType
 from .transform import Transform
 
-__all__ = ["convert", "require_memory"]
+__all__ = ["convert", "require_memory", "resident_bytes"]
 
 _SLACK = 1 << 20  # bytes resident above the weights, before the heap is trimmed
 
@@ -38,9 +40,9 @@ def convert(
     are ``broken_by`` the transform until they become what the caller says they are.
     """
     types = params._types()
-    before = sum(one.nbytes or 0 for one in types)
+    before = resident_bytes(params)
     is_filled = not transform.is_streamed
-    total = before if is_filled else _sum(transform.params)
+    total = _sum(types if is_filled else transform.params)
     names = _names_of_slots(transform, params)
     done = converted = grown = emptied = 0
     ahead = _read_ahead(transform)
@@ -85,7 +87,7 @@ def convert(
         converted,
         before if is_filled else _sum(transform.weights),
         before,
-        sum(one.nbytes or 0 for one in params._types()),
+        resident_bytes(params),
         transform.peak + ahead if isinstance(transform.peak, int) else None,
         memory.samples,
         memory.peak,
@@ -93,6 +95,16 @@ def convert(
         reused=run.reused,
         allocated=dict(run.refused),
     )
+
+
+def resident_bytes(params: Params) -> int:
+    """The memory of some weights; what stands in two slots (tied weights) takes it once."""
+    tensors = [one for one in params._leaves() if isinstance(one, tvm_ffi.Tensor)]
+    sizes: dict[int, int] = {}
+    for tensor, one in zip(tensors, params._types(), strict=True):
+        place = tensor.data_ptr()
+        sizes[place] = max(sizes.get(place, 0), one.nbytes or 0)
+    return sum(sizes.values())
 
 
 def require_memory(transform: Transform, before: int, device: Any) -> None:

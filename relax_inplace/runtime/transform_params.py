@@ -10,7 +10,7 @@ import tvm_ffi
 
 from ..errors import StructuredError
 from ..libinfo import load_library
-from .conversion import convert, require_memory
+from .conversion import convert, require_memory, resident_bytes
 from .mark import Mark
 from .owners import HeldWeightsError, find_held
 from .params import Params, leaf_at, leaves_of
@@ -222,7 +222,7 @@ def _run(
         more = f"; and {len(held) - 4} more" if len(held) > 4 else ""
         raise HeldWeightsError.of(held=f"{listed}{more}")
     device = transform.device or _device_of(params)
-    require_memory(transform, sum(one.nbytes or 0 for one in types), device)
+    require_memory(transform, resident_bytes(params), device)
     return convert(
         transform, params, inputs, device=device, progress=progress, doing=doing, held=held
     )

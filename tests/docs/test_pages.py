@@ -51,6 +51,8 @@ NOT_RUN = [
         'quantize["group-quant"]',
         "needs MLC-LLM; tests/layout/test_stored_layout.py has a layer that looks like its",
     ),
+    ("docs/mlc-llm.md", "model.export_tvm", "a line of MLC-LLM's compiler"),
+    ("examples/mlc_llm/README.md", "git clone", "needs a checkout of MLC-LLM"),
     ("docs/runtime.md", '"layout": "9f0c..."', "a form, with names for values"),
     (
         "docs/quick-start.md",
@@ -60,6 +62,13 @@ NOT_RUN = [
     ("examples/one_format_many_machines.md", "--layout kn\n", DECODER),
     ("examples/one_format_many_machines.md", "--layout tiles\n", DECODER),
     ("examples/one_format_many_machines.md", "--layout ft\n", DECODER),
+]
+
+# Programs of a page that need what the tests do not install: page, words of the block, module. Each is
+# run by itself, where the module is there.
+NEEDS = [
+    ("docs/frontends.md", "torch.export.export(", "torch"),
+    ("docs/frontends.md", "from_onnx(", "onnx"),
 ]
 
 # Blocks that have seconds and resident memory, which differ: compared without their numbers.
@@ -90,16 +99,13 @@ def run(to_run, folder):
     return json.loads(files[1].read_text())
 
 
-@pytest.mark.parametrize("page", pages())
-def test_page(page, tmp_path):
-    found = blocks(page)
-    not_run = [only(found, text) for where, text, _ in NOT_RUN if where == page]
+def check(page, found, folder):
+    """Run some blocks of a page, and compare what they print with what the page says."""
     measured = [only(found, text) for where, text in MEASURED if where == page]
-    found = [block for block in found if block not in not_run and block.kind not in SHOWN]
     to_run = [block for block in found if block.kind != "text"]
     unknown = {block.kind for block in to_run} - {"python", "sh", "before", "after", "prints"}
     assert not unknown, "languages that are neither run nor listed"
-    printed = dict(zip(to_run, run(to_run, tmp_path) if to_run else [], strict=True))
+    printed = dict(zip(to_run, run(to_run, folder) if to_run else [], strict=True))
     for before, block in zip([None, *found], found, strict=False):
         if block.kind == "text":
             assert before in printed, (
@@ -110,10 +116,37 @@ def test_page(page, tmp_path):
             assert words(printed[before], block in measured)[-len(shown) :] == shown
 
 
+def program(found, text):
+    """A block, with the hidden cells that belong to it."""
+    index = found.index(only(found, text))
+    start, end = index, index + 1
+    while start and found[start - 1].kind in ("before", "prints"):
+        start -= 1
+    while found[end:] and found[end].kind == "after":
+        end += 1
+    return found[start:end]
+
+
+@pytest.mark.parametrize("page", pages())
+def test_page(page, tmp_path):
+    found = blocks(page)
+    apart = [only(found, text) for where, text, _ in NOT_RUN if where == page]
+    for where, text, _ in NEEDS:
+        if where == page:
+            apart += program(found, text)
+    check(page, [one for one in found if one not in apart and one.kind not in SHOWN], tmp_path)
+
+
+@pytest.mark.parametrize(("page", "text", "module"), NEEDS)
+def test_program_that_needs_more(page, text, module, tmp_path):
+    pytest.importorskip(module, reason=f"{module} is not installed; `make zoo` has it")
+    check(page, program(blocks(page), text), tmp_path)
+
+
 @pytest.mark.parametrize("page", pages())
 def test_blocks_say_their_language(page):
     assert not unfenced(page), "write ```python, ```sh or ```text: an indented block says nothing"
 
 
 def test_what_is_listed_is_there():
-    assert {page for page, *_ in NOT_RUN + MEASURED} <= set(pages())
+    assert {page for page, *_ in NOT_RUN + NEEDS + MEASURED} <= set(pages())

@@ -9,6 +9,8 @@ import tvm
 import tvm_ffi
 from compiled_transforms import arrays, compiled, scaled, tensors, transposes, weights
 from live_bytes import watched
+from tvm import relax
+from tvm.script import from_source
 
 from relax_inplace.runtime import (
     ConvertedError,
@@ -20,6 +22,7 @@ from relax_inplace.runtime import (
     Transform,
     transform_params,
 )
+from relax_inplace.transform import LiftInplaceTransformParams
 
 
 def numpy_of(values):
@@ -366,3 +369,34 @@ def test_nothing_is_kept():
         0,
         0,
     ]
+
+
+# -- what is reported -----------------------------------------------------------------------------
+
+
+def test_a_tensor_in_two_slots_is_resident_once():
+    """A tied embedding, in a table's form and in a product's: it has grown by the second one."""
+    mod = from_source("""
+@I.ir_module
+class Module:
+    @R.function
+    def main(
+        i: R.Tensor((2,), "int32"),
+        embed: R.Tensor((1024, 512), "float32"),
+        head: R.Tensor((1024, 512), "float32"),
+    ):
+        R.func_attr({"num_input": 1})
+        h = R.take(embed, i, axis=0)
+        return R.matmul(h, R.permute_dims(head))
+""")
+    lift = LiftInplaceTransformParams(tied=[("embed", "head")])
+    transform = Transform.of(relax.VirtualMachine(tvm.compile(lift(mod), "llvm"), tvm.cpu()))
+    size = 1024 * 512 * 4
+    tensor = tvm.runtime.tensor(np.ones((1024, 512), "float32"))
+    params = Params([tensor, tensor], [one.name for one in transform.weights])
+    report = transform_params(transform, params, progress=False).report
+    assert (report.weights_before, report.weights_after, report.grown) == (size, 2 * size, size)
+    assert report.predicted_extra == 0
+    apart = Params([tvm.runtime.tensor(tensor.numpy()) for _ in range(2)], params.names)
+    report = transform_params(transform, apart, progress=False).report
+    assert (report.weights_before, report.weights_after, report.grown) == (2 * size, 2 * size, 0)
