@@ -16,6 +16,7 @@ What is made from a weight has its name, the second that is made from it that na
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -231,7 +232,7 @@ def match_names(
     stored = list(stored)
     groups = _groups(wanted, tied)
     first = _equal_or_printed(wanted, stored)
-    for found in (first, *_others(wanted, stored, groups)):
+    for found in itertools.chain([first], _others(wanted, stored, groups)):
         if all(any(name in found.found for name in group) for group in groups):
             return found
     return first
@@ -246,8 +247,9 @@ def near_names(missing: Sequence[str], stored: Sequence[str]) -> tuple[str, str,
         The checkpoint's name, the module's, how many; None if it is less than half.
     """
     asked = list(missing[:16])
-    found = [_paired(_keys(asked, _exported), _keys(stored, _small))]
-    found += [prefixes.of_most(asked) for prefixes in _kinds_of_prefixes(stored)]
+    exported = [name for name in asked if name.startswith(_EXPORT_PREFIXES)]
+    found = [_paired(_keys(exported, _exported), _keys(stored, _small))]
+    found += [prefixes.of_most(asked) for prefixes in _kinds_of_prefixes(asked, stored)]
     best = max(found, key=len)
     if not best or 2 * len(best) < len(asked):
         return None
@@ -279,9 +281,15 @@ def _others(
     wanted: Sequence[str], stored: Sequence[str], groups: Sequence[Sequence[str]]
 ) -> Iterator[Matched]:
     """What the other rules find."""
-    exported = _paired(_keys(wanted, _exported), _keys(stored, _small))
-    yield Matched(exported, dict.fromkeys(exported, _EXPORTED))
-    for prefixes in _kinds_of_prefixes(stored):
+    with_prefix = [name for name in wanted if name.startswith(_EXPORT_PREFIXES)]
+    if with_prefix:
+        others = [name for name in wanted if not name.startswith(_EXPORT_PREFIXES)]
+        plain = _equal_or_printed(others, stored)
+        rest = set(stored).difference(plain.found.values())
+        exported = _paired(_keys(with_prefix, _exported), _keys(rest, _small))
+        rules = {**plain.rules, **dict.fromkeys(exported, _EXPORTED)}
+        yield Matched({**plain.found, **exported}, rules)
+    for prefixes in _kinds_of_prefixes(wanted, stored):
         found = prefixes.of_all(groups)
         yield Matched(found, dict.fromkeys(found, prefixes.rule))
 
@@ -306,7 +314,7 @@ def _small(name: str) -> str:
 
 def _exported(name: str) -> str:
     """As torch.export makes it of the name in a ``state_dict``, once its prefix is gone."""
-    return _small(name[2:] if name.startswith(_EXPORT_PREFIXES) else name)
+    return _small(name[2:])
 
 
 def _paired(ours: _Keys, theirs: _Keys) -> dict[str, str]:
@@ -388,10 +396,12 @@ class _Prefixes:
         return self.under(count.most_common(1)[0][0], names) if count else {}
 
 
-def _kinds_of_prefixes(stored: Sequence[str]) -> Iterator[_Prefixes]:
-    for key_of, key_of_stored in ((_printed, _printed), (_exported, _small)):
+def _kinds_of_prefixes(wanted: Sequence[str], stored: Sequence[str]) -> Iterator[_Prefixes]:
+    for rule in (_FILE_PREFIX, _MODULE_PREFIX):
+        yield _Prefixes(rule, stored, _printed, _printed)
+    if all(name.startswith(_EXPORT_PREFIXES) for name in wanted):
         for rule in (_FILE_PREFIX, _MODULE_PREFIX):
-            yield _Prefixes(rule, stored, key_of, key_of_stored)
+            yield _Prefixes(rule, stored, _exported, _small)
 
 
 def _some(names: Iterable[str], shown: int = 4) -> str:

@@ -47,6 +47,7 @@ def test_rules(rule, wanted, stored):
         (["p_x", "b_y"], ["X", "x", "y"]),
         (["layers.0.w", "head"], ["model.layers.0.w", "head"]),  # of one only
         (["embed.w"], ["my_embed.w"]),  # not a whole part of a name
+        (["FC.w"], ["fc.w"]),  # not of torch.export: letters are what they are
         (["w"], []),
     ],
 )
@@ -54,6 +55,12 @@ def test_no_rule_guesses(wanted, stored):
     """Each holds for all weights, once, or for none."""
     found = match_names(wanted, stored).found
     assert not set(wanted) - {"head"} & set(found)
+
+
+def test_what_torch_exported_and_what_somebody_named():
+    found, rules = match_names(["p_Fc_w", "x", "p_b"], ["fc.w", "x", "B"])
+    assert found == {"p_Fc_w": "fc.w", "x": "x", "p_b": "B"}
+    assert rules == {"p_Fc_w": EXPORTED, "x": EQUAL, "p_b": EXPORTED}
 
 
 def test_equal_names_go_before_others():

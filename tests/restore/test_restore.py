@@ -410,7 +410,8 @@ def test_float8_blocks_that_are_filled_up(dtype):
     with pytest.raises(InverseError) as raised:
         InplaceTransformParams(restore=True)(before)
     assert str(raised.value) == (
-        "function `transform_params` cannot be undone: 1 of 1 weights cannot be restored: `lv` "
+        "function `transform_params` cannot be undone: 1 of 1 weights cannot be restored: "
+        "`params[0]` "
         "(`layout_transform` has no inverse)"
     )
 
@@ -437,10 +438,10 @@ def test_requantised_weights_are_lost():
     with pytest.raises(InverseError) as raised:
         InplaceTransformParams(restore=True)(before)
     because = "`requantize_to_columns` computes new numbers, with an index"
-    assert raised.value.weights == {"lv": because, "lv1": because}
+    assert raised.value.weights == {"params[0]": because, "params[1]": because}
     assert str(raised.value) == (
-        "function `transform_params` cannot be undone: 2 of 2 weights cannot be restored: `lv`, "
-        f"`lv1` ({because})"
+        "function `transform_params` cannot be undone: 2 of 2 weights cannot be restored: "
+        f"`params[0]`, `params[1]` ({because})"
     )
 
 
@@ -562,7 +563,7 @@ def test_not_strict():
         after = InplaceTransformParams(restore=True, strict=False)(before)
     assert str(warned[0].message) == (
         "function `transform_params` cannot be undone: 1 of 2 weights cannot be restored: "
-        "`gv2` (`exp` has no inverse); no function restores it"
+        "`params[1]` (`exp` has no inverse); no function restores it"
     )
     assert {gvar.name_hint for gvar in after.get_global_vars()} == {"inplace_transform_params"}
 
