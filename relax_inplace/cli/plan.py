@@ -69,7 +69,7 @@ def command(
         plans = planned(mod, choices, lifts, dict(bounds), compiled_for)
         storages = compiled_for and _storages(mod, choices, lifts, plans, compiled_for)
     if not plans:
-        said.note("there is nothing to lift: no transform is made")
+        said.note("nothing is lifted: `relax-inplace explain` says why")
     if plot is not None and len(plans) != 1:
         names = ", ".join(f"`{one.memory.function}`" for one in plans) or "none"
         raise click.UsageError(

@@ -60,7 +60,11 @@ def command(
     with said.tvm_speaks():
         after = rewritten(mod)
     if not functions_that_update(after):
-        said.note("nothing to rewrite: no function *transform_params; --lift makes one of a model")
+        said.note(
+            "nothing is lifted, the module is as it was; `relax-inplace explain` says why"
+            if lift
+            else "nothing to rewrite: no function *transform_params; --lift makes one of a model"
+        )
     if choices["lazy"] and not as_json and not (output or "").endswith(".json"):
         # R.Prim("int64") of a callable prints as T.int64, which is no type of Relax there.
         said.note("TVM's parser does not read the text of a streamed transform back; JSON it does")

@@ -2,7 +2,7 @@
 
 import json
 
-from commands import MODEL, SYMBOLIC, TRANSFORM, dedent, error, output
+from commands import MODEL, SYMBOLIC, TRANSFORM, dedent, error, output, run
 
 NAMED = TRANSFORM.replace("w0 =", "a, b = params[0], params[1]\n        w0 =")
 NAMED = NAMED.replace("dims(params[0])", "dims(a)").replace("dims(params[1])", "dims(b)")
@@ -132,6 +132,92 @@ def test_explain():
         not lifted                       because
         astype(permute_dims(params[1]))  storing it would take 2,048 bytes more; max_resident=1.0
         """)
+
+
+def test_only_and_skip():
+    """What is left is named by the rule; --max-resident none lifts what makes the weights larger."""
+    chosen = "--skip", "relax.permute_dims", "--only", "params[1]"
+    assert output("explain", "-", *chosen, text=MODEL) == dedent("""
+        decode, prefill: weights 2 -> 2, bytes 6,144 -> 6,144, steps 0
+
+        slot  weight     what is done to it  new slot  bytes   then  used by
+           0  params[0]  stays                      0  4,096  4,096  decode, prefill
+           1  params[1]  stays                      1  2,048  2,048  prefill
+
+        not lifted                       because
+        permute_dims(params[0])          skip='relax.permute_dims'
+        permute_dims(params[1])          skip='relax.permute_dims'
+        astype(permute_dims(params[1]))  it is made from what skip='relax.permute_dims' leaves
+        """)
+    assert output("explain", "-", "--max-resident", "none", text=MODEL).startswith(
+        "decode, prefill: weights 2 -> 2, bytes 6,144 -> 8,192, steps 3"
+    )
+    assert json.loads(output("explain", "-", "--only", "params[1]", "--json", text=MODEL))[0][
+        "left"
+    ][0] == {
+        "done": "permute_dims(params[0])",
+        "because": "only='params[1]' does not ask for it",
+        "rule": "only",
+    }
+
+
+def test_nothing_is_lifted(tmp_path):
+    """No plan, and a module as it was."""
+    done = run("plan", "-", "--skip", "*", text=MODEL)
+    assert (done.stdout, done.exit_code) == ("", 0)
+    assert done.stderr == "relax-inplace: nothing is lifted: `relax-inplace explain` says why\n"
+    done = run("rewrite", "-", "--lift", "--skip", "*", text=MODEL)
+    assert "inplace_transform_params" not in done.stdout
+    assert "nothing is lifted, the module is as it was" in done.stderr
+    done = run("build", "-", "--skip", "*", "-o", tmp_path / "lib.so", text=MODEL)
+    assert "no weights are converted" in done.stderr
+    assert error("rewrite", "-", "--skip", "*", text=TRANSFORM, code=2).startswith(
+        "--skip is for what is lifted: add --lift"
+    )
+
+
+MANY = """\
+from tvm.script import ir as I
+from tvm.script import relax as R
+
+
+@I.ir_module
+class Module:
+    @R.function
+    def main(x: R.Tensor((4, 4), "float32"), params: R.Tuple({types})):
+{body}
+        return x20
+"""
+
+
+def many():
+    """Of 20 weights two are transposed."""
+    lines = ["x0 = x"]
+    for i in range(20):
+        weight = f"params[{i}]"
+        if i in (3, 7):
+            lines.append(f"t{i} = R.permute_dims({weight})")
+            weight = f"t{i}"
+        lines.append(f"x{i + 1} = R.add(x{i}, {weight})")
+    types = ", ".join(['R.Tensor((4, 4), "float32")'] * 20)
+    return MANY.format(types=types, body="\n".join(f"        {line}" for line in lines))
+
+
+def test_many_weights():
+    """A summary, and what changes; --all shows each weight."""
+    summary = dedent("""
+        main: weights 20 -> 20, bytes 1,280 -> 1,280, steps 2
+
+        weights  bytes  slots   then  what is done to them
+              2    128      2    128  permute_dims
+             18  1,152     18  1,152  stays
+        """)
+    for command in ("explain", "plan"):
+        text = output(command, "-", text=many())
+        assert text.startswith(summary)
+        assert "params[3]" in text
+        assert "params[4]" not in text
+        assert "params[4]" in output(command, "-", "--all", text=many())
 
 
 def test_explain_with_names(tmp_path):
