@@ -222,7 +222,8 @@ class Module:
             R.output(y)
         return y
 """)
-    types = [one["dtype"] for one in entry(lifted(theirs(before, True)))["params"]]
+    without_budget = lifted(theirs(before, True), max_resident=None)
+    types = [one["dtype"] for one in entry(without_budget)["params"]]
     assert types == ["float32", "float32"]
     after = lifted(theirs(before, True), max_resident=1.0)
     assert [one["dtype"] for one in entry(after)["params"]] == ["float32", "float16"]

@@ -110,7 +110,7 @@ def test_any_moves(drawn):
     assert is_bijection(relayout)
     assert is_bijection(back)
     assert inverse(back) == relayout
-    assert_undone(relayout, back, {}, {})
+    assert_undone(relayout, back, {})
 
 
 def test_what_computes_in_two_ways_has_no_inverse():
