@@ -390,7 +390,14 @@ def test_marks_that_are_not_lifted_cost_nothing(pipeline, options, monkeypatch):
     assert having.bytecode == model.bytecode
     assert having.lowered.keys() == model.lowered.keys()
     for name, function in model.lowered.items():
-        tvm.ir.assert_structural_equal(having.lowered[name], function, map_free_vars=True)
+        if "tirx.is_host_func" in function.attrs:  # TVM's order of shapes varies from run to run
+            assert statements(having.lowered[name]) == statements(function)
+        else:
+            tvm.ir.assert_structural_equal(having.lowered[name], function, map_free_vars=True)
+
+
+def statements(function):
+    return sorted(function.script().splitlines())
 
 
 def canonical(mod):
