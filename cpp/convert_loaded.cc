@@ -91,9 +91,9 @@ struct OneTransform {
  * \param vm The model's virtual machine. If it converts nothing the weights are left as they are.
  * \param folder What they were loaded from, with TVM's manifest.
  * \param params Their array; nothing else may refer to a tensor of it (TVM's cache is cleared).
- * \return The array that the model's functions take: the given one, or a new one if there are not
- * as many weights. \throws ValueError They were converted to another layout, or the mark cannot be
- * read. And what the conversion throws.
+ * \return The array that the model's functions take. It is the given one if there are as many
+ * weights. \throws ValueError The weights were converted to another layout, or the mark cannot be
+ * read.
  */
 static ffi::Any ConvertLoaded(const ffi::Module& vm, const ffi::String& folder,
                               const ffi::Array<ffi::Any>& params) {

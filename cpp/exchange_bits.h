@@ -141,6 +141,32 @@ RELAX_INPLACE_TARGET inline void Store(const ExchangedTile& how, const char* til
   }
 }
 
+// A call for runs of as many bytes as are known when it runs.
+#define RELAX_INPLACE_RUNS_OF(bytes, call) \
+  switch (bytes) {                         \
+    case 1:                                \
+      call(1);                             \
+      break;                               \
+    case 2:                                \
+      call(2);                             \
+      break;                               \
+    case 4:                                \
+      call(4);                             \
+      break;                               \
+    case 8:                                \
+      call(8);                             \
+      break;                               \
+    case 16:                               \
+      call(16);                            \
+      break;                               \
+    case 32:                               \
+      call(32);                            \
+      break;                               \
+    case 64:                               \
+      call(64);                            \
+      break;                               \
+  }
+
 RELAX_INPLACE_TARGET void Move(const ExchangedTile& how, const char* source, const char* later,
                                char* target, bool streams) {
   constexpr int64_t kMostRegisters = (int64_t{1} << ExchangedTile::kMostBits) / (64 * kWords);
@@ -153,20 +179,9 @@ RELAX_INPLACE_TARGET void Move(const ExchangedTile& how, const char* source, con
     for (const ExchangedTile::Run& run : how.loads) Prefetch(later + run.offset);
   } else {
     if (how.is_partial) std::memset(bytes, 0, how.registers * sizeof(Register));
-#define RELAX_INPLACE_CASE(count)           \
-  case count:                               \
-    Load<count>(how, source, later, bytes); \
-    break
-    switch (how.load_bytes) {
-      RELAX_INPLACE_CASE(1);
-      RELAX_INPLACE_CASE(2);
-      RELAX_INPLACE_CASE(4);
-      RELAX_INPLACE_CASE(8);
-      RELAX_INPLACE_CASE(16);
-      RELAX_INPLACE_CASE(32);
-      RELAX_INPLACE_CASE(64);
-    }
-#undef RELAX_INPLACE_CASE
+#define RELAX_INPLACE_LOAD(count) Load<count>(how, source, later, bytes)
+    RELAX_INPLACE_RUNS_OF(how.load_bytes, RELAX_INPLACE_LOAD)
+#undef RELAX_INPLACE_LOAD
   }
   const Place in_tile{bytes, how.in_tile.data()};
   // What is read is not written: a place is of both.
@@ -188,18 +203,8 @@ RELAX_INPLACE_TARGET void Move(const ExchangedTile& how, const char* source, con
     }
     return;
   }
-#define RELAX_INPLACE_CASE(count)     \
-  case count:                         \
-    Store<count>(how, bytes, target); \
-    break
-  switch (how.store_bytes) {
-    RELAX_INPLACE_CASE(1);
-    RELAX_INPLACE_CASE(2);
-    RELAX_INPLACE_CASE(4);
-    RELAX_INPLACE_CASE(8);
-    RELAX_INPLACE_CASE(16);
-    RELAX_INPLACE_CASE(32);
-    RELAX_INPLACE_CASE(64);
-  }
-#undef RELAX_INPLACE_CASE
+#define RELAX_INPLACE_STORE(count) Store<count>(how, bytes, target)
+  RELAX_INPLACE_RUNS_OF(how.store_bytes, RELAX_INPLACE_STORE)
+#undef RELAX_INPLACE_STORE
 }
+#undef RELAX_INPLACE_RUNS_OF

@@ -217,7 +217,7 @@ ExchangedTile::ExchangedTile(const std::vector<TileBit>& bits, uint64_t given) :
   const int64_t bytes = (int64_t{1} << width) / 8;
   for (int64_t i = 0; i < registers; ++i) in_tile.push_back(i * bytes);
   is_partial = static_cast<int64_t>(loads.size()) * load_bytes < registers * bytes;
-  if (load_bytes == bytes && !is_partial) {
+  if (load_bytes == bytes) {
     in_source.resize(registers);
     for (const Run& run : loads) in_source[run.place / bytes] = run.offset;
   }

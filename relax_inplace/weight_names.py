@@ -53,7 +53,7 @@ RULES = (
 )
 _EQUAL, _PRINTED, _EXPORTED, _FILE_PREFIX, _MODULE_PREFIX = RULES
 
-_MADE_UP = re.compile(r"(gv|lv)\d*")  # what BlockBuilder calls a variable that has no name
+_MADE_UP = re.compile(r"(gv|lv)\d*(_\d+)?")  # what BlockBuilder calls a variable that has no name
 # torch/_export/utils.py, placeholder_prefixes: parameters, buffers, constants.
 _EXPORT_PREFIXES = ("p_", "b_", "c_")
 _LARGEST_FILE = 64 << 20

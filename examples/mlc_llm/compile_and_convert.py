@@ -1,6 +1,6 @@
 """A small Llama by MLC-LLM's own compiler, as it is and with one line more; then converted and run.
 
-    python examples/mlc_llm/compile_and_convert.py CHECKOUT [--quantization q0f32] [--skip OPERATOR]
+    python examples/mlc_llm/compile_and_convert.py CHECKOUT [--quantization q0f32] [--skip ...]
 
 The line is the one that docs/mlc-llm.md adds after ``export_tvm``; here it stands in the function
 that MLC-LLM's compiler hands its module to, so that the checkout stays as it is.
@@ -125,11 +125,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("checkout", help="of MLC-LLM")
     parser.add_argument("--quantization", default="q0f32")
-    parser.add_argument("--skip", action="append", default=[], help="an operator to leave alone")
+    parser.add_argument(
+        "--skip", nargs="*", default=["relax.permute_dims"], help="operators to leave alone"
+    )
     given = parser.parse_args()
     import_mlc_llm(given.checkout)
-    options = {"skip": given.skip} if given.skip else {}
-    lift = relax_inplace.transform.LiftInplaceTransformParams(max_resident=1.0, **options)
+    lift = relax_inplace.transform.LiftInplaceTransformParams(skip=given.skip)
     plain, lifted = (compiled(given.quantization, one) for one in (None, lift))
     metadata, ours = (json.loads(vm["_metadata"]()) for vm in (plain, lifted))
     same = metadata == ours

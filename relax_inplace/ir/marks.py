@@ -9,11 +9,11 @@ hands out the mark, and what is marked is seen in the block alone.
 from __future__ import annotations
 
 import operator
-import re
 
 from tvm import ir, relax
 
 from ..marker import is_mark
+from ..weight_names import is_made_up
 from .updates import bindings_of
 
 __all__ = ["has_marks", "without_marks", "without_marks_in"]
@@ -47,9 +47,6 @@ def without_marks(function: relax.Function) -> relax.Function:
     if not has_marks(function):
         return function
     return _Remover(function).function(function)
-
-
-_MADE_UP = re.compile(r"(gv|lv)\d*(_\d+)?")  # what BlockBuilder calls a variable without a name
 
 
 class _Remover:
@@ -148,4 +145,4 @@ def _takes_name(marked: relax.Var, mark: relax.Var) -> bool:
 
 
 def _is_made_up(var: relax.Var) -> bool:
-    return _MADE_UP.fullmatch(str(var.name)) is not None
+    return is_made_up(str(var.name))

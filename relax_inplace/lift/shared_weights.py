@@ -28,6 +28,8 @@ from tvm import ir, relax
 from ..errors import StructuredError
 from ..inplace.signature import called_fields, names_of_weights
 from ..inplace.transform_graph import RESTORE, TRANSFORM
+from ..ir.resolve import resolve
+from ..ir.updates import bindings_of
 from ..weight_names import GivenNames, given_names, own_names
 
 __all__ = ["LiftError", "SharedWeights", "WeightUser", "find_shared_weights", "user_of"]
@@ -336,27 +338,16 @@ def _entering_names(transform: relax.Function, served: Sequence[WeightUser]) -> 
 
 def _handed_on(transform: relax.Function, bundle: relax.Var) -> dict[int, int]:
     """Of the fields that a transform returns as they are, the places before."""
-    bound = {
-        binding.var: binding.value
-        for block in transform.body.blocks[:]
-        for binding in block.bindings[:]
-        if type(binding) is relax.VarBinding
-    }
-
-    def resolved(value: relax.Expr) -> relax.Expr:
-        while isinstance(value, relax.Var) and value in bound:
-            value = bound[value]
-        return value
-
-    result = resolved(transform.body.body)
+    bound = {one.var: one.value for one in bindings_of(transform) if type(one) is relax.VarBinding}
+    result = resolve(transform.body.body, bound.get)
     if result.same_as(bundle):
         return {index: index for index in range(len(bundle.ty.fields))}
     fields = result.fields[:] if isinstance(result, relax.Tuple) else []
-    values = {index: resolved(field) for index, field in enumerate(fields)}
+    values = {index: resolve(field, bound.get) for index, field in enumerate(fields)}
     return {
         index: value.index
         for index, value in values.items()
-        if isinstance(value, relax.TupleGetItem) and resolved(value.tuple_value).same_as(bundle)
+        if isinstance(value, relax.TupleGetItem) and value.tuple_value.same_as(bundle)
     }
 
 
