@@ -2648,6 +2648,217 @@ GPU_KERNELS = [
 
 NAMES = [
     *_mutants(
+        "lift/selection.py",
+        ("lift/test_selection.py",),
+        (
+            "what is made from what is left is lifted",
+            "                if value.made_by in left:\n",
+            "                if False:\n",
+        ),
+        (
+            "only= of a weight's name takes what is made from others, too",
+            "        is_of_such = bool(weights) and all(\n",
+            "        is_of_such = bool(weights) and any(\n",
+        ),
+        (
+            "a tied weight's other name is not known",
+            "names.setdefault(self.graph.tied.get(weight, weight), [])",
+            "names.setdefault(weight, [])",
+        ),
+        (
+            "a name with brackets is a pattern",
+            "known = name == self.rule or fnmatch.fnmatchcase(name, self.rule)",
+            "known = fnmatch.fnmatchcase(name, self.rule)",
+        ),
+        (
+            "what depends on no weight is reported as left",
+            "        if made.needs_weight and not made.is_cast  # those",
+            "        if True  # those",
+        ),
+        (
+            "a rule that names nothing is not told",
+            "for one in (*only, *skip) if not one.is_known()}",
+            "for one in ()}",
+        ),
+    ),
+    *_mutants(
+        "lift/selection.py",
+        ("lift/test_lift_param.py", "-k", "not any_model"),
+        (
+            "marks are not looked at",
+            "asked_for = graph.marked if selection.only is None",
+            "asked_for = None if selection.only is None",
+        ),
+    ),
+    *_mutants(
+        "lift/transpositions.py",
+        ("lift/test_selection.py",),
+        (
+            "any permutation is a transposition",
+            "    return bool(axes) and axes == [*range(rank - 2), rank - 1, rank - 2]\n",
+            "    return bool(axes)\n",
+        ),
+        (
+            "what others read, too, is warned of",
+            "in transposed.difference(others)}",
+            "in transposed}",
+        ),
+        (
+            "what stands on the left of a matmul is warned of",
+            "            used += relax.analysis.free_vars(value.args[0])[:]\n",
+            "            pass\n",
+        ),
+    ),
+    *_mutants(
+        "lift/earlier_transform.py",
+        ("lift/test_earlier_transform.py",),
+        (
+            "a transform with other inputs is put back",
+            "    return None if user is None or user.position else user\n",
+            "    return user\n",
+        ),
+        (
+            "functions that take other weights are taken for alike",
+            "    if shared.raw:\n",
+            "    if False:\n",
+        ),
+        (
+            "dimensions of the weights keep the names of the copy",
+            "    if renamed:\n",
+            "    if False:\n",
+        ),
+        (
+            "what empties the slots is put back",
+            "    return isinstance(callee, relax.ExternFunc) and callee.global_symbol == _RESET\n",
+            "    return False\n",
+        ),
+    ),
+    *_mutants(
+        "ir/marks.py",
+        ("ir/test_marks.py",),
+        (
+            "what is bound elsewhere takes the name of a mark",
+            "            if marked in bound and _takes_name(marked, var):\n",
+            "            if _takes_name(marked, var):\n",
+        ),
+        (
+            "a mark of a mark stays",
+            "            while expr in self.names:\n",
+            "            if expr in self.names:\n",
+        ),
+        (
+            "a module without marks is another object",
+            "    if not marked:\n        return mod\n",
+            "",
+        ),
+    ),
+    *_mutants(
+        "layout/_sharding.py",
+        ("layout/test_stored_layout.py",),
+        (
+            "the other digits are not looked at",
+            "    if not halves or normal(halves) != one.pieces(index):\n",
+            "    if not halves:\n",
+        ),
+        (
+            "the digit of the parts is outermost on one side only",
+            " and into.is_outermost(to, extent) and",
+            " and",
+        ),
+        (
+            "several axes have parts",
+            "    if len(grown) != 1 or long[grown[0]] != 2 * short[grown[0]]:\n",
+            "    if not grown:\n",
+        ),
+        (
+            "what computes is taken for a move",
+            "    if not piece.moves:\n",
+            "    if False:\n",
+        ),
+        (
+            "parts of any size are kept apart",
+            "        part = math.lcm(part, given[axis] // 2 // parts)\n",
+            "",
+        ),
+    ),
+    *_mutants(
+        "layout/_stored_layout.py",
+        ("layout/test_stored_layout.py",),
+        (
+            "a parameter that something else has is changed",
+            "            if others:\n",
+            "            if False:\n",
+        ),
+        (
+            "a layer that is a function of its own is changed",
+            '        if getattr(layer, "define_subroutine", False):\n',
+            "        if False:\n",
+        ),
+        (
+            "a parameter with data is changed",
+            "    if param.data is not None:\n",
+            "    if False:\n",
+        ),
+        (
+            "a parameter that is cut already is changed",
+            "    if param.attrs.get(_PREPROCS):\n",
+            "    if False:\n",
+        ),
+        (
+            "a way back that makes something else is taken",
+            "            if not tvm_ffi.structural_equal(ty, wanted):\n",
+            "            if False:\n",
+        ),
+        (
+            "another number of tensors is taken",
+            "    if len(types) != count:\n",
+            "    if False:\n",
+        ),
+        (
+            "segments that are no multiples are taken",
+            "            if any(segment % part for segment in segments):\n",
+            "            if False:\n",
+        ),
+        (
+            "the strategy of K x N is taken for that of its axes",
+            "        if _is_of_transposed(layer) and ty.ndim == 2:\n",
+            "        if False:\n",
+        ),
+        (
+            "the layer keeps what it was given",
+            "        for attribute, param in given.items():\n            setattr(layer, attribute, param)\n",
+            "        pass\n",
+        ),
+    ),
+    *_mutants(
+        "runtime/conversion.py",
+        ("runtime/test_transform_params.py",),
+        (
+            "a tensor in two slots counts twice",
+            "        place = tensor.data_ptr()\n",
+            "        place = len(sizes)\n",
+        ),
+    ),
+    *_mutants(
+        "runtime/weight_selection.py",
+        ("runtime/test_names.py",),
+        (
+            "what is not wanted is ignored",
+            '        [] if extra == "ignore" else extras,\n',
+            "        [],\n",
+        ),
+        (
+            "tied weights are not compared",
+            "for group in groups if len(group) > 1]",
+            "for group in ()]",
+        ),
+        (
+            "a name is used twice",
+            "        free = next((one for one in (name, *choice) if one not in taken), name)\n        names.append(unused_name(free, taken))\n",
+            "        names.append(name)\n",
+        ),
+    ),
+    *_mutants(
         "weight_names.py",
         ("test_weight_names.py",),
         (
