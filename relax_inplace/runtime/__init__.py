@@ -1,11 +1,11 @@
 """Parameter tuples: load, own, transform, report, save. Needs TVM's runtime, never its compiler."""
 
+from .convert.failure import TransformError, TransformInterrupted
+from .convert.held import HeldWeight, HeldWeightsError
 from .convert_params import convert_params
 from .load_params import clear_cache, load_params
 from .mark import Mark
-from .observed_run import TransformError, TransformInterrupted
 from .open_source import open_source
-from .owners import HeldWeight, HeldWeightsError
 from .params import Params
 from .progress import Progress
 from .report import Report

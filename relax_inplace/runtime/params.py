@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -23,8 +21,10 @@ __all__ = ["Params", "in_slots", "leaf_at", "leaves_of"]
 class Params(Sequence):
     """The weights of a model: a tuple of tensors, which may be nested, and their names.
 
-    It can be handed to a compiled function as the tuple that it is. It counts tensors through
-    nested tuples: those of ``((a, b), c)`` are 0, 1 and 2.
+    It can be handed to a compiled function as the tuple that it is, and is a sequence of its
+    tensors. Tensors are counted through nested tuples: those of ``((a, b), c)`` are 0, 1 and 2. By
+    name it is read as a mapping: ``params["w"]``, ``"w" in params``, ``get``, ``keys``, ``values``,
+    ``items``; so ``dict(params)`` and ``**params`` are by name.
 
     Parameters
     ----------
@@ -46,7 +46,7 @@ class Params(Sequence):
         Weights that were in the files, and not wanted.
     report : Report or None
         What the last conversion took.
-    broken_by : str or None
+    partial : str or None
         The transform that failed and left some of them converted: they are of no layout.
 
     Raises
@@ -63,15 +63,14 @@ class Params(Sequence):
         mark: Mark | None = None,
         source: str = "",
     ):
-        self._lock = threading.Lock()
-        self._taken_by: str | None = None
+        self._converted_by: str | None = None  # a thread
         self._tuple = tensors if isinstance(tensors, tvm_ffi.Array) else _array(tensors)
         self.mark = mark
         self.source = source
         self.ignored: tuple[str, ...] = ()
         self._read_as: dict[str, str] = {}  # for what a module calls a weight its name here
         self.report: Report | None = None
-        self.broken_by: str | None = None
+        self.partial: str | None = None
         self._name(names)
 
     def _name(self, names: Iterable[str] | None) -> None:
@@ -81,8 +80,9 @@ class Params(Sequence):
             raise ValueError(
                 f"Params: {len(self.names)} names given for {len(slots)} tensors; expected one each"
             )
-        twice = [name for name, count in Counter(self.names).items() if count > 1]
-        if twice:
+        self._slots_by_name = dict(zip(self.names, slots, strict=True))
+        if len(self._slots_by_name) < len(slots):
+            twice = [name for name, count in Counter(self.names).items() if count > 1]
             raise ValueError(f"Params: names given twice: {', '.join(twice)}")
 
     @property
@@ -94,13 +94,12 @@ class Params(Sequence):
         RuntimeError
             The weights are being converted, by another thread.
         """
-        with self._lock:
-            if self._taken_by is not None:
-                raise RuntimeError(
-                    f"these weights are being converted by thread `{self._taken_by}`; "
-                    "wait for transform_params to return"
-                )
-            return self._tuple
+        if self._converted_by is not None:
+            raise RuntimeError(
+                f"these weights are being converted by thread `{self._converted_by}`; "
+                "wait for transform_params to return"
+            )
+        return self._tuple
 
     def __tvm_ffi_object__(self) -> tvm_ffi.Array:
         """tvm-ffi's protocol: what a compiled function is given."""
@@ -110,45 +109,46 @@ class Params(Sequence):
         return len(self.names)
 
     def __getitem__(self, key: Any) -> Any:
-        """A tensor, by index or name; None where a failure has lost it."""
+        """A tensor, by name or index; None where a failure has lost it."""
+        fields = self.fields
         if isinstance(key, str):
-            try:
-                key = self.names.index(key)
-            except ValueError:
-                raise KeyError(key) from None
-        fields, slots = self.fields, self._slots()
+            return leaf_at(fields, self._slots_by_name[key])
+        slots = self._slots()
         if isinstance(key, slice):
             return [leaf_at(fields, slot) for slot in slots[key]]
         return leaf_at(fields, slots[key])
 
     def __iter__(self) -> Iterator[Any]:
-        return iter([value for _, value in leaves_of(self.fields)])
+        """The tensors, as of the tuple that it is."""
+        return iter(self.values())
+
+    def __contains__(self, name: object) -> bool:
+        """Whether there is a weight of this name."""
+        return name in self._slots_by_name
+
+    def keys(self) -> tuple[str, ...]:
+        """The names."""
+        return self.names
+
+    def values(self) -> list[Any]:
+        """The tensors."""
+        return [value for _, value in leaves_of(self.fields)]
 
     def items(self) -> list[tuple[str, Any]]:
         """Names and tensors."""
         return list(zip(self.names, self, strict=True))
 
-    @contextlib.contextmanager
-    def _converting(self, thread: str) -> Iterator[None]:
-        """While the block runs, nobody else may read the tuple."""
-        with self._lock:
-            if self._taken_by is not None:
-                raise RuntimeError(
-                    f"these weights are being converted by thread `{self._taken_by}` already"
-                )
-            self._taken_by = thread
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._taken_by = None
+    def get(self, name: str, default: Any = None) -> Any:
+        """A tensor, or the default."""
+        slot = self._slots_by_name.get(name)
+        return default if slot is None else leaf_at(self.fields, slot)
 
     def _fields(self) -> tvm_ffi.Array:
         """The tuple, for whoever converts it."""
         return self._tuple
 
     def _slots(self) -> list[str]:
-        return [slot for slot, _ in leaves_of(self._tuple)]
+        return list(self._slots_by_name.values())
 
     def _leaves(self) -> list[Any]:
         return [value for _, value in leaves_of(self._tuple)]
@@ -170,7 +170,7 @@ class Params(Sequence):
         """Be weights of these names, of one layout."""
         self._name(names)
         self.mark = mark
-        self.broken_by = None
+        self.partial = None
 
     @property
     def types(self) -> list[TensorType]:
@@ -184,8 +184,8 @@ class Params(Sequence):
 
     def __repr__(self) -> str:
         state = "converted" if self.mark else "as stored"
-        if self.broken_by is not None:
-            state = f"left in part converted by `{self.broken_by}`"
+        if self.partial is not None:
+            state = f"left in part converted by `{self.partial}`"
         return f"<Params: {len(self)} weights, {state}>"
 
 

@@ -7,7 +7,7 @@ import json
 import os
 from typing import Any
 
-from .owners import HeldWeight
+from .convert.held import HeldWeight
 from .resident_memory import Sample
 
 __all__ = ["Report"]

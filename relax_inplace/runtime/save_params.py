@@ -103,10 +103,10 @@ def _save(
 ) -> None:
     if format not in _WRITERS:
         _refuse(folder, f"format={format!r}", " or ".join(map(repr, _WRITERS)), "give one of them")
-    if params.broken_by is not None:
+    if params.partial is not None:
         _refuse(
             folder,
-            f"weights that {shown(params.broken_by)} has converted in part, and then failed",
+            f"weights that {shown(params.partial)} has converted in part, and then failed",
             "weights of one layout",
             "load them again",
         )

@@ -9,7 +9,8 @@ from typing import Any
 import tvm_ffi
 
 from ..weight_names import GivenNames
-from .conversion import convert, require_memory
+from .convert.observe import convert, require_memory
+from .convert.own import Ownership
 from .mark import Mark
 from .open_source import open_source
 from .params import Params
@@ -17,7 +18,6 @@ from .progress import ProgressOption
 from .source import Source
 from .source_reader import SourceReader
 from .stream_reader import ReadAhead
-from .taking_over import taken_over
 from .tensor_type import dimensions_of
 from .tied_weights import require_equal
 from .transform import ModuleError, Transform
@@ -96,22 +96,25 @@ def stream_params(
     slots = 1 + max(int(one.slot.split(".")[0]) for one in transform.params)
     params = Params(tvm_ffi.Array([None] * slots), source=source.fingerprint)
     stored = [record.name for record in selection.records]
-    with (
-        taken_over(params, transform),
-        SourceReader(source, device, checksum) as reader,
-        ReadAhead(reader, stored, transform.loads) as get_weight,
-    ):
-        report = convert(
-            transform,
-            params,
-            [*inputs, get_weight],
-            device=device,
-            progress=progress,
-            doing="convert",
-        )
-    mark = Mark(transform.name, transform.layout, source.fingerprint)
-    params.ignored = tuple(selection.ignored)
-    params._read_as.update(selection.read_as)
-    params._become(params._names_of(transform.params), mark)
-    params.report = report
-    return params
+    ownership = Ownership(params, transform)
+    try:
+        with (
+            ownership,
+            SourceReader(source, device, checksum) as reader,
+            ReadAhead(reader, stored, transform.loads) as get_weight,
+        ):
+            report = convert(
+                *(transform, ownership, [*inputs, get_weight]),
+                device=device,
+                progress=progress,
+                doing="convert",
+            )
+            mark = Mark(transform.name, transform.layout, source.fingerprint)
+            params.ignored = tuple(selection.ignored)
+            params._read_as.update(selection.read_as)
+            params._become(params._names_of(transform.params), mark)
+            params.report = report
+            ownership.is_done = True
+        return params
+    except BaseException as error:
+        raise ownership.named(error)  # noqa: B904 (mostly the same one)

@@ -10,13 +10,14 @@ import tvm_ffi
 
 from ..errors import StructuredError
 from ..libinfo import load_library
-from .conversion import convert, require_memory, resident_bytes
+from .convert.held import HeldWeightsError, find_held
+from .convert.observe import convert, require_memory, resident_bytes
+from .convert.own import Ownership
+from .forget_locals import forget_locals
 from .mark import Mark
-from .owners import HeldWeightsError, find_held
 from .params import Params, leaf_at, leaves_of
 from .progress import ProgressOption
 from .report import Report
-from .taking_over import taken_over
 from .tensor_copy import copy_of, digest_of
 from .tensor_type import TensorType, differences, dimensions_of
 from .tied_weights import require_equal_tensors
@@ -118,26 +119,24 @@ def transform_params(
             expected="a function that converts",
             remedy="call restore_params",
         )
-    with taken_over(params, transform) as owned:
-        _require_whole(owned)
-        if owned.mark is not None:
-            raise ConvertedError.of(
-                given=f"weights that `{owned.mark.transform}` has converted",
-                expected="weights as they were stored",
-                remedy="use them as they are, or restore_params",
-            )
-        if verify:
-            _checked(transform, owned.names, owned._types())
-        expected = _digests(transform, owned, inputs) if verify else None
-        names = _new_names(transform, owned)
-        report = _run(transform, owned, inputs, strict, progress, "convert")
-        mark = Mark(transform.name, transform.layout, owned.source)
-        owned._become(names, mark)
-        if expected is not None:
-            _compare(transform, owned, expected)
-            report = dataclasses.replace(report, verified=True)
-        owned.report = report
+    ownership = Ownership(params, transform)
+    try:
+        with ownership as owned:
+            _require_originals(owned)
+            if verify:
+                _checked(transform, owned.names, owned._types())
+            expected = _digests(transform, ownership, inputs) if verify else None
+            names = _new_names(transform, owned)
+            report = _run(transform, ownership, inputs, strict, progress, "convert")
+            owned._become(names, Mark(transform.name, transform.layout, owned.source))
+            owned.report = report
+            ownership.is_done = True
+            if expected is not None:
+                _compare(transform, owned, expected)
+                owned.report = dataclasses.replace(report, verified=True)
         return owned
+    except BaseException as error:
+        raise ownership.named(error)  # noqa: B904 (mostly the same one)
 
 
 def restore_params(
@@ -188,17 +187,22 @@ def restore_params(
                 expected=f"layout {undone.layout}, which `{transform.name}` undoes",
                 remedy="restore them with the module that converted them",
             )
-    with taken_over(params, transform) as owned:
-        names = _new_names(transform, owned)
-        report = _run(transform, owned, inputs, strict, progress, "restore")
-        owned._become(names, None)
-        owned.report = report
+    ownership = Ownership(params, transform)
+    try:
+        with ownership as owned:
+            names = _new_names(transform, owned)
+            report = _run(transform, ownership, inputs, strict, progress, "restore")
+            owned._become(names, None)
+            owned.report = report
+            ownership.is_done = True
         return owned
+    except BaseException as error:
+        raise ownership.named(error)  # noqa: B904 (mostly the same one)
 
 
 def _run(
     transform: Transform,
-    params: Params,
+    ownership: Ownership,
     inputs: Sequence[Any],
     strict: bool,
     progress: ProgressOption,
@@ -212,8 +216,8 @@ def _run(
             expected="a transform of resident weights",
             remedy="call stream_params, or compile it without lazy=True",
         )
-    types = params._types()
-    transform = _checked(transform, params.names, types)
+    params = ownership.params
+    transform = _checked(transform, params.names, params._types())
     _require_tied(transform, params)
     tied = {one.slot for one in transform.weights or () if transform.is_tied(one.name)}
     held = find_held(params._fields(), params.names, tied)
@@ -224,16 +228,30 @@ def _run(
     device = transform.device or _device_of(params)
     require_memory(transform, resident_bytes(params), device)
     return convert(
-        transform, params, inputs, device=device, progress=progress, doing=doing, held=held
+        transform, ownership, inputs, device=device, progress=progress, doing=doing, held=held
     )
 
 
 def _require_whole(params: Params) -> None:
-    if params.broken_by is not None:
+    if params.partial is not None:
         raise ConvertedError.of(
-            given=f"weights that `{params.broken_by}` has converted in part, and then failed",
+            given=f"weights that `{params.partial}` has converted in part, and then failed",
             expected="weights of one layout",
             remedy="load them again",
+        )
+
+
+def _require_originals(params: Params) -> None:
+    _require_whole(params)
+    load_library()
+    converter = tvm_ffi.get_global_func("relax_inplace.ConvertedBy")(params._fields())
+    if params.mark is not None:
+        converter = params.mark.transform
+    if converter is not None:
+        raise ConvertedError.of(
+            given=f"weights that `{converter}` has converted",
+            expected="weights as they were stored",
+            remedy="use them as they are, or restore_params",
         )
 
 
@@ -297,7 +315,7 @@ def _device_of(params: Params) -> Any:
 # -- verification ---------------------------------------------------------------------------
 
 
-def _digests(transform: Transform, params: Params, inputs: Sequence[Any]) -> dict[str, bytes]:
+def _digests(transform: Transform, ownership: Ownership, inputs: Sequence[Any]) -> dict[str, bytes]:
     """Digests of what an out-of-place conversion makes, one weight at a time."""
     if transform.reference is None:
         raise ModuleError.of(
@@ -314,6 +332,7 @@ def _digests(transform: Transform, params: Params, inputs: Sequence[Any]) -> dic
     made = tvm_ffi.Array([None] * slots)
     digests: dict[str, bytes] = {}
 
+    params, signals = ownership.params, ownership.signals
     fields, weights = params._fields(), params._slots()
 
     def get_weight(index: int) -> Any:
@@ -327,8 +346,14 @@ def _digests(transform: Transform, params: Params, inputs: Sequence[Any]) -> dic
             for path, tensor in nested:
                 digests[path] = digest_of(tensor)
             update(made, index, None)
+        if signals.error is not None:
+            raise signals.error
 
-    observe(told, transform.reference, *inputs, get_weight, made)
+    try:
+        observe(told, transform.reference, *inputs, get_weight, made)
+    except BaseException as error:
+        forget_locals(error)
+        raise signals.error or error from None
     return digests
 
 

@@ -2831,7 +2831,7 @@ NAMES = [
         ),
     ),
     *_mutants(
-        "runtime/conversion.py",
+        "runtime/convert/observe.py",
         ("runtime/test_transform_params.py",),
         (
             "a tensor in two slots counts twice",

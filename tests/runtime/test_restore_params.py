@@ -141,9 +141,9 @@ def test_a_wrong_bit_is_found(field, monkeypatch):
     module = sys.modules["relax_inplace.runtime.transform_params"]
     stock = module.convert
 
-    def convert(transform, params, *args, **kwargs):
-        report = stock(transform, params, *args, **kwargs)
-        np.from_dlpack(params._leaves()[field]).view("uint32").flat[5] ^= 1 << 17
+    def convert(transform, ownership, *args, **kwargs):
+        report = stock(transform, ownership, *args, **kwargs)
+        np.from_dlpack(ownership.params._leaves()[field]).view("uint32").flat[5] ^= 1 << 17
         return report
 
     monkeypatch.setattr(module, "convert", convert)
@@ -176,7 +176,7 @@ def test_a_failure_while_verifying_changes_nothing(monkeypatch):
     params = Params(weights(transform))
     with pytest.raises(MemoryError, match="no room for a copy"):
         transform_params(transform, params, verify=True)
-    assert (params.mark, params.broken_by) == (None, None)
+    assert (params.mark, params.partial) == (None, None)
     unchanged = map(np.array_equal, (one.numpy() for one in params), arrays(transform))
     assert list(unchanged) == [True] * 3
     monkeypatch.undo()

@@ -119,11 +119,11 @@ def test_a_file_that_shrinks(tmp_path):
 
 
 def test_more_than_there_is(tmp_path, monkeypatch):
-    from relax_inplace.runtime import conversion
+    from relax_inplace.runtime.convert import observe
 
     transform = transposes(3, lazy=True)
     saved(transform, tmp_path)
-    monkeypatch.setattr(conversion, "available_bytes", lambda device: 100)
+    monkeypatch.setattr(observe, "available_bytes", lambda device: 100)
     with pytest.raises(MemoryError, match=r"but 100 are free"):
         stream_params(transform, tmp_path, CPU)
 

@@ -95,7 +95,7 @@ def test_a_function_without_its_module():
     ("given", "expected"),
     [
         ((1, 2), "expected Params, an ffi.Array, a list or a dict, but got tuple"),
-        ([np.zeros(3)], "expected tensors of TVM, but got ndarray"),
+        ([np.zeros(3)], "expected tensors of TVM, but got numpy.ndarray, whose memory"),
         (None, "but got NoneType"),
     ],
 )
@@ -319,10 +319,10 @@ def test_symbolic_dimensions_agree():
 
 
 def test_more_memory_than_there_is(monkeypatch):
-    from relax_inplace.runtime import conversion
+    from relax_inplace.runtime.convert import observe
 
     transform = Transform.of(transposes().vm)
-    monkeypatch.setattr(conversion, "available_bytes", lambda device: 100)
+    monkeypatch.setattr(observe, "available_bytes", lambda device: 100)
     params = Params(weights(transform))
     with pytest.raises(MemoryError, match=r"needs 160 bytes beside .* but 100 are free on cpu:0"):
         transform_params(transform, params)

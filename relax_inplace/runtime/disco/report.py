@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from ..owners import HeldWeight
+from ..convert.held import HeldWeight
 from ..report import Report
 from ..resident_memory import Sample
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import tvm_ffi
 
-from ..errors import StructuredError
-from ..libinfo import load_library
-from .params import leaf_at, leaves_of
-from .tensor_type import TensorType
+from ...errors import StructuredError
+from ...libinfo import load_library
+from ..params import leaf_at, leaves_of
+from ..tensor_type import TensorType
 
 __all__ = ["HeldWeight", "HeldWeightsError", "find_held"]
 

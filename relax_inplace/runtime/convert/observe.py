@@ -8,16 +8,17 @@ from typing import Any
 
 import tvm_ffi
 
-from .available_memory import available_bytes
-from .heap import trim_heap
-from .observed_run import ObservedRun
-from .owners import HeldWeight
-from .params import Params
-from .progress import ProgressOption, progress_bar
-from .report import Report
-from .resident_memory import WatchedMemory
-from .tensor_type import TensorType
-from .transform import Transform
+from ..available_memory import available_bytes
+from ..heap import trim_heap
+from ..params import Params
+from ..progress import ProgressOption, progress_bar
+from ..report import Report
+from ..resident_memory import WatchedMemory
+from ..tensor_type import TensorType
+from ..transform import Transform
+from .held import HeldWeight
+from .own import Ownership
+from .run import ObservedRun
 
 __all__ = ["convert", "require_memory", "resident_bytes"]
 
@@ -26,7 +27,7 @@ _SLACK = 1 << 20  # bytes resident above the weights, before the heap is trimmed
 
 def convert(
     transform: Transform,
-    params: Params,
+    ownership: Ownership,
     inputs: Sequence[Any],
     *,
     device: Any,
@@ -36,9 +37,9 @@ def convert(
 ) -> Report:
     """Run a transform on weights, or on the slots that it fills, and report.
 
-    ``params`` hold the result afterwards, in the given tuple or in a new one, under no names; they
-    are ``broken_by`` the transform until they become what the caller says they are.
+    The weights are ``partial`` afterwards, under no names, until the caller says what they are.
     """
+    params = ownership.params
     types = params._types()
     before = resident_bytes(params)
     is_filled = not transform.is_streamed
@@ -69,16 +70,20 @@ def convert(
             if memory.sample().host > allowed:
                 trim_heap()
 
-        params.broken_by = transform.name  # first: nothing may come between it and the conversion
         start = time.perf_counter()
         run = ObservedRun(
-            transform, params, is_filled, device, updated, freed, allocated=memory.sample
+            *(transform, params, ownership.signals, device),
+            updated=updated,
+            freed=freed,
+            allocated=memory.sample,
         )
-        result = run(*inputs)
+        run(*inputs)
         seconds = time.perf_counter() - start
         if done < total:  # weights that stay as they are
-            bar.update(total - done, "")
-    params._hold(result)
+            try:
+                bar.update(total - done, "")
+            except BaseException as error:  # of the caller's callable: the run is whole
+                ownership.signals.hold(error)
     trim_heap()
     memory.sample()
     return Report(

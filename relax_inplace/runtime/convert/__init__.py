@@ -1,0 +1,1 @@
+"""Converting weights that are there: their owner, the run, what is seen of it."""

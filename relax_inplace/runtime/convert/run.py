@@ -1,0 +1,241 @@
+"""One run of a transform: what became of each weight, and what went wrong.
+
+On a device a kernel runs after the call that asked for it, and its error comes with a later one. So
+at each update the device is waited for (this thread's stream): a slot counts as converted when its
+kernels are done, and an error belongs to the step that is named. A device that has failed reports
+so from then on, and nothing on it can be read (CUDA: until the process ends): every slot on it is
+lost, whatever was done before.
+
+A run is stopped (by Ctrl-C, or by an error of the caller's ``progress``) after an update, and only
+where each weight is whole: in its slot as it was, or with all that is made of it in place. So a
+stop loses nothing; a kernel that fails may.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import tvm_ffi
+
+from ...libinfo import load_library
+from ..available_memory import available_bytes
+from ..failed_device import give_up_if_failed, wait_for_stream
+from ..forget_locals import forget_locals
+from ..params import Params, leaves_of
+from ..transform import Transform
+from .failure import failure
+from .signals import HeldSignals
+
+__all__ = ["ObservedRun"]
+
+_OUT_OF_MEMORY = re.compile(
+    r"bad_alloc|out of memory|out_of_memory|cannot allocate|failed to allocate|MemoryError", re.I
+)
+
+
+class ObservedRun:
+    """Runs a transform on weights that nobody else can read meanwhile, and follows its updates.
+
+    Parameters
+    ----------
+    transform : Transform
+    params : Params
+        The weights, or the slots that a streamed transform fills. They hold the result afterwards,
+        in the given tuple or in a new one, under no names.
+    signals : HeldSignals
+        What asks to stop. What the callables raise is held there, too; if it comes when the last
+        update is made, the run is whole.
+    device : tvm.runtime.Device or None
+        Where the weights are.
+    updated : callable
+        Is called with (slot, bytes in, bytes out) after each update; -1 bytes in for an emptied
+        slot. The memory of the old field has not been freed yet.
+    freed : callable
+        Is called when it has been.
+    allocated : callable
+        Is called when a new tensor has been allocated, by a module that was compiled with donation.
+
+    Attributes
+    ----------
+    reused : int
+        New tensors, temporaries among them, that took a spent one's storage.
+    refused : collections.Counter of str
+        Those that did not, by the reason (``cpp/donate_storage.cc``).
+    """
+
+    def __init__(
+        self,
+        transform: Transform,
+        params: Params,
+        signals: HeldSignals,
+        device: Any,
+        updated: Callable[[str, int, int], None],
+        freed: Callable[[], None],
+        allocated: Callable[[], object],
+    ):
+        self.transform = transform
+        self.params = params
+        self._signals = signals
+        self._device = device
+        self._updated = updated
+        self._freed = freed
+        self._allocated = allocated
+        self.reused = 0
+        self.refused: Counter[str] = Counter()
+        self._replaced: set[str] = set()
+        self._emptied: set[str] = set()
+        self._weights = self._weights_of(transform, params)
+
+    def __call__(self, *inputs: Any) -> None:
+        """Run it; what comes before the tuple is given.
+
+        Raises
+        ------
+        TransformError, TransformInterrupted
+        """
+        load_library()
+        run = tvm_ffi.get_global_func("relax_inplace.RunTransform")
+        mark = tvm_ffi.get_global_func("relax_inplace.MarkConverted")
+        if self._signals.error is not None:  # nothing has changed yet
+            raise self._signals.error
+        self.params.partial = self.transform.name
+        try:
+            result = run(self._told, self.transform.function, *inputs, self.params._fields())
+            wait_for_stream(self._device)  # for what comes after the last update
+            self.params._hold(result)
+        except BaseException as error:
+            forget_locals(error)
+            cause = self._signals.error or error
+            device_error = give_up_if_failed(self._device, self.params._fields())
+            if device_error is not None and isinstance(cause, KeyboardInterrupt):
+                cause = device_error
+            raise self._failure(cause, device_error is not None) from cause
+        finally:
+            slots = dict(leaves_of(self.params._fields()))
+            mark([slots[one] for one in slots if self._is_replaced(one)], self._converter())
+
+    def _converter(self) -> str:
+        """What tensors are marked with: no name if they are originals again."""
+        return self.transform.name if self.transform.restores is None else ""
+
+    def _told(self, slot: str | None, bytes_in: int, bytes_out: int, freed: bool | str) -> None:
+        if isinstance(freed, str):  # of a new tensor: why it took no spent one's storage
+            if freed:
+                self.refused[freed] += 1
+                self._allocated()
+            else:
+                self.reused += 1
+            return
+        try:
+            if slot is None:
+                self._freed()
+            else:
+                wait_for_stream(self._device)
+                (self._replaced if bytes_in >= 0 else self._emptied).add(slot)
+                self._updated(slot, bytes_in, bytes_out)
+        except BaseException as error:
+            # tvm-ffi would make a RuntimeError of a KeyboardInterrupt: what stops it is kept here.
+            self._signals.hold(error)
+        if self._signals.error is not None and slot is not None and self._may_stop():
+            raise self._signals.error
+
+    def _failure(self, cause: BaseException, is_device_lost: bool) -> BaseException:
+        step = self._failed_step()
+        said = self._memory_needed(cause, step)
+        if is_device_lost:
+            said += f"; nothing on {self._device} can be read any more: start the process again"
+        left: dict[str, list[str]] = {"converted": [], "original": [], "lost": []}
+        for name, slot in self._weights:
+            kind, part = self._state(slot, is_device_lost)
+            left[kind].append(f"{name}{part}")
+        if not left["converted"] and not left["lost"]:
+            self.params.partial = None
+        return failure(
+            self.transform,
+            self.params,
+            cause,
+            **left,
+            step=step,
+            said=said,
+            is_device_lost=is_device_lost,
+        )
+
+    def _weights_of(self, transform: Transform, params: Params) -> list[tuple[str, str]]:
+        """Names and slots of the weights; if it is streamed, of what it fills the slots with."""
+        if transform.is_streamed and transform.params is not None:
+            return [(one.name, one.slot) for one in transform.params]
+        return list(zip(params.names, params._slots(), strict=True))
+
+    def _may_stop(self) -> bool:
+        """Whether no weight is lost if the run ends now, and some are not converted yet."""
+        states = {self._state(slot)[0] for _, slot in self._weights}
+        return "lost" not in states and "original" in states
+
+    def _state(self, slot: str, is_device_lost: bool = False) -> tuple[str, str]:
+        """What became of the weight that was in a slot: converted, original or lost.
+
+        And of one that is lost in part, which part of it.
+        """
+        has_values = {}
+        if is_device_lost:
+            has_values = {one: value is not None for one, value in self._fields()}
+        is_gone = self._is_replaced(slot) or self._is_in(slot, self._emptied)
+        if self.transform.is_streamed:  # an original is in its file
+            is_there = self._is_replaced(slot) and has_values.get(slot, True)
+            return ("converted" if is_there else "original"), ""
+        if not is_gone:
+            return ("original" if has_values.get(slot, True) else "lost"), ""
+        made = self.transform.made.get(slot, (slot,))
+        lost = [one for one in made if not self._is_replaced(one) or not has_values.get(one, True)]
+        if not lost:
+            return "converted", ""
+        if len(lost) == len(made):
+            return "lost", ""
+        names = {one.slot: one.name for one in self.transform.params or ()}
+        return "lost", f" (of it {', '.join(f'`{names.get(one, one)}`' for one in lost)})"
+
+    def _is_replaced(self, slot: str) -> bool:
+        """Whether a new value is there, or in a tuple that it is in."""
+        return self._is_in(slot, self._replaced)
+
+    def _is_in(self, slot: str, slots: set[str]) -> bool:
+        parts = slot.split(".")
+        return any(".".join(parts[: i + 1]) in slots for i in range(len(parts)))
+
+    def _fields(self) -> list[tuple[str, Any]]:
+        return leaves_of(self.params._fields())
+
+    def _failed_step(self) -> int | None:
+        """The one after the last that has been seen to be done.
+
+        A step is seen by the slots that are replaced after it, or emptied if there are none: a step
+        without any is taken for done if a later one is. What writes over its weight has emptied
+        the slot before.
+        """
+        steps, last = self.transform.steps, 0
+        for number, step in enumerate(steps, 1):
+            seen = self._replaced if step.writes else self._replaced | self._emptied
+            slots = step.writes or step.frees
+            if slots and seen.issuperset(slots):
+                last = number
+        return None if not steps else min(last + 1, len(steps))
+
+    def _memory_needed(self, cause: BaseException, step: int | None) -> str:
+        """Of an allocation that failed: how much it was, and how much there was."""
+        if not (isinstance(cause, MemoryError) or _OUT_OF_MEMORY.search(str(cause))):
+            return ""
+        parts = []
+        if step is not None:
+            planned = self.transform.steps[step - 1]
+            if isinstance(planned.worst, int) and isinstance(planned.before, int):
+                parts.append(f"the step needs {planned.worst - planned.before:,} bytes more")
+        if self._device is not None:
+            available = available_bytes(self._device)
+            if available is not None:
+                parts.append(f"{available:,} bytes are free")
+        if isinstance(self.transform.peak, int):
+            parts.append(f"the plan's peak is {self.transform.peak:,} bytes")
+        return f" ({'; '.join(parts)})" if parts else ""
