@@ -249,7 +249,6 @@ return (t0, t1, both)
     lowered = tvm.compile(mod, "llvm")
     transform = Transform.of(relax.VirtualMachine(lowered, tvm.cpu()))
     assert transform.made == {"0": ("0",), "1": ("1",), "2": ("2",), "3": ("2",)}
-    elsewhere = set()
     for stop in range(1, 4):
         originals = arrays(transform)
         w0, w1, w2, w3 = originals
@@ -273,9 +272,6 @@ return (t0, t1, both)
                 continue
             for slot in map(int, transform.made[str(index)]):
                 assert np.array_equal(params[slot].numpy(), results[slot])
-            if len(params) == COUNT and params[index] is None:
-                elsewhere.add(index)
-    assert elsewhere
 
 
 def test_the_message():
