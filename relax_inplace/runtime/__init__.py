@@ -5,11 +5,11 @@ from .convert.held import HeldWeight, HeldWeightsError
 from .convert_params import convert_params
 from .load_params import clear_cache, load_params
 from .mark import Mark
+from .memory_sampler import Sample
 from .open_source import open_source
 from .params import Params
 from .progress import Progress
 from .report import Report
-from .resident_memory import Sample
 from .save_params import SaveError, save_params
 from .source import Record, Source
 from .source_error import SourceError

@@ -21,11 +21,11 @@ import tvm_ffi
 
 from ..weight_names import GivenNames
 from .load_params import load_params
+from .memory_sampler import MemorySampler
 from .open_source import open_source
 from .params import Params
 from .progress import ProgressOption
 from .report import Report
-from .resident_memory import WatchedMemory
 from .save_params import SaveError, save_params
 from .source import Source
 from .source_error import SourceError
@@ -173,7 +173,7 @@ def _as_converted(
     progress: ProgressOption,
     **chosen: Any,
 ) -> Params:
-    with WatchedMemory(device) as memory:
+    with MemorySampler(device) as memory:
         start = time.perf_counter()
         params = load_params(
             path, device, transform, checksum=checksum, progress=progress, **chosen
@@ -189,7 +189,7 @@ def _as_converted(
         None,
         memory.samples,
         memory.peak,
-        cached=str(Path(path)),
+        read_from=str(Path(path)),
     )
     return params
 

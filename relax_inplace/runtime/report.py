@@ -8,7 +8,7 @@ import os
 from typing import Any
 
 from .convert.held import HeldWeight
-from .resident_memory import Sample
+from .memory_sampler import Sample
 
 __all__ = ["Report"]
 
@@ -38,7 +38,7 @@ class Report:
         The weights whose originals stayed alive.
     verified : bool
         Whether every field was compared with an out-of-place conversion.
-    cached : str or None
+    read_from : str or None
         The folder that the weights were read from, converted before; then nothing was converted.
     reused : int
         New tensors, temporaries among them, that took a spent one's storage. 0 if the module was
@@ -58,7 +58,7 @@ class Report:
     peak_sample: Sample
     held: list[HeldWeight] = dataclasses.field(default_factory=list)
     verified: bool = False
-    cached: str | None = None
+    read_from: str | None = None
     reused: int = 0
     allocated: dict[str, int] = dataclasses.field(default_factory=dict)
 
@@ -119,10 +119,10 @@ class Report:
     def __str__(self) -> str:
         """A few lines."""
         lines = []
-        if self.cached is not None:
+        if self.read_from is not None:
             lines.append(
                 f"{self.transform}: nothing to convert, {_mb(self.weights_after)} of converted "
-                f"weights were read from {self.cached} in {self.seconds:.2f} s"
+                f"weights were read from {self.read_from} in {self.seconds:.2f} s"
             )
         else:
             lines.append(
@@ -139,7 +139,7 @@ class Report:
                 f"on the device: {_mb(devices[0])} before, {_mb(self.peak_sample.device or 0)} at "
                 f"the peak, {_mb(devices[-1])} after"
             )
-        if self.cached is None:
+        if self.read_from is None:
             planned = self.predicted_extra
             lines.append(
                 f"above the weights: {_mb(self.extra)} measured"

@@ -77,7 +77,7 @@ def test_found(how, lazy, tmp_path):
     assert again.mark == params.mark
     assert is_transposed(again, transform)
     cached = convert_params(transform, folder, CPU, names=given, cache=tmp_path / "cache")
-    assert cached.report.cached is not None
+    assert cached.report.read_from is not None
     assert is_transposed(cached, transform)
 
 
@@ -89,7 +89,7 @@ def test_other_names_are_another_cache(tmp_path):
     folder = write(tmp_path / "in", {"one": one, "two": two})
     for names, expected in ((["one", "two"], one.T), (["two", "one"], two.T)):
         params = convert_params(transform, folder, CPU, names=names, cache=tmp_path / "cache")
-        assert params.report.cached is None
+        assert params.report.read_from is None
         assert np.array_equal(params[0].numpy(), expected)
 
 
@@ -210,7 +210,7 @@ def test_a_checkpoint_may_hold_any_of_tied_weights(way, there, prefix, tmp_path)
     assert [one.numpy().tolist() for one in params] == [EMBED.T.tolist(), UP.T.tolist()]
     assert params.names == (f"{prefix}{there[0]}", f"{prefix}up")
     save_params(params, tmp_path / "out")
-    assert convert_params(tied(), tmp_path / "out", CPU).report.cached is not None
+    assert convert_params(tied(), tmp_path / "out", CPU).report.read_from is not None
 
 
 @pytest.mark.parametrize("way", WAYS)

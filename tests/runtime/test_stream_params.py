@@ -138,11 +138,11 @@ def test_the_second_time_nothing_is_converted(tmp_path, format, lazy):
     weights, cache = saved(transform, tmp_path / "weights", format), tmp_path / "cache"
     first = convert_params(transform, weights, CPU, cache=cache, format=format)
     assert is_converted(first, transform)
-    assert first.report.cached is None
+    assert first.report.read_from is None
     assert first.report.converted > 0
     second = convert_params(transform, weights, CPU, cache=cache, format=format)
     assert is_converted(second, transform)
-    assert second.report.cached == str(cache)
+    assert second.report.read_from == str(cache)
     assert second.report.converted == 0
     assert second.mark == open_source(cache).mark
     assert "nothing to convert" in str(second.report)
@@ -156,15 +156,15 @@ def test_a_cache_of_something_else_is_replaced(tmp_path):
 
     saved(transform, weights, seed=1)  # other weights
     params = convert_params(transform, weights, CPU, cache=cache)
-    assert params.report.cached is None
+    assert params.report.read_from is None
     assert is_converted(params, transform, seed=1)
-    assert convert_params(transform, weights, CPU, cache=cache).report.cached is not None
+    assert convert_params(transform, weights, CPU, cache=cache).report.read_from is not None
 
     body = "\n".join(f"w{i} = params[{i}]" for i in range(3))
     body += "\nt0 = R.permute_dims(w0)\nt1 = R.permute_dims(w1)\nt2 = R.negative(w2)\nreturn (t0, t1, t2)"
     other = Transform.of(compiled(tensors(*((4, 8 + i) for i in range(3))), body))
     params = convert_params(other, weights, CPU, cache=cache)
-    assert params.report.cached is None
+    assert params.report.read_from is None
     assert params["w2"].shape == (4, 10)
 
 
@@ -180,7 +180,7 @@ def test_a_cache_of_other_inputs_is_replaced(tmp_path):
     for scale, cached in ((3, False), (3, True), (4, False), (3, False)):
         params = converted(scale)
         assert (params["a"].numpy() == scale).all()
-        assert (params.report.cached is not None) == cached
+        assert (params.report.read_from is not None) == cached
     with pytest.raises(TypeError, match="an input is of type list"):
         convert_params(vm, weights, CPU, cache=cache, inputs=[[1]])
     with pytest.raises(ConvertedError, match="maybe with other inputs"):
@@ -200,7 +200,7 @@ def test_a_damaged_cache_is_replaced(tmp_path):
     shard.write_bytes(b"")
     params = convert_params(transform, weights, CPU, cache=cache)
     assert is_converted(params, transform)
-    assert convert_params(transform, weights, CPU, cache=cache).report.cached == str(cache)
+    assert convert_params(transform, weights, CPU, cache=cache).report.read_from == str(cache)
 
 
 def test_a_cache_that_cannot_be_written_is_no_failure(tmp_path):
@@ -229,7 +229,7 @@ def test_converted_files_are_not_converted_again(tmp_path):
 
     again = convert_params(transform, folder, CPU)
     assert is_converted(again, transform)
-    assert again.report.cached == str(folder)
+    assert again.report.read_from == str(folder)
     with pytest.raises(ConvertedError):
         transform_params(transform, load_params(folder, CPU, transform))
     with pytest.raises(ConvertedError):

@@ -10,10 +10,10 @@ import tvm_ffi
 
 from ..available_memory import available_bytes
 from ..heap import trim_heap
+from ..memory_sampler import MemorySampler
 from ..params import Params
 from ..progress import ProgressOption, progress_bar
 from ..report import Report
-from ..resident_memory import WatchedMemory
 from ..tensor_type import TensorType
 from ..transform import Transform
 from .held import HeldWeight
@@ -48,7 +48,7 @@ def convert(
     done = converted = grown = emptied = 0
     ahead = _read_ahead(transform)
     trim_heap()
-    with WatchedMemory(device) as memory, progress_bar(progress, total, doing) as bar:
+    with MemorySampler(device) as memory, progress_bar(progress, total, doing) as bar:
 
         def updated(slot: str, bytes_in: int, bytes_out: int) -> None:
             nonlocal done, converted, grown, emptied

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..convert.held import HeldWeight
+from ..memory_sampler import Sample
 from ..report import Report
-from ..resident_memory import Sample
 
 __all__ = ["WorkersReport", "report_of"]
 

@@ -20,7 +20,7 @@ import psutil
 from .available_memory import used_bytes
 from .tensor_bytes import is_host
 
-__all__ = ["Sample", "WatchedMemory"]
+__all__ = ["MemorySampler", "Sample"]
 
 _INTERVAL = 0.002  # seconds between the first samples
 _MOST = 4096  # samples; then every second one goes, and the interval doubles
@@ -45,7 +45,7 @@ class Sample:
     device: int | None
 
 
-class WatchedMemory:
+class MemorySampler:
     """Samples memory while the block runs.
 
     Parameters
@@ -64,12 +64,12 @@ class WatchedMemory:
         self._lock = threading.Lock()
         self.samples: list[Sample] = []
 
-    def __enter__(self) -> WatchedMemory:
+    def __enter__(self) -> MemorySampler:
         self._highest_before = _highest_resident()
         self._start = time.perf_counter()
         self.sample()
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="WatchedMemory", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="MemorySampler", daemon=True)
         self._thread.start()
         return self
 
@@ -80,9 +80,9 @@ class WatchedMemory:
 
     def sample(self) -> Sample:
         """Take one now."""
-        seconds = time.perf_counter() - self._start
-        one = Sample(seconds, int(self._process.memory_info().rss), self._used())
-        with self._lock:
+        with self._lock:  # the clock as well: samples are in the order of their times
+            seconds = time.perf_counter() - self._start
+            one = Sample(seconds, int(self._process.memory_info().rss), self._used())
             self.samples.append(one)
         return one
 
