@@ -48,26 +48,29 @@ class Sample:
 class MemorySampler:
     """Samples memory while the block runs.
 
+    The thread has a list of its own, so that there is no lock: a child of a fork, where the thread
+    does not run, would wait for it for ever.
+
     Parameters
     ----------
     device : tvm.runtime.Device, optional
 
     Attributes
     ----------
-    samples : list of Sample
-        The first is from before the block, the last from after it.
+    before : Sample
+        Of the beginning.
     """
 
     def __init__(self, device: Any = None):
         self._process = psutil.Process()
         self._device = None if device is None or is_host(device) else device
-        self._lock = threading.Lock()
-        self.samples: list[Sample] = []
+        self._asked_for: list[Sample] = []
+        self._by_time: list[Sample] = []
 
     def __enter__(self) -> MemorySampler:
         self._highest_before = _highest_resident()
         self._start = time.perf_counter()
-        self.sample()
+        self.before = self.sample()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="MemorySampler", daemon=True)
         self._thread.start()
@@ -80,17 +83,20 @@ class MemorySampler:
 
     def sample(self) -> Sample:
         """Take one now."""
-        with self._lock:  # the clock as well: samples are in the order of their times
-            seconds = time.perf_counter() - self._start
-            one = Sample(seconds, int(self._process.memory_info().rss), self._used())
-            self.samples.append(one)
-        return one
+        self._asked_for.append(self._sampled())
+        return self._asked_for[-1]
+
+    @property
+    def samples(self) -> list[Sample]:
+        """All of them in the order of time; the last is from the end of the block."""
+        return sorted([*self._asked_for, *self._by_time], key=lambda one: one.seconds)
 
     @property
     def peak(self) -> Sample:
         """The highest figures; its time is that of the host's."""
-        highest = max(self.samples, key=lambda one: one.host)
-        devices = [one.device for one in self.samples if one.device is not None]
+        samples = self.samples
+        highest = max(samples, key=lambda one: one.host)
+        devices = [one.device for one in samples if one.device is not None]
         after = _highest_resident()
         host = highest.host
         if self._highest_before is not None and after is not None and after > self._highest_before:
@@ -100,11 +106,14 @@ class MemorySampler:
     def _run(self) -> None:
         interval = _INTERVAL
         while not self._stop.wait(interval):
-            self.sample()
-            if len(self.samples) > _MOST:
-                with self._lock:
-                    self.samples = self.samples[::2]
+            self._by_time.append(self._sampled())
+            if len(self._by_time) > _MOST:
+                self._by_time = self._by_time[::2]
                 interval *= 2
+
+    def _sampled(self) -> Sample:
+        seconds = time.perf_counter() - self._start
+        return Sample(seconds, int(self._process.memory_info().rss), self._used())
 
     def _used(self) -> int | None:
         if self._device is None:

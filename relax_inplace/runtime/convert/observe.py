@@ -66,7 +66,7 @@ def convert(
                 freed()
 
         def freed() -> None:
-            allowed = memory.samples[0].host + max(0, grown) + ahead + _SLACK
+            allowed = memory.before.host + max(0, grown) + ahead + _SLACK
             if memory.sample().host > allowed:
                 trim_heap()
 
