@@ -5,9 +5,9 @@ Definition
 A layout *keeps apart* the parts of an axis d, and axis j of what it makes has them, if the layout
 of two weights side by side along d is their two layouts side by side along j. That is proved on the
 bits. The layout of a weight that is twice as long along d is described
-(:mod:`..relayout.description`): the digit that is outermost in axis d has to be the outermost in
-axis j, in each piece; and what is left, if that digit has half its extent, has to be the
-description for the weight itself.
+(:mod:`..relayout.description`); in each piece the digit that is outermost in axis d gets half its
+extent; and what is left has to be the description for the weight itself. (So the first half fills
+the first half of axis j, and the second one, which lies as it does, the other.)
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def axis_of_parts(
     if given is None or short is None or long is None or len(short) != len(long):
         return None
     grown = [j for j, (size, more) in enumerate(zip(short, long, strict=True)) if size != more]
-    if len(grown) != 1 or long[grown[0]] != 2 * short[grown[0]]:
+    if len(grown) != 1:
         return None
     given[axis] *= 2
     read = _Axis(_spans(ty, given), len(given) - 1 - axis)
@@ -141,7 +141,7 @@ def _half(piece: Piece, read: _Axis, into: _Axis) -> tuple[Piece | None, int]:
         return None, 1
     digits, parts = [], 0
     for extent, to, start in _cut(piece.digits, read.spans, into.spans):
-        if read.is_outermost(start, extent) and into.is_outermost(to, extent) and extent % 2 == 0:
+        if read.is_outermost(start, extent) and extent % 2 == 0:
             parts = extent = extent // 2
         if extent > 1:
             digits.append(Digit(extent, into.halved(to), (read.halved(start),)))

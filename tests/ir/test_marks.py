@@ -51,7 +51,7 @@ class OfDataflow:
             out = R.lift_param(inside)
             other = R.lift_param(t)
             given = R.lift_param(x)
-            y = R.matmul(given, t)
+            y = R.matmul(given, inside)
             R.output(out, other, given, y)
         z = R.add(R.matmul(given, out), y)
         return (z, other)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tvm
 import tvm_ffi
-from tvm import relax, tirx
+from tvm import relax, te, tirx
 from tvm.relax.frontend import nn
 from tvm.script import ir as I
 from tvm.script import relax as R
@@ -260,6 +260,13 @@ def test_a_shard_strategy_is_that_of_the_stored_axis():
     )
 
 
+def _in_two_orders(w):
+    """Of each half of the rows the two halves in turn."""
+    half = int(w.shape[0]) // 2
+    rows = lambda i: i // half * half + i % 2 * (half // 2) + i % half // 2  # noqa: E731
+    return te.compute(w.shape, lambda i, j: w[rows(i), j])
+
+
 CUT = {
     # A layout, the types of what it takes; the axis of each result that has the parts of each axis.
     "permute": (lambda w: nn.op.permute_dims(w), [((6, 8), "float16")], [[1, 0]]),
@@ -300,6 +307,18 @@ CUT = {
         lambda w: layout.gate_up.interleave(w, group=8),
         [((32, 4), "float16")],
         [[None, 1]],
+    ),
+    # Each half stays where it is; inside of it rows lie as its length says.
+    "rows in two orders": (
+        lambda w: nn.op.tensor_expr_op(_in_two_orders, "in_two_orders", [w]),
+        [((16, 4), "float16")],
+        [[None, 1]],
+    ),
+    # Two axes grow.
+    "square": (
+        lambda w: nn.op.reshape(w, (8, 1) if int(w.shape[0]) == 8 else (4, 4)),
+        [((8,), "float16")],
+        [[None]],
     ),
 }
 

@@ -211,6 +211,32 @@ class Module:
     lifted(mod, skip="q", max_resident=None)
 
 
+def test_a_tied_weight_has_the_names_of_both():
+    tied = [("layer_0", "layer_1")]
+    both = done(Model, only=["layer_0", "layer_1"], tied=tied)
+    assert both != done(Model, only=[], tied=tied)
+    assert done(Model, only="layer_0", tied=tied)[0] == both[0]
+    assert done(Model, only="layer_1", tied=tied)[0] == both[0]
+
+
+@I.ir_module
+class WithConstants:
+    @R.function
+    def main(x: R.Tensor((8,), "float32"), w: R.Tensor((8,), "float32")):
+        R.func_attr({"num_input": 1})
+        constant = R.full((8,), R.const(2, "float32"), dtype="float32")
+        n = R.negative(w)
+        y = R.add(x, constant)
+        return R.add(y, n)
+
+
+def test_what_is_made_from_no_weight_is_not_said_to_be_left():
+    assert done(WithConstants, only=[]) == (
+        ["stays"],
+        {"negative(w)": "only=[] does not ask for it"},
+    )
+
+
 def test_a_name_that_looks_like_a_pattern():
     body = """
 @I.ir_module

@@ -2761,13 +2761,8 @@ NAMES = [
             "    if not halves:\n",
         ),
         (
-            "the digit of the parts is outermost on one side only",
-            " and into.is_outermost(to, extent) and",
-            " and",
-        ),
-        (
             "several axes have parts",
-            "    if len(grown) != 1 or long[grown[0]] != 2 * short[grown[0]]:\n",
+            "    if len(grown) != 1:\n",
             "    if not grown:\n",
         ),
         (
