@@ -207,6 +207,46 @@ def test_what_cannot_be_put_back_and_functions_that_take_weights_as_they_are():
         lifted(mod)
 
 
+@pytest.mark.parametrize("made", ["R.multiply(w, scale)", "R.negative(w)"])
+def test_a_transform_of_other_inputs_is_called(made):
+    """Put back, it would need them in the function that takes what it makes."""
+    mod = from_source(
+        """
+@I.ir_module
+class Module:
+    @R.function
+    def main(x: R.Tensor((2, 8), "float32"), made: R.Tuple(R.Tensor((8, 8), "float32"))):
+        R.func_attr({"num_input": 1})
+        w = made[0]
+        t = R.permute_dims(w)
+        y = R.matmul(x, t)
+        return y
+
+    @R.function
+    def transform_params(scale: R.Tensor((), "float32"), w: R.Tensor((8, 8), "float32")):
+        R.func_attr({"num_input": 1})
+        with R.dataflow():
+            a = MADE
+            out = (a,)
+            R.output(out)
+        return out
+""".replace("MADE", made)
+    )
+    after = lifted(mod)
+    assert [len(one.params) for _, one in after.functions_items()] == [2, 2]
+    vm = load(after)
+    x, scale, w = (
+        np.random.default_rng(0).random(s).astype("float32") for s in ((2, 8), (), (8, 8))
+    )
+    params = passed([w])
+    vm["inplace_transform_params"](tvm.runtime.tensor(scale), params)
+    stored = (w * scale if "scale" in made else -w).T
+    assert np.array_equal(params[0].numpy(), stored)
+    np.testing.assert_allclose(
+        vm["main"](tvm.runtime.tensor(x), params).numpy(), x @ stored, rtol=1e-5
+    )
+
+
 def test_a_budget_counts_what_enters():
     """What would make the weights larger stays in the function, also if TVM had lifted it."""
     before = from_source("""

@@ -2711,7 +2711,10 @@ NAMES = [
     ),
     *_mutants(
         "lift/earlier_transform.py",
-        ("lift/test_earlier_transform.py",),
+        (
+            "lift/test_earlier_transform.py",
+            "lift/test_lift_inplace_transform_params.py::test_symbolic_and_more_to_lift_after_lift_transform_params",
+        ),
         (
             "a transform with other inputs is put back",
             "    return None if user is None or user.position else user\n",
