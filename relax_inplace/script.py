@@ -6,11 +6,14 @@ all (src/relax/script/printer/call.cc), which is what is parsed here.
 
 from __future__ import annotations
 
+import functools
 import importlib
+import sys
 from collections.abc import Sequence
 from typing import Any
 
-from tvm import ir, relax
+from tvm import error, ir, relax
+from tvm.script.ir_builder import IRBuilder
 
 from .marker import lift_param
 from .op import _make_call
@@ -34,8 +37,49 @@ def inplace_update_tuple(
 
     ``ty_args`` is the type of the result, where it is not what inference would give; passes write
     it, people need not.
+
+    Raises
+    ------
+    ValueError
+        In a pure function, and in a dataflow block. TVM's check of the whole module would say that
+        it is not well-formed, and no more.
     """
+    _print_diagnostics()
+    _require_impure()
     return _make_call(tuple, index, value, [_as_type(ty) for ty in ty_args])
+
+
+def _require_impure() -> None:
+    """Refuse an update where the function or the block that is being parsed is a pure one."""
+    if not IRBuilder.is_in_scope():
+        return
+    for frame in reversed(IRBuilder.current().frames[:]):
+        if getattr(frame, "is_dataflow", False):
+            raise ValueError("R.inplace_update_tuple is impure: move it out of R.dataflow()")
+        if hasattr(frame, "is_pure"):  # of a function: what is outside of it does not count
+            if frame.is_pure:
+                raise ValueError(
+                    f"R.inplace_update_tuple is impure: add pure=False, as in "
+                    f"@R.function(pure=False), to `{frame.name}`"
+                )
+            return
+
+
+@functools.cache
+def _print_diagnostics() -> None:
+    """Print what is wrong in a script that has an update, as an error that nobody catches.
+
+    TVM's own hook prints a note on TVM_BACKTRACE instead (tvm/__init__.py, tvm_wrap_excepthook). It
+    is replaced as soon as an update is parsed, and not before: where none is, nothing changes.
+    """
+    others = sys.excepthook
+
+    def print_and_go_on(kind: type[BaseException], value: BaseException, trace: Any) -> None:
+        if kind is error.DiagnosticError:
+            print(value, file=sys.stderr)
+        others(kind, value, trace)
+
+    sys.excepthook = print_and_go_on
 
 
 def _as_type(ty: Any) -> ir.Type:
