@@ -49,13 +49,16 @@ class MemoryLimitError(StructuredError):
         Bytes that were allowed.
     least : str
         Bytes of the least limit that would do.
+    factor : str
+        The same as a factor of the weights' bytes; ``?`` if these are not known.
     step : str
         The step in the way.
+    remedy : str
     """
 
     template = (
         "function `{function}` does not fit into memory_limit={limit} bytes: the least that would "
-        "do is {least} bytes, for step `{step}`; raise the limit, or convert fewer weights at once"
+        "do is {least} bytes, {factor} times the weights, for step `{step}`; {remedy}"
     )
 
 
@@ -77,15 +80,19 @@ def bytes_of_limit(
         )
     if isinstance(limit, numbers.Integral):
         return int(limit)
-    known = bounds_of(graph.function) if bounds is None else bounds
-    sizes = (at_bounds(weight.buffer.size, known) for weight in graph.root.weights())
-    weights: Size = sum(sizes, start=0)
+    weights = _bytes_of_weights(graph, bounds)
     if not isinstance(weights, int):
         raise ValueError(
             f"memory_limit={limit!r} is a factor of the weights' bytes, which are {weights}: give "
             "bytes, or give the function the attribute tir_var_upper_bound"
         )
     return min(int(float(limit) * weights), _LARGEST)
+
+
+def _bytes_of_weights(graph: TransformGraph, bounds: Mapping[str, int] | None) -> Size:
+    known = bounds_of(graph.function) if bounds is None else bounds
+    sizes = (at_bounds(weight.buffer.size, known) for weight in graph.root.weights())
+    return sum(sizes, start=0)
 
 
 def plan_within(
@@ -118,11 +125,20 @@ def plan_within(
         peak = schedule.peak()
         assert isinstance(peak, int)
         if peak > limit:
+            weights = _bytes_of_weights(graph, bounds)
+            factor = "?"
+            if isinstance(weights, int) and weights > 0:
+                factor = str(-(-1000 * peak // weights) / 1000)  # rounded up: it has to do
+            remedy = "raise the limit"
+            if graph.get_weight is None:
+                remedy += ", or read the weights one by one (lazy=True, --lazy)"
             raise MemoryLimitError.of(
                 function=graph.name,
                 limit=str(limit),
                 least=str(peak),
+                factor=factor,
                 step=_step_at_peak(schedule, peak),
+                remedy=remedy,
             )
     return splitting.in_fewer_slices(schedule, limit)
 

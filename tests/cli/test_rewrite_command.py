@@ -87,7 +87,8 @@ def test_warnings_are_lines():
 def test_refused():
     assert error("rewrite", "-", "--memory-limit", "100", text=TRANSFORM) == (
         "function `transform_params` does not fit into memory_limit=100 bytes: the least that "
-        "would do is 256 bytes, for step `w1`; raise the limit, or convert fewer weights at once"
+        "would do is 256 bytes, 1.6 times the weights, for step `w1`; raise the limit, or read the "
+        "weights one by one (lazy=True, --lazy)"
     )
     assert error("rewrite", "-", "--lift", "--tied", "a=b", text=MODEL) == (
         "the weight transforms of `decode`, `prefill` cannot be lifted: tied=['a', 'b']: there is "

@@ -620,7 +620,8 @@ def test_memory_limit(pipeline):
 
 def test_what_does_not_fit_is_refused():
     with pytest.raises(
-        MemoryLimitError, match=r"memory_limit=300 bytes: .* 320 bytes, for step `b`"
+        MemoryLimitError,
+        match=r"memory_limit=300 bytes: .* 320 bytes, 1.429 times the weights, for step `b`; raise the limit$",
     ):
         streamed(OneToOne, memory_limit=300)
 
