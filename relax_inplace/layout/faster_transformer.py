@@ -74,7 +74,7 @@ def to_mixed_gemm(codes: relax.Expr, *, arch: int = 80, bits: int = 4) -> relax.
     """
     where = "faster_transformer.to_mixed_gemm"
     codes = _checked(where, codes, arch, bits)
-    name = f"to_mixed_gemm_int{bits}_sm{arch}"
+    name = f"to_int{bits}_sm{arch}_mixed_gemm"
     return call_declared(where, name, _layout(arch, bits), codes, keeps_shape=True)
 
 
@@ -96,7 +96,7 @@ def from_mixed_gemm(codes: relax.Expr, *, arch: int = 80, bits: int = 4) -> rela
     """
     where = "faster_transformer.from_mixed_gemm"
     codes = _checked(where, codes, arch, bits)
-    name = f"from_mixed_gemm_int{bits}_sm{arch}"
+    name = f"from_int{bits}_sm{arch}_mixed_gemm"
     layout = _layout(arch, bits)
     return call_declared(where, name, layout, codes, is_back=True, keeps_shape=True)
 

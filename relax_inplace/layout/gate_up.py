@@ -80,5 +80,5 @@ def _moved(where: str, weight: relax.Expr, group: int, is_back: bool) -> relax.E
     remedy = "both halves have to be whole groups: pad each with rows of zeros"
     require_multiple(where, "rows", height, 2 * group, remedy)
     layout = _layout(group).of_each("E") if each else _layout(group)
-    name = f"{where.rpartition('.')[2]}_gate_up_{group}"
+    name = f"{where.rpartition('.')[2]}_{group}_rows_of_gate_up"
     return call_declared(where, name, layout, weight, is_back=is_back)

@@ -142,7 +142,7 @@ def interleave(
     require_multiple(where, f"bytes in a row of {block}", width, size, remedy)
     for axis in each:
         layout = layout.of_each(axis)
-    return call_declared(where, f"interleave_{block}_{rows}x{bytes}", layout, weight)
+    return call_declared(where, f"interleave_{block}_{rows}x{bytes}_blocks", layout, weight)
 
 
 @takes_nn_tensors
@@ -176,7 +176,7 @@ def deinterleave(
     require_equal(where, "bytes in a block", size, rows * one, because, remedy)
     for axis in each:
         layout = layout.of_each(axis)
-    name = f"deinterleave_{block}_{rows}x{bytes}"
+    name = f"deinterleave_{block}_{rows}x{bytes}_blocks"
     return call_declared(where, name, layout, weight, is_back=True)
 
 

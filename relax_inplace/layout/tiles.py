@@ -62,7 +62,7 @@ def pack(weight: relax.Expr, rows: int, columns: int) -> relax.Expr:
     weight = of_known_type(where, weight)
     shape_of(where, "weight", weight, (), ("N", "K"))
 
-    name = f"pack_tiles_{rows}x{columns}"
+    name = f"pack_{rows}x{columns}_tiles"
     return call_declared(where, name, _tiles(rows, columns), weight, pads=True)
 
 
@@ -107,7 +107,7 @@ def unpack(
             because = f"{text_of(size)} in tiles of {text_of(length)}"
             require_equal(where, what, count, tirx.ceildiv(size, length), because, remedy)
 
-    name = f"unpack_tiles_{rows.value}x{columns.value}"
+    name = f"unpack_{rows.value}x{columns.value}_tiles"
     layout = _tiles(rows.value, columns.value)
     end = None if shape is None else [sym.Analyzer().simplify(size) for size in sizes]
     return call_declared(where, name, layout, tiles, is_back=True, end=end)

@@ -49,10 +49,10 @@ def test_in_a_script():
     """Nested, twice with other sizes, several results, and sizes that are checked at run time."""
     kernels = {gvar.name_hint for gvar in Script.get_global_vars()} - {"transform_params"}
     assert kernels == {
-        "pack_tiles_4x8",
-        "unpack_tiles_4x8",
-        "pack_tiles_4x8_1",
-        "interleave_q4_0_4x8",
+        "pack_4x8_tiles",
+        "unpack_4x8_tiles",
+        "pack_4x8_tiles_1",
+        "interleave_q4_0_4x8_blocks",
     }
     run_both(Script, InplaceTransformParams()(Script), sizes={"n": 8, "m": 36})
 
@@ -85,7 +85,7 @@ def test_in_a_module():
     spec = {"forward": {"x": nn.spec.Tensor(["n", 8], "float16")}}
     mod, _ = Model().export_tvm(spec)
     names = {gvar.name_hint for gvar in mod.get_global_vars()}
-    assert names == {"forward", "pack_tiles_4x8", "unpack_tiles_4x8"}
+    assert names == {"forward", "pack_4x8_tiles", "unpack_4x8_tiles"}
     vm = relax.VirtualMachine(tvm.compile(mod, "llvm"), tvm.cpu())
     generator = np.random.default_rng(0)
     arrays = [generator.integers(-4, 4, s).astype("float16") for s in [(2, 8), (8, 16), (8, 16)]]

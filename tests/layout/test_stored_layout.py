@@ -164,7 +164,7 @@ def test_one_layout_after_another():
     model = tiled(layers="first").visit("", transposed(layers="first").visit("", Model()))
     assert model.first.weight.shape == [8, 2, 8, 16]
     (first, *_) = explain_lift(model.export_tvm(spec())[0]).weights
-    assert first.done.startswith("permute_dims(unpack_tiles_8x16(first")
+    assert first.done.startswith("permute_dims(unpack_8x16_tiles(first")
 
 
 def test_a_symbolic_size_stays_one():

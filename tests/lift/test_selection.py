@@ -264,11 +264,11 @@ class Kernels(nn.Module):
 @pytest.mark.parametrize(
     ("options", "stored"),
     [
-        ({}, ["sum(pack_tiles_4x8(tiles))", "sum(turned(plain))"]),
+        ({}, ["sum(pack_4x8_tiles(tiles))", "sum(turned(plain))"]),
         ({"skip": "tiles.pack"}, ["stays", "sum(turned(plain))"]),
         ({"skip": "pack_*"}, ["stays", "sum(turned(plain))"]),
-        ({"skip": "turned"}, ["sum(pack_tiles_4x8(tiles))", "stays"]),
-        ({"only": ["tiles.*", "turned"]}, ["pack_tiles_4x8(tiles)", "turned(plain)"]),
+        ({"skip": "turned"}, ["sum(pack_4x8_tiles(tiles))", "stays"]),
+        ({"only": ["tiles.*", "turned"]}, ["pack_4x8_tiles(tiles)", "turned(plain)"]),
     ],
 )
 def test_kernels_and_layouts(options, stored):

@@ -99,8 +99,8 @@ def test_two_transforms():
         "inplace_restore_params",
         "main_inplace_transform_params",
         "main_inplace_restore_params",
-        "pack_tiles_4x8",
-        "undo_pack_tiles_4x8",
+        "pack_4x8_tiles",
+        "undo_pack_4x8_tiles",
     }
     for name in ("transform_params", "main_transform_params"):
         restored(after, random_bits(both[name].params[0].ty, {}), name=name)
@@ -372,7 +372,7 @@ def test_kernels_that_are_printed_and_parsed():
 def test_equal_layouts_are_one_kernel():
     one = LAYOUTS["ggml.interleave q4_0 8x8"]
     names = {gvar.name_hint for gvar in transform([one, one]).get_global_vars()}
-    assert names == {"transform_params", "interleave_q4_0_8x8"}
+    assert names == {"transform_params", "interleave_q4_0_8x8_blocks"}
 
 
 FLOAT8 = ["float8_e3m4", "float8_e4m3", "float8_e4m3fn", "float8_e5m2", "float8_e8m0fnu"]
