@@ -150,7 +150,7 @@ static ffi::Array<ffi::Tensor> Convert(const ffi::Module& vm, const Plan& plan,
                                        const ffi::Array<ffi::Tensor>& weights) {
   size_t done = 0;
   // Told of each update: the slot, the bytes of its new tensors, or -1 if it is emptied, and of its
-  // old ones; and once more, with no slot, when these are freed (cpp/update_observer.h).
+  // old ones; and once more, with no slot, when these are freed (cpp/update.cc).
   const ffi::Function progress = ffi::Function::FromPacked([&](ffi::PackedArgs args, ffi::Any*) {
     const auto slot = args[0].try_cast<std::string>();
     if (!slot.has_value() || args[1].cast<int64_t>() < 0) return;
