@@ -313,7 +313,7 @@ class ArgumentCheck {
     }
     if (dtype && object->dtype != ffi::StringToDLDataType(*dtype)) {
       Wrong() << "expects " << path << " to have dtype " << *dtype << ", but got "
-              << ffi::DLDataTypeToString(object->dtype);
+              << relax_inplace::Text(object->dtype);
     }
     CheckSizes(dims, ndim, ShapeOf(*object), path);
     if (const auto device = OptionalMember<json::Array>(type, "device")) {
@@ -577,8 +577,7 @@ static void CheckWeight(ffi::String function, int64_t index, ffi::String name, f
                                        });
   }
   if (is_wrong) {
-    TVM_FFI_THROW(ValueError) << asked() << "one of " << Text(given) << ", "
-                              << ffi::DLDataTypeToString(tensor->dtype);
+    TVM_FFI_THROW(ValueError) << asked() << "one of " << Text(given) << ", " << Text(tensor->dtype);
   }
   const std::string why_not = WhyNotCompact(*tensor);
   if (!why_not.empty())

@@ -71,11 +71,11 @@ struct OneTransform {
     for (const auto& [key, value] : map) {
       const auto entry = value.cast<json::Object>();
       if (Text(entry, "restores").has_value() || entry["streamed"].cast<bool>()) continue;
+      const std::string other = key.cast<ffi::String>();
       TVM_FFI_CHECK(name.empty(), ValueError)
           << "relax_inplace.ConvertLoaded: the module has several transforms, `" << name
-          << "` and `" << std::string(key.cast<ffi::String>())
-          << "`; call relax_inplace.RunTransform with one of them";
-      name = std::string(key.cast<ffi::String>());
+          << "` and `" << other << "`; call relax_inplace.RunTransform with one of them";
+      name = other;
       layout = Text(entry, "layout").value_or("");
     }
   }

@@ -12,6 +12,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -44,12 +45,21 @@ std::optional<int64_t> BytesOf(const DLTensor& tensor) {
   return BytesOf(ffi::ShapeView(tensor.shape, static_cast<size_t>(tensor.ndim)), tensor.dtype);
 }
 
+std::string Text(DLDataType dtype) {
+  try {
+    return ffi::DLDataTypeToString(dtype);
+  } catch (const ffi::Error&) {  // it would end the process, thrown while a message is put together
+    return "(code " + std::to_string(dtype.code) + ", bits " + std::to_string(dtype.bits) +
+           ", lanes " + std::to_string(dtype.lanes) + ")";
+  }
+}
+
 /*! \brief The bytes of a tensor that is to be made. */
 static int64_t RequireSize(const ffi::Shape& shape, DLDataType dtype, const char* where) {
   const auto bytes = BytesOf(shape, dtype);
   TVM_FFI_CHECK(bytes.has_value(), ValueError)
-      << where << ": no tensor can be of shape " << shape << " and dtype `"
-      << ffi::DLDataTypeToString(dtype) << "`: a size below 0, no bits, or larger than any memory";
+      << where << ": no tensor can be of shape " << shape << " and dtype `" << Text(dtype)
+      << "`: a size below 0, no bits, or larger than any memory";
   return *bytes;
 }
 

@@ -6,12 +6,16 @@
 
 #include <cstdint>
 #include <optional>
+#include <string>
 
 namespace relax_inplace {
 
 /*! \brief The bytes of a tensor; none if there can be no such tensor, whatever the memory. */
 std::optional<int64_t> BytesOf(tvm::ffi::ShapeView shape, DLDataType dtype);
 std::optional<int64_t> BytesOf(const DLTensor& tensor);
+
+/*! \brief "float32"; or, of what tvm-ffi cannot say and throws, its numbers. For messages. */
+std::string Text(DLDataType dtype);
 
 /*!
  * \brief The tensor that frees the memory that a tensor lies in, where that is known.

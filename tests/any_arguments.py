@@ -91,6 +91,14 @@ class _Imported:
         return (self.managed.tensor.device_type, self.managed.tensor.device_id)
 
 
+def of_bytes(*dtype):
+    """A tensor whose dtype tvm-ffi may have no name for: (code, bits, lanes)."""
+    shape = (ctypes.c_int64 * 1)(2)
+    _kept.append(shape)
+    tensor = _DLTensor(ctypes.addressof(_memory), 1, 0, 1, *dtype, shape, None, 0)
+    return tvm_ffi.from_dlpack(_Imported(tensor))
+
+
 def imported(rng):
     """Its memory is there, if it says that it has some and is on the host."""
     sizes = [rng.choice([0, 1, 2, 3, 8, *BIG]) for _ in range(rng.randrange(4))]
