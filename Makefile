@@ -60,8 +60,8 @@ sanitize: .venv/pyvenv.cfg
 	$(call instrumented,tsan,thread)
 	! $(call with,asan,libasan) $(BIN)/python tests/sanitized/use_after_free.py 2> build/asan/found
 	grep --quiet AddressSanitizer build/asan/found
-	cd tests && $(call with,asan,libasan) ../$(BIN)/pytest runtime test_builtin.py test_storage_builtins.py \
-	    test_check_arguments.py test_observer.py test_relayout_builtin.py test_owned_pages.py \
+	cd tests && $(call with,asan,libasan) ../$(BIN)/pytest runtime test_any_arguments.py test_builtin.py \
+	    test_storage_builtins.py test_check_arguments.py test_observer.py test_relayout_builtin.py test_owned_pages.py \
 	    lower/test_offered_pages.py
 	! $(call with,tsan,libtsan) $(BIN)/python tests/sanitized/race.py 2> build/tsan/found
 	grep --quiet 'data race' build/tsan/found
@@ -73,7 +73,7 @@ instrumented = $(BIN)/pip install --quiet --no-deps --upgrade --target build/$(1
     -C cmake.define.RELAX_INPLACE_SANITIZE=$(2) -C build-dir=build/$(1)-cmake -C install.strip=false
 with = LD_PRELOAD="$$(gcc -print-file-name=$(2).so) $$(gcc -print-file-name=libstdc++.so.6)" \
     PYTHONPATH=$(CURDIR)/build/$(1) PYTHONMALLOC=malloc \
-    ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 TSAN_OPTIONS=exitcode=66
+    ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 TSAN_OPTIONS=exitcode=66
 
 fuzz: .venv/pyvenv.cfg
 	$(BIN)/pip install --quiet '.[test]'

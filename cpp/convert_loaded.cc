@@ -9,6 +9,7 @@
 #include <optional>
 #include <string>
 
+#include "parse_object.h"
 #include "registry.h"
 
 namespace relax_inplace {
@@ -18,14 +19,13 @@ namespace json = tvm::ffi::json;
 
 constexpr const char* kMark = "relax_inplace.converted";  // relax_inplace/runtime/mark.py
 
-/*! \brief Parses what has to be an object. */
-static json::Object ParseObject(const std::string& text, const std::string& what) {
-  ffi::String error;
-  const json::Value parsed = json::Parse(text, &error);
-  const auto object = error.empty() ? parsed.try_cast<json::Object>() : std::nullopt;
+static json::Object RequireObject(const std::string& text, const std::string& what) {
+  std::string error;
+  const auto object = ParseObject(text, &error);
   TVM_FFI_CHECK(object.has_value(), ValueError)
-      << "relax_inplace.ConvertLoaded: " << what << " is no JSON object; load the original weights";
-  return object.value();
+      << "relax_inplace.ConvertLoaded: " << what << " is no JSON object (" << error
+      << "); load the original weights";
+  return *object;
 }
 
 /*! \brief A member that is text; none if it is not there, or is something else. */
@@ -45,7 +45,7 @@ static std::optional<std::string> LayoutOf(const std::string& folder) {
     if (!file) continue;
     const std::string text((std::istreambuf_iterator<char>(file)),
                            std::istreambuf_iterator<char>());
-    const json::Object manifest = ParseObject(text, path);
+    const json::Object manifest = RequireObject(text, path);
     const auto found = manifest.find(ffi::String("metadata"));
     if (found == manifest.end()) return std::nullopt;
     const auto metadata = (*found).second.try_cast<json::Object>();
@@ -55,7 +55,7 @@ static std::optional<std::string> LayoutOf(const std::string& folder) {
     const std::string where = path + ": the mark of converted weights";
     const auto mark = Text(metadata.value(), kMark);
     // A mark that cannot be read is one: taken for none, the weights might be converted twice.
-    const json::Object fields = ParseObject(mark.value_or(""), where);
+    const json::Object fields = RequireObject(mark.value_or(""), where);
     return Text(fields, "layout").value_or("");
   }
   TVM_FFI_THROW(ValueError) << "relax_inplace.ConvertLoaded: expected the folder that the weights "
@@ -71,11 +71,11 @@ struct OneTransform {
     for (const auto& [key, value] : map) {
       const auto entry = value.cast<json::Object>();
       if (Text(entry, "restores").has_value() || entry["streamed"].cast<bool>()) continue;
+      const std::string other = key.cast<ffi::String>();
       TVM_FFI_CHECK(name.empty(), ValueError)
           << "relax_inplace.ConvertLoaded: the module has several transforms, `" << name
-          << "` and `" << std::string(key.cast<ffi::String>())
-          << "`; call relax_inplace.RunTransform with one of them";
-      name = std::string(key.cast<ffi::String>());
+          << "` and `" << other << "`; call relax_inplace.RunTransform with one of them";
+      name = other;
       layout = Text(entry, "layout").value_or("");
     }
   }
@@ -95,12 +95,11 @@ struct OneTransform {
  * weights. \throws ValueError The weights were converted to another layout, or the mark cannot be
  * read.
  */
-static ffi::Any ConvertLoaded(const ffi::Module& vm, const ffi::String& folder,
-                              const ffi::Array<ffi::Any>& params) {
+static ffi::Any ConvertLoaded(ffi::Module vm, ffi::String folder, ffi::Array<ffi::Any> params) {
   const auto map = vm->GetFunction("inplace_param_map", true);
   if (!map.has_value()) return params;
   const OneTransform transform(
-      ParseObject(map.value()().cast<ffi::String>(), "the module's inplace_param_map"));
+      RequireObject(map.value()().cast<ffi::String>(), "the module's inplace_param_map"));
   if (transform.name.empty()) return params;
   const std::optional<std::string> layout = LayoutOf(std::string(folder));
   if (layout.has_value()) {

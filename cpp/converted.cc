@@ -7,7 +7,7 @@
 #include <unordered_map>
 
 #include "registry.h"
-#include "tuple_leaves.h"
+#include "tuple_fields.h"
 
 namespace relax_inplace {
 

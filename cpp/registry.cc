@@ -21,4 +21,11 @@ bool ServesProcess() {
   return is_first;
 }
 
+ffi::Function FunctionOfTVM(const char* name) {
+  const ffi::Optional<ffi::Function> function = ffi::Function::GetGlobal(name);
+  TVM_FFI_CHECK(function.has_value(), RuntimeError)
+      << "relax_inplace: this process has no `" << name << "`: TVM is not loaded; import tvm first";
+  return function.value();
+}
+
 }  // namespace relax_inplace

@@ -18,11 +18,11 @@
 #include <utility>
 #include <vector>
 
-#include "device_wait.h"
-#include "host_pages.h"
-#include "owned_pages.h"
+#include "device.h"
+#include "pages.h"
 #include "processors.h"
 #include "registry.h"
+#include "storage.h"
 
 namespace relax_inplace {
 
@@ -30,6 +30,8 @@ namespace ffi = tvm::ffi;
 
 /*! \brief Of all threads together. */
 constexpr int64_t kMostScratch = int64_t{4} << 20;
+/*! \brief No memory has so many bits, and a few numbers below this have a sum. */
+constexpr int64_t kMostBits = int64_t{1} << 60;
 
 static std::ostream& operator<<(std::ostream& out, const Piece& piece) {
   out << "elements of " << piece.element << " bits ";
@@ -47,6 +49,7 @@ struct Reach {
   int64_t end = INT64_MIN;
 
   bool is_empty() const { return begin > end; }
+  int64_t bits() const { return is_empty() ? 0 : end - begin; }
   int64_t first_byte() const { return begin / 8; }
   int64_t end_byte() const { return (end + 7) / 8; }
 
@@ -66,6 +69,7 @@ static Reach ReachOf(const Piece& piece, int64_t base, int64_t Digit::*stride, b
     *overflows |= __builtin_add_overflow(side, last, &side);
   }
   *overflows |= __builtin_add_overflow(reach.end, piece.element, &reach.end);
+  *overflows |= reach.begin < -kMostBits || reach.end > kMostBits;
   return reach;
 }
 
@@ -77,11 +81,10 @@ struct CheckedPieces {
   Reach into;
 };
 
-/*! \brief Reads pieces from arguments, from one of them on. */
+/*! \brief Reads pieces from arguments. */
 class PieceReader {
  public:
-  PieceReader(const char* function, ffi::PackedArgs args, int first)
-      : function_(function), args_(args), next_(first) {}
+  PieceReader(const char* function, ffi::PackedArgs args) : function_(function), args_(args) {}
 
   /*! \throws TypeError or ValueError Says what is wrong. */
   CheckedPieces Read() {
@@ -137,9 +140,7 @@ class PieceReader {
     checked->into.Add(ReachOf(piece, piece.into, &Digit::into, &overflows));
     if (!piece.fills) checked->read.Add(ReachOf(piece, piece.read, &Digit::read, &overflows));
     overflows |= __builtin_add_overflow(bits, checked->bits, &checked->bits);
-    // Beyond what is reached, bits are counted up to the end of a byte.
-    TVM_FFI_CHECK(!overflows && std::max(checked->into.end, checked->read.end) < INT64_MAX - 8,
-                  ValueError)
+    TVM_FFI_CHECK(!overflows && checked->bits <= kMostBits, ValueError)
         << function_ << ": larger than any memory: " << piece
         << "; nothing has changed. Compile the module again";
     checked->pieces.push_back(std::move(piece));
@@ -147,7 +148,7 @@ class PieceReader {
 
   const char* function_;
   ffi::PackedArgs args_;
-  int next_;
+  int next_ = 0;
 };
 
 /*! \brief Whether each digit's steps go beyond all that is reached by those of shorter steps. */
@@ -170,10 +171,9 @@ static bool IsNested(const Piece& piece, int64_t Digit::*stride) {
  */
 static std::vector<Piece> CheckPermutation(const char* function, const CheckedPieces& checked) {
   std::vector<Piece> pieces;
-  const bool is_whole = checked.bits == checked.into.end - checked.into.begin &&
-                        checked.bits == checked.read.end - checked.read.begin &&
-                        checked.bits % 8 == 0 && checked.into.begin % 8 == 0 &&
-                        checked.read.begin % 8 == 0;
+  const bool is_whole = checked.bits == checked.into.bits() &&
+                        checked.bits == checked.read.bits() && checked.bits % 8 == 0 &&
+                        checked.into.begin % 8 == 0 && checked.read.begin % 8 == 0;
   for (const Piece& piece : checked.pieces) {
     pieces.push_back(Normalised(piece));
     TVM_FFI_CHECK(is_whole && !piece.fills && IsNested(pieces.back(), &Digit::read) &&
@@ -193,9 +193,10 @@ static char* CheckTensor(const char* name, const DLTensor& tensor, const Reach& 
   TVM_FFI_CHECK(IsHost(tensor.device), ValueError)
       << "relax_inplace.relayout: expected a " << name << " in host memory, but got one on device "
       << "type " << tensor.device.device_type << "; copy it to the host";
-  TVM_FFI_CHECK(ffi::IsContiguous(tensor), ValueError)
+  const int64_t bytes = BytesOf(tensor).value_or(-1);
+  TVM_FFI_CHECK(bytes >= 0 && ffi::IsContiguous(tensor) && (bytes == 0 || tensor.data != nullptr),
+                ValueError)
       << "relax_inplace.relayout: expected a contiguous " << name << "; copy it before the call";
-  const auto bytes = static_cast<int64_t>(ffi::GetDataSize(tensor));
   TVM_FFI_CHECK(reach.is_empty() || (reach.begin >= 0 && reach.end_byte() <= bytes), ValueError)
       << "relax_inplace.relayout: expected pieces within the " << 8 * bytes << " bits of the "
       << name << ", but they reach from bit " << reach.begin << " to " << reach.end
@@ -218,7 +219,7 @@ static void MoveInPlace(char* memory, const std::vector<Piece>& pieces, int thre
   InPlaceMove(pieces, threads, kLeastScratch).Run(memory, reserve);
 }
 
-/*! \brief Moves a run of bytes by its pages, if both memories allow it (owned_pages.h). */
+/*! \brief Moves a run of bytes by its pages, if both memories allow it (pages.h). */
 static bool MovesPages(const Piece& piece, char* from, char* to) {
   const bool is_run = piece.digits.empty() && !piece.fills && piece.pattern == 0;
   return is_run && piece.read % 8 == 0 && piece.into % 8 == 0 && piece.element % 8 == 0 &&
@@ -232,18 +233,14 @@ static bool MovesPages(const Piece& piece, char* from, char* to) {
  * No two pieces may write the same, or, in place, read the same, which is for the caller to prove.
  * All is checked, and allocated, before anything is written.
  *
- * \param args The source and the target; the pieces, as above.
+ * \param numbers The pieces, as above.
+ * \param source, target The memories.
  * \throws TypeError or ValueError Says what was given. Nothing has changed.
  */
-static void Relayout(ffi::PackedArgs args, ffi::Any*) {
+static ffi::Any Relayout(ffi::PackedArgs numbers, DLTensor* source, DLTensor* target) {
   constexpr const char* kName = "relax_inplace.relayout";
-  TVM_FFI_CHECK(args.size() >= 2, TypeError)
-      << kName << ": expected a source, a target and the description of pieces, but got "
-      << args.size() << " arguments";
-  const auto* source = args[0].cast<DLTensor*>();
-  const auto* target = args[1].cast<DLTensor*>();
-  const CheckedPieces checked = PieceReader(kName, args, 2).Read();
-  if (checked.pieces.empty()) return;
+  const CheckedPieces checked = PieceReader(kName, numbers).Read();
+  if (checked.pieces.empty()) return nullptr;
   const int threads = ThreadsToMove(checked.bits / 8);
   char* from = CheckTensor("source", *source, checked.read);
   char* to = CheckTensor("target", *target, checked.into);
@@ -254,7 +251,7 @@ static void Relayout(ffi::PackedArgs args, ffi::Any*) {
     for (size_t i = 0; i < moves.size(); ++i) {
       if (!MovesPages(Normalised(checked.pieces[i]), from, to)) moves[i].Run(from, to, threads);
     }
-    return;
+    return nullptr;
   }
   const char* read = from + checked.read.first_byte();
   char* written = to + checked.into.first_byte();
@@ -263,26 +260,27 @@ static void Relayout(ffi::PackedArgs args, ffi::Any*) {
       << written - read << " bytes behind the source: " << checked.pieces.front()
       << "; nothing has changed. Move to other memory";
   MoveInPlace(written, CheckPermutation(kName, checked), threads);
+  return nullptr;
 }
 
 /*!
  * \brief Bytes of scratch that pieces take in place, by the threads that they would have now.
- * \param args The pieces.
+ * \param numbers The pieces.
  */
-static void RelayoutScratch(ffi::PackedArgs args, ffi::Any* result) {
+static ffi::Any RelayoutScratch(ffi::PackedArgs numbers) {
   constexpr const char* kName = "relax_inplace.relayout_scratch";
-  const CheckedPieces checked = PieceReader(kName, args, 0).Read();
+  const CheckedPieces checked = PieceReader(kName, numbers).Read();
   int64_t bytes = 0;
   if (!checked.pieces.empty()) {
     const std::vector<Piece> pieces = CheckPermutation(kName, checked);
     bytes = InPlaceMove(pieces, ThreadsToMove(checked.bits / 8), kMostScratch).ScratchBytes();
   }
-  *result = bytes;
+  return bytes;
 }
 
 TVM_FFI_STATIC_INIT_BLOCK() {
-  RegisterPacked("relax_inplace.relayout", Relayout);
-  RegisterPacked("relax_inplace.relayout_scratch", RelayoutScratch);
+  Register("relax_inplace.relayout", Relayout);
+  Register("relax_inplace.relayout_scratch", RelayoutScratch);
 }
 
 }  // namespace relax_inplace

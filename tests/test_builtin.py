@@ -45,16 +45,18 @@ def test_behaves_as_a_list(fields, updates):
         assert as_python(array) == tuple(model)
 
 
-@pytest.mark.parametrize("tuple", [1, None, "params", {"a": 1}, tvm_ffi.Shape([1, 2])])
+@pytest.mark.parametrize(
+    "tuple", [1, None, "params", {"a": 1}, tvm_ffi.Shape([1, 2]), tvm_ffi.List([1])]
+)
 def test_refuses_what_is_no_tuple(tuple):
-    with pytest.raises(TypeError, match="expected a tuple"):
+    with pytest.raises(TypeError, match=r"argument #0 .* Expected `ffi.Array` but got"):
         update(tuple, 0, 1)
 
 
-@pytest.mark.parametrize("index", [1.0, "0", None, True, tvm_ffi.Array([0])])
+@pytest.mark.parametrize("index", [1.0, "0", None, tvm_ffi.Array([0])])
 def test_refuses_an_index_that_is_no_integer(index):
     array = tvm_ffi.Array([1, 2])
-    with pytest.raises(TypeError, match="expected an integer"):
+    with pytest.raises(TypeError, match=r"argument #1 .* Expected `int` but got"):
         update(array, index, 3)
     assert list(array) == [1, 2]
 

@@ -153,9 +153,9 @@ def test_arguments_before_the_tuple():
 
 @pytest.mark.parametrize("function", [run, observe])
 def test_refused(function):
-    with pytest.raises(TypeError, match="expected a callback, a transform and a tuple"):
+    with pytest.raises(TypeError, match=r"expected a tuple .* as the last argument, but got none"):
         function(None, lambda: None)
-    with pytest.raises(TypeError, match=r"expected a tuple \(ffi.Array\), but got `int`"):
+    with pytest.raises(TypeError, match=r"expected a tuple .* as the last argument, but got `int`"):
         function(None, lambda given: given, 1)
 
 
@@ -169,5 +169,62 @@ def test_outside_references():
     del one
     gc.collect()
     assert [list(found) for found in outside(fields)] == [[0, 1, 0, 0], [0, 1, 0, 3]]
-    with pytest.raises(TypeError, match="expected a tuple"):
+    with pytest.raises(TypeError, match=r"argument #0 .* Expected `ffi.Array` but got `None`"):
         outside(None)
+
+
+# -- tuples in tuples --------------------------------------------------------------------------------
+
+
+def wide(levels):
+    """2^levels ways to one field."""
+    fields = tvm_ffi.Array([tensor(1)])
+    for _ in range(levels):
+        fields = tvm_ffi.Array([fields, fields])
+    return fields
+
+
+def deep(levels):
+    fields = tvm_ffi.Array([1])
+    for _ in range(levels):
+        fields = tvm_ffi.Array([fields])
+    return fields
+
+
+@pytest.mark.parametrize("call", [outside, lambda fields: run(None, lambda given: given, fields)])
+def test_a_tuple_that_cannot_be_taken_apart(call):
+    with pytest.raises(ValueError, match="one tuple stands in two places, "):
+        call(wide(60))
+    with pytest.raises(ValueError, match="nested more than 1000 deep"):
+        call(deep(1001))
+    call(deep(1000))
+
+
+def test_an_update_with_2_to_the_60_ways_to_a_tensor():
+    fields = tvm_ffi.Array([wide(60)])
+    seen, _ = told_by(lambda given: update(given, 0, wide(60)), fields)
+    assert seen == [("0", 4, 4, False)]  # its tensor is in the tuple twice, for all that is counted
+
+
+def test_an_observer_is_not_told_of_what_it_does():
+    fields, seen = tvm_ffi.Array([1, 1]), []
+
+    def told(*what):
+        seen.append(what[0])
+        update(fields, 1, len(seen))
+
+    observe(told, lambda given: update(given, 0, 2), fields)
+    assert seen == ["0"]
+    assert list(fields) == [2, 1]
+
+
+def test_a_transform_that_puts_the_tuple_into_itself():
+    fields = tvm_ffi.Array([1, 2])
+
+    def transform(given):
+        update(given, 0, tvm_ffi.Array([fields]))
+        return update(given, 1, 3)
+
+    with pytest.raises(ValueError, match="a tuple cannot hold itself"):
+        run(None, transform, fields)
+    assert list(fields) == [None, 3]

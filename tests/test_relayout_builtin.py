@@ -413,7 +413,7 @@ def test_other_arguments_are_refused():
     piece = Piece(1, ((2, 2, 1), (2, 1, 2))).arguments
     cut = [piece[:end] for end in range(len(piece))]
     for arguments in [[], [tensor], *([tensor, tensor, *numbers] for numbers in cut)]:
-        with pytest.raises(TypeError, match="expected"):
+        with pytest.raises(TypeError, match=r"[Ee]xpected"):
             relayout(*arguments)
     for more in [[*piece, 1], [0, *piece[1:]], [-1], [2, *piece[1:]]]:
         with pytest.raises(TypeError, match="expected the description of"):
@@ -423,7 +423,7 @@ def test_other_arguments_are_refused():
     with pytest.raises(TypeError):
         relayout(tensor, tensor, "1", *piece[1:])
     for digits in [-1, 1 << 62]:
-        with pytest.raises(TypeError, match="expected"):
+        with pytest.raises(TypeError, match=r"[Ee]xpected"):
             relayout(tensor, tensor, 1, 8, 0, 0, 0, 0, digits)
     strided = tvm_ffi.from_dlpack(random_bytes(100)[::2])
     with pytest.raises(ValueError, match="contiguous source"):

@@ -11,6 +11,10 @@
 #include <tvm/ffi/extra/module.h>
 #include <tvm/ffi/tvm_ffi.h>
 
+#if defined(__linux__)
+#include <elf.h>
+#endif
+
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>
@@ -47,6 +51,25 @@ static ffi::Function FunctionOf(const ffi::Module& module, const std::string& na
   ffi::Optional<ffi::Function> function = module->GetFunction(name);
   if (!function.has_value()) throw std::runtime_error("the module has no function `" + name + "`");
   return function.value();
+}
+
+/*! \brief Refuses a library that is cut short: the system maps it all the same, and SIGBUS follows.
+ */
+static void RequireWhole(const std::string& library) {
+  std::ifstream file(library, std::ios::binary);
+  if (!file) throw std::runtime_error("no module at " + library);
+#if defined(__linux__)
+  Elf64_Ehdr header{};  // the table of sections is what linkers write last
+  file.read(reinterpret_cast<char*>(&header), sizeof(header));
+  const bool is_elf = file && std::memcmp(header.e_ident, ELFMAG, SELFMAG) == 0;
+  const uint64_t end = header.e_shoff + uint64_t{header.e_shnum} * header.e_shentsize;
+  file.clear();
+  const auto size = static_cast<uint64_t>(file.seekg(0, std::ios::end).tellg());
+  if (is_elf && end > size) {
+    throw std::runtime_error("the module at " + library + " is cut short: it has " +
+                             std::to_string(size) + " bytes, expected " + std::to_string(end));
+  }
+#endif
 }
 
 /*! \brief A field of /proc/self/status, in MB: VmRSS is resident now, VmHWM was at the most. */
@@ -150,7 +173,7 @@ static ffi::Array<ffi::Tensor> Convert(const ffi::Module& vm, const Plan& plan,
                                        const ffi::Array<ffi::Tensor>& weights) {
   size_t done = 0;
   // Told of each update: the slot, the bytes of its new tensors, or -1 if it is emptied, and of its
-  // old ones; and once more, with no slot, when these are freed (cpp/update_observer.h).
+  // old ones; and once more, with no slot, when these are freed (cpp/update.cc).
   const ffi::Function progress = ffi::Function::FromPacked([&](ffi::PackedArgs args, ffi::Any*) {
     const auto slot = args[0].try_cast<std::string>();
     if (!slot.has_value() || args[1].cast<int64_t>() < 0) return;
@@ -199,7 +222,7 @@ static void Dump(std::ofstream& file, const ffi::Tensor& tensor) {
 }
 
 static void Run(const std::string& library, const std::string& folder, const std::string& dump) {
-  if (!std::ifstream(library)) throw std::runtime_error("no module at " + library);
+  RequireWhole(library);
   const ffi::Module vm =
       FunctionOf(ffi::Module::LoadFromFile(library), "vm_load_executable")().cast<ffi::Module>();
   FunctionOf(vm, "vm_initialization")(static_cast<int>(kDLCPU), 0, kPooled);

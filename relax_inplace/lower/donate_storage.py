@@ -38,10 +38,10 @@ begins with
     shared = vm.builtin.wait_for_readers(params)
 
 and keeps that: what other streams read has been read, and what others refer to is not taken
-(cpp/device_wait.cc). Whatever it then drops is released first, which waits for its stream.
+(cpp/device.cc). Whatever it then drops is released first, which waits for its stream.
 
 The builtin decides: a storage that something else refers to, that TVM does not own, or that is on
-another device is never taken, and a fresh one is allocated (cpp/donate_storage.cc).
+another device is never taken, and a fresh one is allocated (cpp/storage.cc).
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def _trace(function: relax.Function, sequence: relax.SeqExpr, mod: ir.IRModule) 
 
 
 def _gives_back() -> bool:
-    """Whether the pages of a storage can be given back: of host memory (cpp/host_pages.h)."""
+    """Whether the pages of a storage can be given back: of host memory (cpp/pages.h)."""
     return tvm.target.Target.current().kind.name == "llvm"
 
 

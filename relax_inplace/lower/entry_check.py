@@ -4,7 +4,7 @@ Definition
 ----------
 A function that updates a tuple begins with one call of a builtin, on all its parameters. It checks
 their kinds, dtypes, ranks, sizes, strides and offsets, at any depth of tuples, and that no tuple,
-and no tensor that is overwritten, stands in two places (cpp/check_arguments.cc). It returns the
+and no tensor that is overwritten, stands in two places (cpp/checks.cc). It returns the
 values of the symbolic sizes, as the types of fields define them; ``R.match_cast`` gives these their
 names. What a type says by an expression of sizes is matched by ``R.match_cast``, too.
 

@@ -5,7 +5,7 @@ is *spent* when nothing in the function holds it any more. It is *hidden* from w
 hold it that is not seen: a function that is not known, or a tuple that went to one.
 
 Slots of a nested tuple are followed in the body of a function, as long as it is where it was at the
-start: then it stands nowhere else (cpp/check_arguments.cc). It may come to be in other tuples, too,
+start: then it stands nowhere else (cpp/checks.cc). It may come to be in other tuples, too,
 and live on when its slot is replaced. What is read then, and from tuples that are made here, is not
 seen to be read from a slot.
 """

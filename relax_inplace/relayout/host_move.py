@@ -12,7 +12,7 @@ moves within it, by bounded scratch.
 
 An input that is moved in runs of consecutive bytes, each byte once at most, is one *of pages*:
 where nobody reads it any more, the runtime may move its pages instead of copying them
-(cpp/owned_pages.h).
+(cpp/pages.h).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Tensors whose memory the system has back when they are freed.
 
-Definition: on a Linux host, a tensor of 64 KB or more lies in pages of its own (cpp/owned_pages.h),
+Definition: on a Linux host, a tensor of 64 KB or more lies in pages of its own (cpp/pages.h),
 in huge ones if it is large and the system has them. Of a heap, what is freed may stay resident. A
 transform may move these pages to another tensor instead of copying them. Any other tensor is one of
 TVM's.

@@ -110,6 +110,11 @@ def test_refuses_bad_input(host, model, exported, tmp_path):
     assert refused(host, tmp_path / "no.so", weights) == f"no module at {tmp_path}/no.so"
     assert "no_library.so" in refused(host, tmp_path / "no_library.so", weights)
     assert "vm_load_executable" in refused(host, libinfo.find_library(), weights)
+    size = module.stat().st_size
+    for kept in (0, 100, size // 3, size - 1):  # the dynamic loader would end the process by SIGBUS
+        (tmp_path / "cut.so").write_bytes(module.read_bytes()[:kept])
+        said = refused(host, tmp_path / "cut.so", weights)
+        assert kept < 100 or f"cut short: it has {kept} bytes, expected {size}" in said
     assert refused(host, module, tmp_path / "no") == (
         f"no weights at {tmp_path}/no: it has no tensor-cache.json"
     )

@@ -209,3 +209,40 @@ def test_errors_come_back(served, alone):
     assert BUILTINS in library
     assert "Cannot open /no/such/folder/tensor-cache.json" in no_folder
     assert no_weight.endswith("Cannot find parameter in cache: w")
+
+
+def test_wrong_arguments_come_back(with_library):
+    """Of each of the library's functions; the server goes on, in the same session."""
+    listed = """
+        import tvm, tvm_ffi
+        known = set(tvm_ffi.registry.list_global_func_names())
+        import relax_inplace
+        print(*sorted(set(tvm_ffi.registry.list_global_func_names()) - known), sep="\\n")
+    """
+    command = [sys.executable, "-I", "-c", textwrap.dedent(listed)]
+    names = subprocess.check_output(command, text=True)
+    assert names.count("\n") > 20
+    said = client(
+        """
+    import itertools, tvm, tvm_ffi
+    from tvm import rpc
+    remote = rpc.connect(host, port, session_timeout=60)
+    tensor = tvm.runtime.empty((4,), "int8", remote.cpu())
+    fields = remote.get_function("vm.builtin.make_tuple")(tensor, None)
+    values = [None, -2**63, "", tensor, fields, remote.device("cuda", 0), tvm_ffi.dtype("int4")]
+    refused = 0
+    for name in folder.splitlines():
+        for count in (0, 1, 2, 3, 4, 6):
+            for first in range(len(values)):
+                taken = itertools.islice(itertools.cycle(values), first, first + count)
+                try:
+                    remote.get_function(name)(*taken)
+                except tvm.error.RPCError:
+                    refused += 1
+    remote.get_function("vm.builtin.make_tuple")(tensor)
+    print(refused)
+    """,
+        arguments=[with_library.port, names],
+        cwd=None,
+    )
+    assert int(said) > 800

@@ -14,6 +14,7 @@ import json
 import sys
 import tempfile
 import traceback
+from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -29,7 +30,15 @@ from relax_inplace import runtime
 from relax_inplace.runtime import Params, Transform, TransformError, transform_params
 from relax_inplace.transform import InplaceTransformParams
 
+# That there is no driver is not to be remembered: TVM loads it with the first thing on a device.
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from any_arguments import of_bytes
+
+UINT8 = (1, 8, 1)
+copy = tvm_ffi.get_global_func("relax_inplace.CopyToDevice")
+assert not copy(of_bytes(*UINT8), of_bytes(*UINT8, device_type=2), 0)
 load(sys.argv[1])
+assert copy(of_bytes(*UINT8), tvm.runtime.empty((2,), "uint8", tvm.cuda()), 0)
 
 DEVICE = tvm.cuda(0)
 SIZE = 1 << 18  # bytes of a weight

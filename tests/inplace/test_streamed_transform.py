@@ -388,7 +388,7 @@ WRONG = {
     "strides": (
         lambda: tvm_ffi.from_dlpack(np.zeros((6, 16), "float16")[:, ::2]),
         ValueError,
-        r"but get_weight returned one that is not contiguous .* \(strides \[16, 2\], byte_offset 0\); copy it",
+        r"but get_weight returned one that is not contiguous .* strides \(16, 2\), byte_offset 0\); copy it",
     ),
 }
 

@@ -63,7 +63,7 @@ class ObservedRun:
     reused : int
         New tensors, temporaries among them, that took a spent one's storage.
     refused : collections.Counter of str
-        Those that did not, by the reason (``cpp/donate_storage.cc``).
+        Those that did not, by the reason (``cpp/storage.cc``).
     """
 
     def __init__(

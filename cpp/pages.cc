@@ -1,11 +1,11 @@
-// mmap, madvise and mremap as Linux has them. Elsewhere no memory has pages of its own.
-#include "owned_pages.h"
-
-#if defined(__linux__)
+// mmap, and madvise and mremap as Linux has them. Elsewhere no tensor has pages of its own.
+#include "pages.h"
 
 #include <sys/mman.h>
 #include <tvm/ffi/tvm_ffi.h>
+#include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdint>
 #include <cstring>
@@ -14,13 +14,47 @@
 #include <memory>
 #include <mutex>
 
-#include "host_pages.h"
+namespace relax_inplace {
+
+#if defined(MAP_POPULATE)
+constexpr int kAtOnce = MAP_POPULATE;  // one call of the system for all pages
+#else
+constexpr int kAtOnce = 0;
+#endif
+
+static char* Map(int64_t bytes, int flags = 0) {
+  void* pages =
+      mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | flags, -1, 0);
+  return pages == MAP_FAILED ? nullptr : static_cast<char*>(pages);
+}
+
+ScratchPages::ScratchPages(int64_t bytes)
+    : bytes_(std::max<int64_t>(bytes, 1)), data_(Map(bytes_, kAtOnce)) {}
+
+ScratchPages::~ScratchPages() {
+  if (data_ != nullptr) munmap(data_, bytes_);
+}
+
+int64_t PageSize() {
+  static const int64_t size = sysconf(_SC_PAGESIZE);
+  return size;
+}
+
+#if defined(__linux__)
 
 #ifndef MREMAP_DONTUNMAP
 #define MREMAP_DONTUNMAP 4  // of Linux 5.7; older C libraries do not name it
 #endif
 
-namespace relax_inplace {
+bool CanGiveBackPages(DLDevice device) { return device.device_type == kDLCPU; }
+
+void GiveBackPages(char* begin, char* end) {
+  const uintptr_t page = static_cast<uintptr_t>(PageSize());
+  const uintptr_t first = (reinterpret_cast<uintptr_t>(begin) + page - 1) / page * page;
+  const uintptr_t last = reinterpret_cast<uintptr_t>(end) / page * page;
+  // It may refuse (locked pages): nothing but resident memory depends on it.
+  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
+}
 
 constexpr int64_t kLeast = int64_t{64} << 10;
 /*! \brief Linux lets a process have 65,530 areas, of everything that is mapped. */
@@ -46,11 +80,6 @@ static int64_t RoundUp(int64_t number, int64_t multiple) {
 static char* RoundUp(char* address, int64_t multiple) {
   const auto number = static_cast<int64_t>(reinterpret_cast<uintptr_t>(address) % multiple);
   return address + (RoundUp(number, multiple) - number);
-}
-
-static char* Map(int64_t bytes) {
-  void* pages = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  return pages == MAP_FAILED ? nullptr : static_cast<char*>(pages);
 }
 
 std::unique_ptr<OwnedPages> OwnedPages::Allocate(int64_t bytes) {
@@ -156,11 +185,11 @@ bool MovePages(char* from, char* to, int64_t bytes) {
   return true;
 }
 
-}  // namespace relax_inplace
+#else  // macOS frees pages when memory is short, and counts them as resident until then
 
-#else
+bool CanGiveBackPages(DLDevice) { return false; }
 
-namespace relax_inplace {
+void GiveBackPages(char*, char*) {}
 
 std::unique_ptr<OwnedPages> OwnedPages::Allocate(int64_t) { return nullptr; }
 
@@ -170,6 +199,6 @@ void SetSpent(const void*, bool) {}
 
 bool MovePages(char*, char*, int64_t) { return false; }
 
-}  // namespace relax_inplace
-
 #endif
+
+}  // namespace relax_inplace

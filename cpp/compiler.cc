@@ -1,4 +1,5 @@
-// Registers relax.inplace_update_tuple with the compiler, where there is one.
+// What the compiler calls, where there is one: the registration of relax.inplace_update_tuple, and
+// what is asked of each update so often that Python would take too long.
 //
 // TVM's wheel ships no IR headers, so the compiler is reached through its global functions; they
 // are looked up when called, never when this library is loaded.
@@ -12,16 +13,9 @@ namespace relax_inplace {
 
 namespace ffi = tvm::ffi;
 
-static ffi::Function Compiler(const char* name) {
-  ffi::Optional<ffi::Function> function = ffi::Function::GetGlobal(name);
-  TVM_FFI_CHECK(function.has_value(), RuntimeError)
-      << "relax_inplace: this process has no `" << name
-      << "`: the TVM compiler is not loaded; import tvm first";
-  return function.value();
-}
-
 static bool IsRegistered(const ffi::String& name) {
-  for (const ffi::String& known : Compiler("ir.ListOpNames")().cast<ffi::Array<ffi::String>>()) {
+  for (const ffi::String& known :
+       FunctionOfTVM("ir.ListOpNames")().cast<ffi::Array<ffi::String>>()) {
     if (known == name) return true;
   }
   return false;
@@ -31,20 +25,20 @@ static bool IsRegistered(const ffi::String& name) {
  * \brief Registers the op relax.inplace_update_tuple. Calling it again changes nothing.
  * \param attrs FInferType, FNormalize, FLowerBuiltin and what else the op carries, by name.
  */
-static void RegisterOp(const ffi::Map<ffi::String, ffi::Any>& attrs) {
+static void RegisterOp(ffi::Map<ffi::String, ffi::Any> attrs) {
   const ffi::String name = "relax.inplace_update_tuple";
   if (IsRegistered(name)) return;
-  Compiler("ir.RegisterOp")(
+  FunctionOfTVM("ir.RegisterOp")(
       name,
       "Replaces a field of a tuple in place and returns the tuple. The name the tuple was given by "
       "may not be used again.");
-  const ffi::Any op = Compiler("ir.GetOp")(name);
-  const ffi::Function add_argument = Compiler("ir.OpAddArgument");
+  const ffi::Any op = FunctionOfTVM("ir.GetOp")(name);
+  const ffi::Function add_argument = FunctionOfTVM("ir.OpAddArgument");
   add_argument(op, "tuple", "Expr", "The tuple, consumed.");
   add_argument(op, "index", "int", "The field, a constant.");
   add_argument(op, "value", "Expr", "The new field.");
-  Compiler("ir.OpSetNumInputs")(op, 3);
-  const ffi::Function register_attr = Compiler("ir.RegisterOpAttr");
+  FunctionOfTVM("ir.OpSetNumInputs")(op, 3);
+  const ffi::Function register_attr = FunctionOfTVM("ir.RegisterOpAttr");
   for (const auto& [key, value] : attrs) register_attr(name, key, value, 10);
 }
 
@@ -54,19 +48,22 @@ static void RegisterOp(const ffi::Map<ffi::String, ffi::Any>& attrs) {
  * FNormalize asks this at every visit by every pass; answered in Python, it is a tenth of the time
  * to compile.
  */
-static bool HasNormalIndex(const ffi::ObjectRef& call) {
+static bool HasNormalIndex(const ffi::Object* call) {
+  if (call->GetTypeKey() != "ir.Call") return false;
   static const ffi::reflection::FieldGetter args("ir.Call", "args");
   static const ffi::reflection::FieldGetter value("ir.IntImm", "value");
   const auto operands = args(call).cast<ffi::Array<ffi::ObjectRef>>();
-  return operands.size() == 3 && operands[1]->GetTypeKey() == "ir.IntImm" &&
-         value(operands[1]).cast<int64_t>() >= 0;
+  return operands.size() == 3 && operands[1].defined() &&
+         operands[1]->GetTypeKey() == "ir.IntImm" && value(operands[1]).cast<int64_t>() >= 0;
 }
 
 /*! \brief FNormalize that calls `normalize` only for a call that needs it. */
-static ffi::Function NormalizeIfNeeded(const ffi::Function& normalize) {
-  return ffi::Function::FromTyped([normalize](ffi::Any builder, ffi::ObjectRef call) -> ffi::Any {
-    return HasNormalIndex(call) ? ffi::Any(call) : normalize(builder, call);
-  });
+static ffi::Function NormalizeIfNeeded(ffi::Function normalize) {
+  return ffi::Function::FromTyped(
+      [normalize](ffi::AnyView builder, const ffi::Object* call) -> ffi::Any {
+        if (HasNormalIndex(call)) return ffi::GetRef<ffi::ObjectRef>(call);
+        return normalize(builder, call);
+      });
 }
 
 /*!
@@ -76,8 +73,8 @@ static ffi::Function NormalizeIfNeeded(const ffi::Function& normalize) {
  * fields into Python objects and back, for each of n updates.
  */
 static ffi::Array<ffi::Any> ArrayWithItem(ffi::Array<ffi::Any> array, int64_t index,
-                                          ffi::Any item) {
-  array.Set(index, std::move(item));  // copies on write: the caller holds a reference
+                                          ffi::AnyView item) {
+  array.Set(index, item);  // copies on write: the caller holds a reference
   return array;
 }
 

@@ -1,6 +1,6 @@
 // Waiting for a device: before its memory is taken, freed, or read by others.
-#ifndef RELAX_INPLACE_DEVICE_WAIT_H_
-#define RELAX_INPLACE_DEVICE_WAIT_H_
+#ifndef RELAX_INPLACE_DEVICE_H_
+#define RELAX_INPLACE_DEVICE_H_
 
 #include <tvm/ffi/tvm_ffi.h>
 
@@ -9,21 +9,14 @@ namespace relax_inplace {
 /*! \brief Whether work on a device is done when the call that asks for it returns. */
 inline bool IsHost(DLDevice device) { return device.device_type == kDLCPU; }
 
+/*! \throws ValueError if there is no such type: TVM looks it up in an array, wherever that ends. */
+void RequireDeviceType(DLDevice device);
+
 /*!
  * \brief Waits until a device has done what this thread's current stream was given.
  * \throws The error of a kernel, or whatever the device reports. Nothing on the host.
  */
 void WaitForStream(DLDevice device);
-
-/*!
- * \brief Waits until a device has done what all of its streams were given.
- *
- * TVM's runtime has a function for one stream only, and its streams do not wait for the default one
- * (cudaStreamNonBlocking, src/backend/cuda/runtime/cuda_device_api.cc).
- *
- * \throws As WaitForStream.
- */
-void WaitForDevice(DLDevice device);
 
 /*!
  * \brief Waits for the stream if a field of a tuple that is about to be replaced is the last
@@ -38,4 +31,4 @@ void WaitBeforeFreeing(const tvm::ffi::Any& field);
 
 }  // namespace relax_inplace
 
-#endif  // RELAX_INPLACE_DEVICE_WAIT_H_
+#endif  // RELAX_INPLACE_DEVICE_H_

@@ -1,11 +1,44 @@
-// Pages of host memory that one tensor owns, and that can go to another.
-#ifndef RELAX_INPLACE_OWNED_PAGES_H_
-#define RELAX_INPLACE_OWNED_PAGES_H_
+// Pages of host memory: when the system has them back, and how they go from a tensor to another.
+#ifndef RELAX_INPLACE_PAGES_H_
+#define RELAX_INPLACE_PAGES_H_
+
+#include <tvm/ffi/tvm_ffi.h>
 
 #include <cstdint>
 #include <memory>
 
 namespace relax_inplace {
+
+/*! \brief Bytes of a page. */
+int64_t PageSize();
+
+/*! \brief Whether GiveBackPages does something for memory of a device. */
+bool CanGiveBackPages(DLDevice device);
+
+/*!
+ * \brief Gives the whole pages in [begin, end) back: they read as zeros, and take memory again when
+ *        they are written. Nothing if there are none.
+ */
+void GiveBackPages(char* begin, char* end);
+
+/*!
+ * \brief Memory for a short while, of whole pages, which the system has back at once: of a heap
+ * what is freed may stay.
+ */
+class ScratchPages {
+ public:
+  /*! \brief `data` is null if there is no memory; its bytes are of any value. */
+  explicit ScratchPages(int64_t bytes);
+  ~ScratchPages();
+  ScratchPages(const ScratchPages&) = delete;
+  ScratchPages& operator=(const ScratchPages&) = delete;
+
+  char* data() const { return data_; }
+
+ private:
+  int64_t bytes_;
+  char* data_;
+};
 
 /*!
  * \brief Pages from the system, which has them back when this is destroyed: of a heap what is freed
@@ -57,4 +90,4 @@ bool MovePages(char* from, char* to, int64_t bytes);
 
 }  // namespace relax_inplace
 
-#endif  // RELAX_INPLACE_OWNED_PAGES_H_
+#endif  // RELAX_INPLACE_PAGES_H_

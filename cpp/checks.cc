@@ -1,7 +1,9 @@
-// The check of all arguments of a function that updates a tuple, before anything changes. A module
-// calls it first, so its name is the message for a process that lacks this library (registry.h).
+// What a compiled function checks before anything changes: all its arguments, its memory limit
+// (vm.builtin.check_memory_limit), and, of a streamed transform, what the callable has returned
+// (vm.builtin.check_weight, number_weight).
 //
-// The types come as JSON, made when the function was compiled:
+// A module checks its arguments first, so the name of that check is the message for a process that
+// lacks this library (registry.h). The types come as JSON, made when the function was compiled:
 //
 //   {"sizes": m, "updates": b, "params": [{"name": "params", "type": T}, ...],
 //    "overwrites": [leaf, ...]}
@@ -21,6 +23,7 @@
 // tuple: leaves are counted through nested tuples, over all parameters. A function that updates
 // nothing may be given one tuple twice.
 #include <tvm/ffi/extra/json.h>
+#include <tvm/ffi/extra/stl.h>
 #include <tvm/ffi/tvm_ffi.h>
 
 #include <algorithm>
@@ -31,18 +34,20 @@
 #include <string>
 #include <string_view>
 #include <unordered_map>
+#include <unordered_set>
 #include <utility>
 #include <vector>
 
+#include "parse_object.h"
 #include "registry.h"
+#include "storage.h"
+#include "tuple_fields.h"
 
 namespace relax_inplace {
 
 namespace ffi = tvm::ffi;
 namespace json = tvm::ffi::json;
 
-/*! \brief Brackets in brackets: the parser, and what is made of its result, are recursive. */
-static constexpr int kMaxDepth = 1000;
 /*! \brief Of what is wrong, this much is said. */
 static constexpr size_t kMaxListed = 8;
 
@@ -73,24 +78,10 @@ static std::optional<T> OptionalMember(const json::Object& object, const char* k
 }
 
 static json::Object ParseTypes(const ffi::String& text) {
-  int depth = 0;
-  bool is_quoted = false;
-  for (size_t i = 0; i < text.size(); ++i) {
-    const char c = text.data()[i];
-    if (is_quoted && c == '\\') {
-      ++i;
-    } else if (c == '"') {
-      is_quoted = !is_quoted;
-    } else if (!is_quoted) {
-      depth += (c == '[' || c == '{') - (c == ']' || c == '}');
-      if (depth > kMaxDepth)
-        Malformed("they are nested more than " + std::to_string(kMaxDepth) + " deep");
-    }
-  }
-  ffi::String error;
-  const json::Value parsed = json::Parse(text, &error);
-  if (!error.empty()) Malformed("no JSON, " + std::string(error));
-  return As<json::Object>(parsed, "all of them");
+  std::string error;
+  const auto parsed = ParseObject(std::string(text), &error);
+  if (!parsed) Malformed(error);
+  return *parsed;
 }
 
 /*! \brief A size that dimensions share; `where` says which was the first. */
@@ -107,21 +98,6 @@ struct Bytes {
   std::string path;
 };
 
-/*! \brief Whether a tensor's data is an address, rather than the handle of a buffer. */
-static bool HasAddress(DLDevice device) {
-  switch (device.device_type) {
-    case kDLCPU:
-    case kDLCUDA:
-    case kDLCUDAHost:
-    case kDLCUDAManaged:
-    case kDLROCM:
-    case kDLROCMHost:
-      return true;
-    default:
-      return false;
-  }
-}
-
 /*! \brief "cuda:0" */
 static std::string DeviceText(int64_t type, int64_t id) {
   static const std::unordered_map<int64_t, const char*> names = {
@@ -131,6 +107,41 @@ static std::string DeviceText(int64_t type, int64_t id) {
   const auto name = names.find(type);
   return (name != names.end() ? name->second : "device type " + std::to_string(type)) + ":" +
          std::to_string(id);
+}
+
+/*! \brief "(4, ?)" \param size The i-th, which may be unknown. */
+template <typename F>
+static std::string ShapeText(size_t ndim, F&& size) {
+  std::string text = "(";
+  for (size_t i = 0; i < ndim; ++i) {
+    const std::optional<int64_t> known = size(i);
+    text += (i > 0 ? ", " : "") + (known ? std::to_string(*known) : "?");
+  }
+  return text + (ndim == 1 ? ",)" : ")");
+}
+
+static ffi::ShapeView ShapeOf(const DLTensor& tensor) {
+  return ffi::ShapeView(tensor.shape, static_cast<size_t>(tensor.ndim));
+}
+
+static std::string Text(ffi::ShapeView shape) {
+  return ShapeText(shape.size(), [&](size_t i) { return shape[i]; });
+}
+
+/*!
+ * \brief Why kernels would not find a tensor's elements where they look for them; "" if they do.
+ *
+ * None but the kernels check it otherwise, when fields have been replaced.
+ */
+static std::string WhyNotCompact(const ffi::TensorObj& tensor) {
+  if (!BytesOf(tensor)) return "larger than any memory (shape " + Text(ShapeOf(tensor)) + ")";
+  if (ffi::IsContiguous(tensor) && tensor.byte_offset == 0) return "";
+  return "not contiguous from the first byte of its data (shape " + Text(ShapeOf(tensor)) +
+         ", strides " +
+         (tensor.strides == nullptr
+              ? "none"
+              : Text(ffi::ShapeView(tensor.strides, static_cast<size_t>(tensor.ndim)))) +
+         ", byte_offset " + std::to_string(tensor.byte_offset) + ")";
 }
 
 /*! \brief Goes through the arguments, and collects what is wrong with them. */
@@ -300,26 +311,25 @@ class ArgumentCheck {
       WrongKind(path, expected, value);
       return;
     }
-    const auto tensor = ffi::GetRef<ffi::Tensor>(object);
-    if (dtype && tensor.dtype() != ffi::StringToDLDataType(*dtype)) {
+    if (dtype && object->dtype != ffi::StringToDLDataType(*dtype)) {
       Wrong() << "expects " << path << " to have dtype " << *dtype << ", but got "
-              << ffi::DLDataTypeToString(tensor.dtype());
+              << relax_inplace::Text(object->dtype);
     }
-    CheckSizes(dims, ndim, tensor.shape(), path);
+    CheckSizes(dims, ndim, ShapeOf(*object), path);
     if (const auto device = OptionalMember<json::Array>(type, "device")) {
       CheckDevice(*device, object->device, path);
     }
-    if (!tensor.IsContiguous() || object->byte_offset != 0) {
-      Wrong() << "updates its argument in place: " << path
-              << " is not contiguous from the first byte of its data (shape "
-              << Text(tensor.shape()) << ", strides " << Text(tensor.strides()) << ", byte_offset "
-              << object->byte_offset << "); copy it before the call";
+    const std::string why_not = WhyNotCompact(*object);
+    if (!why_not.empty()) {
+      Wrong() << "updates its argument in place: " << path << " is " << why_not
+              << "; copy it before the call";
       return;
     }
-    const size_t bytes = ffi::GetDataSize(*object);
+    const int64_t bytes = *BytesOf(*object);
     if (bytes == 0 || object->data == nullptr) return;
     const auto begin = reinterpret_cast<uintptr_t>(object->data);
-    bytes_.push_back({begin, begin + (HasAddress(object->device) ? bytes : 1), leaf, path});
+    bytes_.push_back(
+        {begin, begin + (ffi::IsDirectAddressDevice(object->device) ? bytes : 1), leaf, path});
   }
 
   void CheckDevice(const json::Array& expected, DLDevice given, const std::string& path) {
@@ -381,21 +391,10 @@ class ArgumentCheck {
 
   /*! \brief "(4, ?)", with the sizes that are defined by now. */
   std::string Text(const json::Array& dims) {
-    std::string text = "(";
-    for (size_t i = 0; i < dims.size(); ++i) {
+    return ShapeText(dims.size(), [&](size_t i) {
       const Size* size = SizeOf(dims[i]);
-      if (i > 0) text += ", ";
-      text += size != nullptr && size->value ? std::to_string(*size->value) : "?";
-    }
-    return text + (dims.size() == 1 ? ",)" : ")");
-  }
-
-  static std::string Text(ffi::ShapeView shape) {
-    std::string text = "(";
-    for (size_t i = 0; i < shape.size(); ++i) {
-      text += (i > 0 ? ", " : "") + std::to_string(shape[i]);
-    }
-    return text + (shape.size() == 1 ? ",)" : ")");
+      return size != nullptr ? size->value : std::nullopt;
+    });
   }
 
   void CheckSizes(const std::optional<json::Array>& dims, int64_t ndim, ffi::ShapeView given,
@@ -403,7 +402,7 @@ class ArgumentCheck {
     const int64_t rank = dims ? static_cast<int64_t>(dims->size()) : ndim;
     if (rank >= 0 && rank != static_cast<int64_t>(given.size())) {
       Wrong() << "expects " << path << " to have " << rank << " dimensions"
-              << (dims ? ", " + Text(*dims) : "") << ", but got " << Text(given);
+              << (dims ? ", " + Text(*dims) : "") << ", but got " << relax_inplace::Text(given);
       return;
     }
     if (!dims) return;
@@ -422,7 +421,7 @@ class ArgumentCheck {
     }
     if (!is_wrong) return;
     Wrong() << "expects " << path << " to have shape " << Text(*dims) << why << ", but got "
-            << Text(given);
+            << relax_inplace::Text(given);
   }
 
   std::vector<Size> sizes_;
@@ -442,15 +441,13 @@ class ArgumentCheck {
  * TVM's own checks come one by one, of one field at a time, with no name for it; they read None as
  * an object; and strides and byte_offset are the kernels' to check, when fields have been replaced.
  *
- * \param args The function's name; the types, as above; the arguments that the types are of.
- * \param result The sizes that the arguments define, as a Shape.
+ * \param args The arguments that the types are of.
+ * \param function The function's name.
+ * \param text The types, as above.
+ * \return The sizes that the arguments define, as a Shape.
  * \throws TypeError or ValueError Says all that is wrong. Nothing has changed.
  */
-static void CheckArguments(ffi::PackedArgs args, ffi::Any* result) {
-  TVM_FFI_CHECK(args.size() >= 2, TypeError)
-      << "relax_inplace: the check of arguments takes a name, types and the arguments";
-  const auto function = args[0].cast<ffi::String>();
-  const auto text = args[1].cast<ffi::String>();
+static ffi::Any CheckArguments(ffi::PackedArgs args, ffi::String function, ffi::String text) {
   const json::Object types = ParseTypes(text);
   const auto params = Member<json::Array>(types, "params");
   const auto sizes = Member<int64_t>(types, "sizes");
@@ -458,21 +455,157 @@ static void CheckArguments(ffi::PackedArgs args, ffi::Any* result) {
   if (sizes < 0 || sizes > static_cast<int64_t>(text.size())) {
     Malformed("there cannot be " + std::to_string(sizes) + " sizes");
   }
-  if (static_cast<int64_t>(params.size()) != args.size() - 2) {
+  if (static_cast<int64_t>(params.size()) != args.size()) {
     Malformed("of " + std::to_string(params.size()) + " arguments, but there are " +
-              std::to_string(args.size() - 2));
+              std::to_string(args.size()));
   }
   ArgumentCheck check(sizes, Member<bool>(types, "updates"));
   for (size_t i = 0; i < params.size(); ++i) {
     const auto param = As<json::Object>(params[i], "a parameter");
     const auto name = Member<ffi::String>(param, "name");
-    check.Check(Member<ffi::Any>(param, "type"), args[2 + i], "`" + std::string(name) + "`");
+    check.Check(Member<ffi::Any>(param, "type"), args[i], "`" + std::string(name) + "`");
   }
   check.CheckOverwrites(Member<json::Array>(types, "overwrites"));
   check.ThrowIfWrong(function);
-  *result = check.Sizes();
+  return check.Sizes();
 }
 
-TVM_FFI_STATIC_INIT_BLOCK() { RegisterPacked(kBuiltins, CheckArguments); }
+/*! \brief Whether a new tensor may lie in a spent one's memory, if nothing else refers to it. */
+static bool MayBeTakenOver(const ffi::TensorObj& tensor) {
+  const ffi::TensorObj* owner = StorageOwner(tensor);
+  return owner != nullptr && (owner == &tensor || HasOneReference(*owner));
+}
+
+/*!
+ * \brief Checks that the peak of a function that converts weights is within its limit.
+ *
+ * The peak was planned for weights that are freed once they are spent. One that something else
+ * refers to is not: its bytes are added. And it was planned for weights whose memory new ones can
+ * lie in. If one is no tensor that TVM has allocated for itself, the other peak counts.
+ *
+ * \param function The function's name.
+ * \param limit Bytes that live memory may take, the weights included.
+ * \param peak Bytes that it takes at most, by the plan.
+ * \param otherwise Bytes that it takes at most if no weight's memory can be taken over.
+ * \param kept The weights that the function does not free, counted through nested tuples.
+ * \param tuple The weights; None if they are loaded one by one.
+ * \throws ValueError Names the figures, and the weights that are held elsewhere.
+ */
+static void CheckMemoryLimit(ffi::String function, int64_t limit, int64_t peak, int64_t otherwise,
+                             ffi::Shape kept, std::optional<const ffi::ArrayObj*> tuple) {
+  TVM_FFI_CHECK(limit >= 0 && peak >= 0 && otherwise >= 0, ValueError)
+      << "vm.builtin.check_memory_limit: function `" << function << "` is given a limit of "
+      << limit << " bytes and peaks of " << peak << " and " << otherwise
+      << ", expected 0 or more; compile "
+      << "the module again";
+  const std::unordered_set<int64_t> stays(kept.begin(), kept.end());
+  uint64_t held = 0;
+  int64_t held_count = 0;
+  std::ostringstream held_names;
+  std::string imported;
+  const TensorsOfTuple found(tuple ? **tuple : *ffi::Array<ffi::Any>().GetArrayObj());
+  for (const TensorOfTuple& one : found.tensors()) {
+    if (imported.empty() && !MayBeTakenOver(*one.tensor)) imported = one.path;
+    const bool is_kept = std::any_of(one.leaves.begin(), one.leaves.end(),
+                                     [&stays](int64_t leaf) { return stays.count(leaf) > 0; });
+    if (one.outside() == 0 || is_kept) continue;
+    held += static_cast<uint64_t>(BytesOf(*one.tensor).value_or(0));
+    if (++held_count <= 4) held_names << (held_count > 1 ? ", " : "") << one.path;
+  }
+  std::ostringstream why;
+  if (!imported.empty() && otherwise > peak) {
+    peak = otherwise;
+    why << ", as no new one can lie in a weight that was imported (field " << imported << ")";
+  }
+  const uint64_t needed = static_cast<uint64_t>(peak) + held;
+  if (needed <= static_cast<uint64_t>(limit)) return;
+  if (held_count > 0) {
+    why << ", and " << held << " bytes for " << held_count
+        << " weights that something else refers to, so that they cannot be freed (fields "
+        << held_names.str() << (held_count > 4 ? ", ..." : "") << ")";
+  }
+  TVM_FFI_THROW(ValueError) << "function `" << function << "` would need " << needed
+                            << " bytes: " << peak << " by its plan" << why.str()
+                            << ". Its memory_limit is " << limit << ". No field has changed";
+}
+
+/*! \brief "function `f` asked for weight 1, `w`, a tensor of (4, ?), float32, but get_weight
+ * returned " */
+static std::string Asked(const ffi::String& function, int64_t index, const ffi::String& name,
+                         const std::string& what) {
+  return "function `" + std::string(function) + "` asked for weight " + std::to_string(index) +
+         ", `" + std::string(name) + "`" + what + ", but get_weight returned ";
+}
+
+/*!
+ * \brief Checks a weight that a callable has returned.
+ *
+ * TVM's own check (of R.match_cast) names the type that it expected, but not the weight.
+ *
+ * \param function The function's name.
+ * \param index What the callable was given.
+ * \param name The weight's.
+ * \param value What was returned.
+ * \param dtype Of a tensor; "" if it is not known.
+ * \param sizes Of a tensor, with -1 for a size that is not known yet; no Shape if the rank is not.
+ * \throws TypeError or ValueError Names the weight, what was expected and what was given.
+ */
+static void CheckWeight(ffi::String function, int64_t index, ffi::String name, ffi::AnyView value,
+                        ffi::String dtype, ffi::AnyView sizes) {
+  const auto* shape = sizes.as<ffi::ShapeObj>();
+  std::string expected;
+  if (shape != nullptr) {
+    expected = ShapeText(shape->size, [&](size_t i) {
+      return shape->data[i] < 0 ? std::nullopt : std::optional<int64_t>(shape->data[i]);
+    });
+  }
+  if (!dtype.empty()) expected += (shape != nullptr ? ", " : "") + std::string(dtype);
+  const auto asked = [&] {
+    return Asked(function, index, name, expected.empty() ? "" : ", a tensor of " + expected);
+  };
+  const auto* tensor = value.as<ffi::TensorObj>();
+  if (tensor == nullptr) {  // anything but a tensor is checked by R.match_cast
+    if (expected.empty()) return;
+    TVM_FFI_THROW(TypeError) << asked() << "`" << value.GetTypeKey() << "`";
+  }
+  const ffi::ShapeView given = ShapeOf(*tensor);
+  bool is_wrong = !dtype.empty() && tensor->dtype != ffi::StringToDLDataType(std::string(dtype));
+  if (shape != nullptr) {
+    is_wrong = is_wrong || !std::equal(given.begin(), given.end(), shape->data,
+                                       shape->data + shape->size, [](int64_t size, int64_t wanted) {
+                                         return wanted < 0 || size == wanted;
+                                       });
+  }
+  if (is_wrong) {
+    TVM_FFI_THROW(ValueError) << asked() << "one of " << Text(given) << ", " << Text(tensor->dtype);
+  }
+  const std::string why_not = WhyNotCompact(*tensor);
+  if (!why_not.empty())
+    TVM_FFI_THROW(ValueError) << asked() << "one that is " << why_not << "; copy it";
+}
+
+/*!
+ * \brief Checks a weight that is a number, and returns it.
+ * \param function, index, name, value As above.
+ * \param dtype Of the number.
+ * \throws TypeError Names the weight, what was expected and what was given.
+ */
+static ffi::Any NumberWeight(ffi::String function, int64_t index, ffi::String name,
+                             ffi::AnyView value, ffi::String dtype, ffi::AnyView /* sizes */) {
+  const std::string text = dtype;
+  const int32_t expected = text == "bool"            ? ffi::TypeIndex::kTVMFFIBool
+                           : text.find("float") == 0 ? ffi::TypeIndex::kTVMFFIFloat
+                                                     : ffi::TypeIndex::kTVMFFIInt;
+  TVM_FFI_CHECK(value.type_index() == expected, TypeError)
+      << Asked(function, index, name, ", a number of " + text) << "`" << value.GetTypeKey() << "`";
+  return ffi::Any(value);
+}
+
+TVM_FFI_STATIC_INIT_BLOCK() {
+  Register(kBuiltins, CheckArguments);
+  Register("vm.builtin.check_memory_limit", CheckMemoryLimit);
+  Register("vm.builtin.check_weight", CheckWeight);
+  Register("vm.builtin.number_weight", NumberWeight);
+}
 
 }  // namespace relax_inplace
