@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import tvm_ffi
+from elftools.common.exceptions import ELFError
+from elftools.elf.elffile import ELFFile
 
 from ..errors import StructuredError
 from ..weight_names import made_from, match_names
-from .library_size import expected_bytes
 from .symbolic_size import size_at
 from .tensor_type import TensorType
 
@@ -215,8 +216,9 @@ def open_module(path: str | os.PathLike) -> Any:
 
 
 def _require_whole(path: Path) -> None:
+    """Refuse a library that is cut off: to load one ends the process, by a SIGBUS."""
     try:
-        expected, found = expected_bytes(path), path.stat().st_size
+        missing = _missing_part(path)
     except OSError as error:
         raise ModuleError.of(
             where=str(path),
@@ -224,13 +226,32 @@ def _require_whole(path: Path) -> None:
             expected="a file that this process may read",
             remedy="give its owner's permission, or another file",
         ) from error
-    if expected is not None and found < expected:
+    if missing:
         raise ModuleError.of(
             where=str(path),
-            given=f"{found:,} bytes of a library",
-            expected=f"{expected:,} bytes, by its headers",
+            given=f"{path.stat().st_size:,} bytes of a library",
+            expected=f"all of it ({missing})",
             remedy="it was cut off: copy it again",
         )
+
+
+def _missing_part(path: Path) -> str:
+    """What its headers say is there, and is not; empty if all is, or it is no ELF file."""
+    with path.open("rb") as file:
+        if file.read(4) != b"\x7fELF":
+            return ""
+        try:
+            elf = ELFFile(file)
+            parts = [("segment", one["p_offset"], one["p_filesz"]) for one in elf.iter_segments()]
+            parts += [
+                ("section", one["sh_offset"], one.data_size)
+                for one in elf.iter_sections()
+                if one["sh_type"] != "SHT_NOBITS"
+            ]
+        except Exception as error:  # of what is damaged it raises more than its own errors
+            return str(error)
+    size = path.stat().st_size
+    return next((f"a {kind} at byte {at:,}" for kind, at, count in parts if at + count > size), "")
 
 
 def transform_in(vm: Any, name: str | None, device: Any, where: str) -> Transform:

@@ -294,10 +294,8 @@ return ((x,), (y,))
     transform = Transform.of(compiled(f"{pair}, {pair}", body))
     inner = tvm_ffi.Array([tvm.runtime.tensor(np.ones((4, 8), "float32"))])
     container = tvm_ffi.Array([inner, inner])
-    with pytest.raises(TransformError, match="one tuple stands in two places") as raised:
+    with pytest.raises(ValueError, match="one tuple stands in two places"):
         transform_params(transform, container, progress=False)
-    assert raised.value.lost == []
-    assert len(raised.value.original) == 2
     assert tuple(container[0][0].shape) == (4, 8)
 
 
