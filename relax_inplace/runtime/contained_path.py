@@ -1,8 +1,10 @@
 """A name in a manifest leads to a file in the manifest's own folder, or nowhere.
 
 Hugging Face's cache has to work: there, the manifest and the files it names are links, from
-`snapshots/<revision>/` into `blobs/`. So a link may lead to the folder that the manifest's own file
-lies in, too, but not deeper.
+`<model>/snapshots/<revision>/` into `<model>/blobs/`. Some of them may be copies; a folder outside
+of the cache may have links to the large files in it. So a link may lead to the folder that the
+manifest's own file lies in, and to `blobs/` of the cache that the folder is in, or of the user's;
+not deeper.
 """
 
 from __future__ import annotations
@@ -48,8 +50,8 @@ def contained_path(manifest: Path, name: str, where: str) -> Path:
             because=error,
         )
     folder = Path(os.path.realpath(manifest.parent))
-    blobs = Path(os.path.realpath(manifest)).parent
-    if not real.is_relative_to(folder) and real.parent != blobs:
+    beside = Path(os.path.realpath(manifest)).parent
+    if not real.is_relative_to(folder) and real.parent not in (beside, *_blobs(folder, real)):
         refuse(
             where,
             f"the file {shown(name)} is a link to {shown(real)}",
@@ -57,6 +59,15 @@ def contained_path(manifest: Path, name: str, where: str) -> Path:
             "do not trust these weights, or put the file there",
         )
     return real
+
+
+def _blobs(folder: Path, real: Path) -> list[Path]:
+    """Where Hugging Face's cache keeps what a folder's links lead to; no links themselves."""
+    own = [above.parent / "blobs" for above in folder.parents if above.name == "snapshots"]
+    home = os.environ.get("HF_HOME") or os.path.expanduser("~/.cache/huggingface")
+    hub = Path(os.path.realpath(os.environ.get("HF_HUB_CACHE") or Path(home, "hub")))
+    model = real.parent.parent
+    return [*own, model / "blobs"] if model.parent == hub else own
 
 
 def _problem(name: str) -> str:

@@ -1,19 +1,42 @@
-"""Replace what a manifest names, so that at every moment the old or the new files are whole.
+"""Replace the weights in a folder: at every moment the old or the new ones are whole.
 
-New files are written under temporary names, reach the disk, and get their own names, which nothing
-had before. Then one rename replaces the manifest: before it the old files count, after it the new.
+New files have names that nothing had before; they reach the disk. Then one rename puts their
+manifest in its place, and what a reader could look at instead of it is removed, what ours searches
+last first. So each reader finds the old weights until one call is done, and the new ones after it.
+Then the files go that only those manifests named.
+
+A crash leaves, before the rename, new files that nothing names; after it, old manifests that are
+still to be removed, whole, and old files. The next save removes all that, but for files under names
+that another writer gave them, whose manifest is gone: nobody knows whose they are.
+
+A saver holds a shared lock on the folder (flock), which ends with its process. One that gets it
+alone knows that files of other savers, which no JSON file in the folder mentions, are dead ones'.
+On a file system without locks these stay.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
+import json
 import os
+import re
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 
+from .regular_file import read_whole
+from .source_error import SourceError
+
 __all__ = ["FolderUpdate"]
+
+_LARGEST = 256 << 20  # bytes of a JSON file
+_NEW = re.compile(  # the names of files that updates make, 0.1's too; the group is a token
+    r"(?:params_shard_|model-|\.(?:params_|model|tensor-cache).+\.)([0-9a-f]{12})"
+    r"(?:_\d+\.bin|-\d{5,}-of-\d{5,}\.safetensors|\.tmp)"
+)
 
 
 class FolderUpdate:
@@ -27,47 +50,63 @@ class FolderUpdate:
     Attributes
     ----------
     token : str
-        For the names of the new files: no other update has it.
+        In the names of the new files: no other update has it.
     """
 
     def __init__(self, folder: Path):
         self._folder = folder
         self.token = secrets.token_hex(6)
-        self._new: list[tuple[Path, Path]] = []  # temporary name, name
-        self._manifest: tuple[Path, int] | None = None  # and the inode of its new file
+        self._new: list[Path] = []
         folder.mkdir(parents=True, exist_ok=True)
 
     def new_file(self, name: str) -> Path:
-        """Where to write a file that will have this name."""
-        temporary = self._folder / f".{name}.{self.token}.tmp"
-        self._new.append((temporary, self._folder / name))
-        return temporary
+        """Where to write a file of this name, which has the token in it."""
+        assert _NEW.fullmatch(name)
+        self._new.append(self._folder / name)
+        return self._new[-1]
 
-    def commit(self, manifest: str, content: bytes, obsolete: Iterable[str] = ()) -> None:
-        """Make the new files count, by this manifest; remove those that are obsolete.
+    def commit(self, manifest: str, content: bytes, instead: Sequence[str] = ()) -> None:
+        """Make the new files count, by this manifest.
+
+        Parameters
+        ----------
+        manifest : str
+            Its name.
+        content : bytes
+        instead : sequence of str
+            The names of what readers could look at instead, in the order of ours.
 
         Raises
         ------
         OSError
             What was there before is still there, unless it is a file that could not be removed.
         """
-        for temporary, _ in self._new:
-            _sync(temporary)
-        temporary = self.new_file(manifest)
+        for name in (manifest, *instead):
+            if (self._folder / name).is_dir():
+                raise IsADirectoryError(errno.EISDIR, f"{name} is a directory")
+        temporary = self.new_file(f".{manifest}.{self.token}.tmp")
         temporary.write_bytes(content)
-        _sync(temporary)
-        *shards, (temporary, path) = self._new
-        for temporary_shard, shard in shards:
-            os.rename(temporary_shard, shard)
-        _sync(self._folder)  # the shards' names are on the disk before what names them
-        self._manifest = path, temporary.stat().st_ino
-        os.replace(temporary, path)
+        obsolete = self._named_by_these_alone({manifest, *instead})
+        for path in self._new:
+            _sync(path)
+        _sync(self._folder)  # the new names are on the disk before what names them
+        os.replace(temporary, self._folder / manifest)
         _sync(self._folder)
-        for name in obsolete:
+        for name in (*reversed(instead), *obsolete):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._folder / name)
+                if name in instead:
+                    _sync(self._folder)  # so that a crash of the system finds them in this order
 
     def __enter__(self) -> FolderUpdate:
+        self._lock = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            self._remove_leftovers()
+            with contextlib.suppress(OSError):
+                fcntl.flock(self._lock, fcntl.LOCK_SH)
+        except BaseException:
+            os.close(self._lock)
+            raise
         return self
 
     def __exit__(
@@ -76,21 +115,75 @@ class FolderUpdate:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._is_committed():
-            return
-        for temporary, path in self._new:
-            for new in (temporary, path) if self.token in path.name else (temporary,):
-                with contextlib.suppress(OSError):
-                    os.unlink(new)
+        try:
+            self._remove_leftovers()
+            # Not left to `close`: a process that was forked meanwhile has the lock open, too.
+            with contextlib.suppress(OSError):
+                fcntl.flock(self._lock, fcntl.LOCK_UN)
+        finally:
+            os.close(self._lock)
 
-    def _is_committed(self) -> bool:
-        # What is there is asked, not a variable: Ctrl-C can come right after the rename.
-        if self._manifest is None:
-            return False
-        path, inode = self._manifest
-        with contextlib.suppress(OSError):
-            return path.lstat().st_ino == inode
-        return False
+    def _remove_leftovers(self) -> None:
+        """Remove the files of savers that no manifest names: of this one, and of dead ones.
+
+        What is there is asked, not a variable: Ctrl-C can come right after the rename.
+        """
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_alone = True
+        except OSError:
+            is_alone = False
+        with contextlib.suppress(OSError, SourceError):
+            found = [(name, _NEW.fullmatch(name)) for name in os.listdir(self._folder)]
+            left = {
+                name: match[1].encode()
+                for name, match in found
+                if match and (is_alone or match[1] == self.token)
+            }
+            for name in left:
+                if name.endswith(".tmp"):
+                    os.unlink(self._folder / name)
+            if any(not name.endswith(".tmp") for name in left):
+                manifests = b"\0".join(self._json_files().values())
+                for name, token in left.items():
+                    if not name.endswith(".tmp") and token not in manifests:
+                        os.unlink(self._folder / name)
+
+    def _named_by_these_alone(self, manifests: Iterable[str]) -> list[str]:
+        """The files beside that these manifests name, and no other JSON file mentions."""
+        try:
+            texts = self._json_files()
+            replaced = [texts.pop(name) for name in manifests if name in texts]
+        except SourceError:
+            return []  # of one that cannot be read nobody knows what it names
+        rest = b"\0".join(texts.values())
+        named = {name for text in replaced for name in _named(text)}
+        return sorted(name for name in named if name.encode() not in rest)
+
+    def _json_files(self) -> dict[str, bytes]:
+        names = [name for name in os.listdir(self._folder) if name.endswith(".json")]
+        return {
+            name: read_whole(self._folder / name, _LARGEST)
+            for name in names
+            if os.path.isfile(self._folder / name)
+        }
+
+
+def _named(manifest: bytes) -> set[str]:
+    """The files beside a manifest that it names; none if it is damaged."""
+    try:
+        document = json.loads(manifest)
+        if "weight_map" in document:
+            files = set(document["weight_map"].values())
+        else:
+            files = {shard["dataPath"] for shard in document["records"]}
+        # Nothing but weights is removed, whatever an old manifest says. Letters that JSON may
+        # escape could be mentioned elsewhere and not be found.
+        return {
+            file for file in files if re.fullmatch(r"[\w .+=-]+\.(bin|safetensors)", file, re.A)
+        }
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return set()
 
 
 def _sync(path: Path) -> None:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
-from .safetensors_files import INDEX, read_safetensors, read_safetensors_index
+from .safetensors_files import INDEX, SINGLE, read_safetensors, read_safetensors_index
 from .source import Source
 from .source_error import refuse, shown, system_text
 from .tensor_cache import MANIFESTS, read_tensor_cache
 
 __all__ = ["SEARCHED", "open_source"]
 
-SEARCHED = (*MANIFESTS, INDEX)  # in a folder, in this order; then the one .safetensors file in it
+# In a folder, in this order, as TVM and Hugging Face do; then the only .safetensors file in it.
+SEARCHED = (*MANIFESTS, SINGLE, INDEX)
+_IS_PART = re.compile(r"-\d{5,}-of-\d{5,}\.safetensors$")  # by its name, of what an index names
 
 
 def open_source(path: str | os.PathLike[str] | Source, *, ties: bool = False) -> Source:
@@ -70,11 +73,11 @@ def _manifest(folder: Path) -> Path:
         if name in names:
             return folder / name
     single = [one for one in names if one.endswith(".safetensors") and not one.startswith(".")]
-    if len(single) != 1:
+    if len(single) != 1 or _IS_PART.search(single[0]):
         refuse(
             shown(folder),
-            f"{len(single)} .safetensors files and no manifest",
-            f"{MANIFESTS[0]}, {INDEX} or one .safetensors file",
+            f"{len(single)} .safetensors {'file' if len(single) == 1 else 'files'} and no manifest",
+            f"{MANIFESTS[0]}, {INDEX} or one whole .safetensors file",
             "give the path of the file" if single else "check the path",
         )
     return folder / single[0]

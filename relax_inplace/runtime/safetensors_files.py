@@ -23,8 +23,9 @@ from .source import Record, Source, SourceFile, element_count
 from .source_error import refuse, shown, system_text
 from .tensor_type import TensorType
 
-__all__ = ["DTYPES", "INDEX", "read_safetensors", "read_safetensors_index"]
+__all__ = ["DTYPES", "INDEX", "SINGLE", "read_safetensors", "read_safetensors_index"]
 
+SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 DTYPES = {  # Hugging Face's names of TVM's. TVM has no complex numbers, and packs F4 the other way
     "BOOL": "bool",
@@ -71,11 +72,11 @@ def read_safetensors_index(index: Path) -> Source:
     """
     raw, document = read_manifest(index)
     where = shown(index)
-    placed: dict[str, list[str]] = {}  # the weights that the index says are in a file
+    placed: dict[str, set[str]] = {}  # the weights that the index says are in a file
     for name, file in object_in(document, "weight_map", where).items():
         if not isinstance(file, str):
             refuse(f"{where}, {shown(name)}", f"{shown(file)} given", "the name of a file")
-        placed.setdefault(str(PurePosixPath(file)) if file else "", []).append(name)
+        placed.setdefault(str(PurePosixPath(file)) if file else "", set()).add(name)
     files: list[SourceFile] = []
     records: list[Record] = []
     marks = {mark_in(document.get("metadata"), where)}
@@ -83,16 +84,12 @@ def read_safetensors_index(index: Path) -> Source:
     for name, weights in placed.items():
         at = f"{where}, file {shown(name)}"
         file, found, mark, tied = _read_file(contained_path(index, name, at), name, at)
-        names = {record.name for record in found}
-        if names != set(weights):
-            refuse(
-                at,
-                f"the file has {_some(names - set(weights))} more than 'weight_map' says, "
-                f"and lacks {_some(set(weights) - names)}",
-                "what 'weight_map' says",
-            )
+        here = {record.name: record for record in found}
+        if missing := weights - set(here):
+            refuse(at, f"the file lacks {_some(missing)}", "what 'weight_map' says")
         files.append(file)
-        records += found
+        # What it holds besides is none of this model's: a file may be shared, or be an older one.
+        records += [here[name] for name in here if name in weights]
         marks.add(mark)
         ties.update(tied)
     marks.discard(None)
@@ -155,4 +152,4 @@ def _header(descriptor: int, where: str) -> bytes:
 
 def _some(names: set[str]) -> str:
     shortened = ", ".join(map(shown, sorted(names)[:3]))
-    return f"{len(names)} weights ({shortened})" if names else "none"
+    return f"{len(names)} weights ({shortened})"

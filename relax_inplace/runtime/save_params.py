@@ -10,18 +10,16 @@ import shutil
 from pathlib import Path
 from typing import Any, NoReturn
 
-import numpy as np
-from safetensors import SafetensorError, TensorSpec, serialize_file
+import tvm_ffi
 
 from ..errors import StructuredError
 from .folder_update import FolderUpdate
 from .forget_locals import forget_locals
 from .mark import MARK, Mark
-from .obsolete_files import obsolete_files
 from .params import Params
 from .progress import ProgressBar, ProgressOption, progress_bar
 from .safetensors_files import DTYPES as SAFETENSORS_DTYPES
-from .safetensors_files import INDEX
+from .safetensors_files import INDEX, SINGLE
 from .source_error import shown, system_text
 from .tensor_bytes import bytes_of
 from .tensor_cache import DTYPES as TENSOR_CACHE_DTYPES
@@ -31,6 +29,11 @@ from .tensor_type import TensorType
 
 __all__ = ["SaveError", "save_params"]
 
+_SAME_FILES = ("tensor-cache-b16.json", "ndarray-cache-b16.json")  # TVM's writer adds one
+_INSTEAD = {  # what readers of a format may look at instead, or ours before; in the order of ours
+    "tensor-cache": (*MANIFESTS[1:], *_SAME_FILES),
+    "safetensors": (*MANIFESTS, *_SAME_FILES, SINGLE),
+}
 _SHARD = 32 << 20  # TVM's own writer's default
 _CHUNK = 1 << 24
 _Weights = list[tuple[TensorType, Any]]
@@ -63,8 +66,9 @@ def save_params(
 ) -> None:
     """Write weights, their names and their mark into a folder.
 
-    They replace those in the folder that :func:`open_source` would find. The old ones are removed
-    once the new ones are on the disk; other files are left alone.
+    They replace those in the folder that :func:`open_source` or another reader of the format would
+    find. The old ones are removed once the new ones are on the disk, and so is what killed saves
+    have left; other files are left alone.
 
     Parameters
     ----------
@@ -122,8 +126,8 @@ def _save(
             free = shutil.disk_usage(folder).free
             if needed > free:
                 _refuse_full(folder, needed, f"the disk has {free:,} bytes free")
-            _WRITERS[format](update, folder, _shards(weights, shard_bytes), mark, bar)
-    except (OSError, SafetensorError) as error:
+            _WRITERS[format](update, _shards(weights, shard_bytes), mark, bar)
+    except OSError as error:
         _refuse_full(folder, needed, f"{system_text(error)}, {_free(folder)}", error)
 
 
@@ -139,6 +143,8 @@ def _checked(params: Params, folder: Path, format: str) -> _Weights:
             problem = "is a view that is not contiguous"
         elif str(tensor.dtype) not in dtypes:
             problem = f"is {tensor.dtype}"
+        elif any("\ud800" <= letter <= "\udfff" for letter in name):
+            problem = "has half a letter in its name"
         elif name == "__metadata__" and format == "safetensors":
             problem = "has the name of the header's metadata"
         if problem:
@@ -168,35 +174,26 @@ def _shards(weights: _Weights, limit: int) -> list[_Weights]:
 
 
 def _write_tensor_cache(
-    update: FolderUpdate, folder: Path, shards: list[_Weights], mark: Mark | None, bar: ProgressBar
+    update: FolderUpdate, shards: list[_Weights], mark: Mark | None, bar: ProgressBar
 ) -> None:
     entries = []
     for index, shard in enumerate(shards):
         name = f"params_shard_{update.token}_{index}.bin"
+        records, offset = [], 0
+        for one, _ in shard:
+            records.append(
+                {
+                    "name": one.name,
+                    "shape": one.shape,
+                    "dtype": one.dtype,
+                    "format": "raw",
+                    "nbytes": one.nbytes,
+                    "byteOffset": offset,
+                }
+            )
+            offset += one.nbytes or 0
         md5 = hashlib.md5(usedforsecurity=False)
-        records = []
-        offset = 0
-        descriptor = os.open(
-            update.new_file(name), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666
-        )
-        try:
-            for one, tensor in shard:
-                content = bytes_of(on_host(tensor))
-                _write(descriptor, content, md5)
-                records.append(
-                    {
-                        "name": one.name,
-                        "shape": one.shape,
-                        "dtype": one.dtype,
-                        "format": "raw",
-                        "nbytes": content.nbytes,
-                        "byteOffset": offset,
-                    }
-                )
-                offset += content.nbytes
-                bar.update(content.nbytes, one.name)
-        finally:
-            os.close(descriptor)
+        _write_file(update.new_file(name), b"", shard, bar, md5)
         entries.append(
             {
                 "dataPath": name,
@@ -207,50 +204,67 @@ def _write_tensor_cache(
             }
         )
     metadata = {} if mark is None else {MARK: mark.to_json()}
-    _commit(update, folder, MANIFESTS[0], {"metadata": metadata, "records": entries})
+    document = {"metadata": metadata, "records": entries}
+    update.commit(MANIFESTS[0], _json(document), _INSTEAD["tensor-cache"])
 
 
 def _write_safetensors(
-    update: FolderUpdate, folder: Path, shards: list[_Weights], mark: Mark | None, bar: ProgressBar
+    update: FolderUpdate, shards: list[_Weights], mark: Mark | None, bar: ProgressBar
 ) -> None:
     # Hugging Face's libraries refuse a file that does not say "pt", "tf", "flax" or "mlx".
     metadata = {"format": "pt"} | ({} if mark is None else {MARK: mark.to_json()})
+    names = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
     weight_map = {}
+    total = 0
     for index, shard in enumerate(shards):
-        name = f"model-{update.token}-{index + 1:05}-of-{len(shards):05}.safetensors"
-        contents = [(one, bytes_of(on_host(tensor))) for one, tensor in shard]
-        specs = {
-            one.name: TensorSpec(
-                dtype=str(one.dtype),
-                shape=[int(size) for size in one.shape or ()],
-                data_ptr=content.ctypes.data,
-                data_len=content.nbytes,
-            )
-            for one, content in contents
-        }
-        serialize_file(specs, update.new_file(name), metadata)
-        for one, content in contents:
-            weight_map[one.name] = name
-            bar.update(content.nbytes, one.name)
-    total = sum(one.nbytes or 0 for shard in shards for one, _ in shard)
-    index_metadata = {"total_size": total} | metadata
-    _commit(update, folder, INDEX, {"metadata": index_metadata, "weight_map": weight_map})
+        file = f"model-{update.token}-{index + 1:05}-of-{len(shards):05}.safetensors"
+        # Large elements first: then each weight is aligned to its own.
+        shard.sort(key=lambda one: -tvm_ffi.dtype(one[0].dtype).bits)
+        header: dict[str, Any] = {"__metadata__": metadata}
+        offset = 0
+        for one, _ in shard:
+            end = offset + (one.nbytes or 0)
+            dtype = names[str(one.dtype)]
+            header[one.name] = {"dtype": dtype, "shape": one.shape, "data_offsets": [offset, end]}
+            weight_map[one.name] = file
+            offset = end
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        _write_file(update.new_file(file), len(text).to_bytes(8, "little") + text, shard, bar)
+        total += offset
+    document = {"metadata": {"total_size": total} | metadata, "weight_map": weight_map}
+    update.commit(INDEX, _json(document), _INSTEAD["safetensors"])
 
 
 _WRITERS = {"tensor-cache": _write_tensor_cache, "safetensors": _write_safetensors}
 
 
-def _commit(update: FolderUpdate, folder: Path, manifest: str, document: dict[str, Any]) -> None:
-    obsolete = obsolete_files(folder, manifest)
-    update.commit(manifest, json.dumps(document, indent=1).encode(), obsolete)
+def _json(document: dict[str, Any]) -> bytes:
+    return json.dumps(document, indent=1).encode()
 
 
-def _write(descriptor: int, content: np.ndarray, md5: Any) -> None:
-    for start in range(0, content.nbytes, _CHUNK):
-        rest = content[start : start + _CHUNK].data
-        md5.update(rest)
-        while rest:
-            rest = rest[os.write(descriptor, rest) :]
+def _write_file(
+    path: Path, header: bytes, shard: _Weights, bar: ProgressBar, digest: Any = None
+) -> None:
+    """Write weights one after the other, those on the host from where they are."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    try:
+        _write(descriptor, memoryview(header))
+        for one, tensor in shard:
+            content = bytes_of(on_host(tensor)).data
+            for start in range(0, content.nbytes, _CHUNK):
+                part = content[start : start + _CHUNK]
+                if digest is not None:
+                    digest.update(part)
+                _write(descriptor, part)
+            bar.update(content.nbytes, one.name)
+    finally:
+        os.close(descriptor)
+
+
+def _write(descriptor: int, content: memoryview) -> None:
+    while content:
+        content = content[os.write(descriptor, content) :]
 
 
 def _free(folder: Path) -> str:

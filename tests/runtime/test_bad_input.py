@@ -15,6 +15,7 @@ from weight_files import (
     BYTES,
     HEADER,
     MANIFEST,
+    content_of,
     safetensors_bytes,
     write_index,
     write_tensor_cache,
@@ -233,12 +234,9 @@ INDEXES = {
     "empty": ({"a": ""}, "has no name"),
     "missing": (
         {"a": "first.safetensors", "c": "first.safetensors", "b": "second.safetensors"},
-        r"has none more than 'weight_map' says, and lacks 1 weights \('c'\)",
+        r"the file lacks 1 weights \('c'\), expected what 'weight_map' says",
     ),
-    "too many": (
-        {"b": "first.safetensors", "a": "second.safetensors"},
-        r"has 1 weights \('a'\) more than 'weight_map' says, and lacks 1 weights \('b'\)",
-    ),
+    "elsewhere": ({"b": "first.safetensors"}, r"the file lacks 1 weights \('b'\)"),
 }
 
 
@@ -253,12 +251,15 @@ def test_index_without_weights(tmp_path, no_memory):
     refused(tmp_path, "no weights given")
 
 
-def test_a_weight_in_two_files(tmp_path, no_memory):
-    """Both have it: the index cannot be right about both."""
+@pytest.mark.parametrize(("of_a", "expected"), [("first", b"aaaa"), ("second", b"AAAA")])
+def test_a_weight_in_two_files(of_a, expected, tmp_path):
+    """A file may hold more than the index takes from it: that of another model, or an older one."""
     one = {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]}
     other = {"dtype": "U8", "shape": [4], "data_offsets": [4, 8]}
-    write_index(tmp_path, second=safetensors_bytes({"a": one, "b": other}, b"aaaabbbb"))
-    refused(tmp_path, r"has 1 weights \('a'\) more than 'weight_map' says")
+    weight_map = {"a": f"{of_a}.safetensors", "b": "second.safetensors"}
+    shard = safetensors_bytes({"a": one, "b": other}, b"AAAAbbbb")
+    params = runtime.load_params(write_index(tmp_path, weight_map, second=shard), CPU, ["a", "b"])
+    assert [content_of(one) for one in params] == [expected, b"bbbb"]
 
 
 def test_files_converted_in_different_ways(tmp_path, no_memory):
@@ -287,6 +288,19 @@ def test_folder_with_several_files(tmp_path, no_memory):
     for name in ("a.safetensors", "b.safetensors"):
         (tmp_path / name).write_bytes(safetensors_bytes())
     refused(tmp_path, "2 .safetensors files and no manifest.*give the path of the file")
+
+
+def test_a_part_of_several(tmp_path, no_memory):
+    """A save that was killed, or a download: the weights of one file are not all."""
+    (tmp_path / "model-00002-of-00003.safetensors").write_bytes(safetensors_bytes())
+    refused(tmp_path, "1 .safetensors file and no manifest.*one whole .safetensors file.*give the")
+
+
+def test_hugging_faces_order(tmp_path):
+    """It reads `model.safetensors` where there is one, whatever the index says."""
+    write_index(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(safetensors_bytes())
+    assert open_source(tmp_path).path.name == "model.safetensors"
 
 
 def test_another_file(tmp_path, no_memory):
@@ -359,7 +373,7 @@ def test_a_link_that_goes_round(tmp_path, no_memory):
 def as_in_a_cache(folder, tmp_path):
     """Hugging Face's: the files are named by their content, and what has their names are links."""
     blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "4f2a"
-    blobs.mkdir()
+    blobs.mkdir(parents=True)
     snapshot.mkdir(parents=True)
     for number, file in enumerate(sorted(folder.iterdir())):
         file.rename(blobs / f"{number:x}9ac")
@@ -383,6 +397,55 @@ def test_a_link_deeper_into_a_cache(tmp_path, no_memory):
     os.unlink(snapshot / "params_shard_0.bin")
     (snapshot / "params_shard_0.bin").symlink_to("../../blobs/deeper/file")
     refused(snapshot, "is a link to")
+
+
+@pytest.mark.parametrize("copied", ["model.safetensors.index.json", "second.safetensors"])
+@pytest.mark.parametrize("below", ["", "folder"])
+def test_a_cache_with_copies(copied, below, tmp_path):
+    """What a program has written itself lies among the links, or is the file that names them."""
+    snapshot = as_in_a_cache(write_index(tmp_path / "w"), tmp_path / "models--x--y")
+    content = (snapshot / copied).read_bytes()
+    (snapshot / copied).unlink()
+    (snapshot / copied).write_bytes(content)
+    if below:
+        (snapshot / below).mkdir()
+        for name in os.listdir(snapshot):
+            if name != below:
+                real = os.path.realpath(snapshot / name)
+                (snapshot / below / name).symlink_to(os.path.relpath(real, snapshot / below))
+        (snapshot / below / copied).unlink()
+        (snapshot / below / copied).write_bytes(content)
+    assert len(runtime.load_params(snapshot / below, CPU)) == 2
+
+
+@pytest.mark.parametrize("variable", ["HF_HOME", "HF_HUB_CACHE", "HOME"])
+def test_a_folder_with_links_into_the_users_cache(variable, tmp_path, monkeypatch):
+    """As `local_dir` of Hugging Face's downloads had it: small files copied, large ones linked."""
+    for name in ("HF_HOME", "HF_HUB_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    cache = {"HF_HOME": "hub", "HF_HUB_CACHE": "", "HOME": ".cache/huggingface/hub"}[variable]
+    blobs = tmp_path / "home" / cache / "models--x--y" / "blobs"
+    blobs.mkdir(parents=True)
+    folder = write_tensor_cache(tmp_path / "w")
+    (folder / "params_shard_0.bin").rename(blobs / "9ac")
+    (folder / "params_shard_0.bin").symlink_to(blobs / "9ac")
+    with pytest.raises(SourceError, match="is a link to"):
+        open_source(folder)
+    monkeypatch.setenv(variable, str(tmp_path / "home"))
+    assert len(open_source(folder).records) == 3
+
+
+def test_blobs_that_are_a_link(tmp_path, no_memory):
+    """Who writes a folder could make any other one its `blobs/`."""
+    snapshot = as_in_a_cache(write_index(tmp_path / "w"), tmp_path / "models--x--y")
+    index = snapshot / "model.safetensors.index.json"
+    content = index.read_bytes()
+    index.unlink()
+    index.write_bytes(content)
+    blobs = tmp_path / "models--x--y" / "blobs"
+    blobs.rename(tmp_path / "elsewhere")
+    blobs.symlink_to(tmp_path / "elsewhere")
+    refused(snapshot, "is a link to .*elsewhere")
 
 
 # --- while they are read
