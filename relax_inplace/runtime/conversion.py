@@ -16,7 +16,7 @@ from .params import Params
 from .progress import ProgressOption, progress_bar
 from .report import Report
 from .resident_memory import WatchedMemory
-from .tensor_type import TensorType
+from .tensor_info import TensorInfo as TensorType
 from .transform import Transform
 
 __all__ = ["convert", "require_memory", "resident_bytes"]

@@ -15,7 +15,7 @@ from ..errors import StructuredError
 from ..weight_names import made_from, match_names
 from .library_size import expected_bytes
 from .symbolic_size import size_at
-from .tensor_type import TensorType
+from .tensor_info import TensorInfo as TensorType
 
 __all__ = ["ModuleError", "Transform", "TransformStep", "load_transform"]
 

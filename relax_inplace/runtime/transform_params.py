@@ -10,6 +10,8 @@ import tvm_ffi
 
 from ..errors import StructuredError
 from ..libinfo import load_library
+from .checkpoint.selection import refuse_mismatch
+from .checkpoint.tied_weights import require_equal_tensors
 from .conversion import convert, require_memory, resident_bytes
 from .mark import Mark
 from .owners import HeldWeightsError, find_held
@@ -18,10 +20,9 @@ from .progress import ProgressOption
 from .report import Report
 from .taking_over import taken_over
 from .tensor_copy import copy_of, digest_of
-from .tensor_type import TensorType, differences, dimensions_of
-from .tied_weights import require_equal_tensors
+from .tensor_info import TensorInfo as TensorType
+from .tensor_info import differences, dimensions_of
 from .transform import ModuleError, Transform
-from .weight_selection import refuse_mismatch
 
 __all__ = [
     "ConvertedError",

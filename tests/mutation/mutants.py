@@ -2840,7 +2840,7 @@ NAMES = [
         ),
     ),
     *_mutants(
-        "runtime/weight_selection.py",
+        "runtime/checkpoint/selection.py",
         ("runtime/test_names.py",),
         (
             "what is not wanted is ignored",
@@ -2883,7 +2883,7 @@ NAMES = [
         ),
     ),
     *_mutants(
-        "runtime/tied_weights.py",
+        "runtime/checkpoint/tied_weights.py",
         ("runtime/test_names.py", "-k", "differ or handed"),
         (
             "tied weights are compared in part",
@@ -2894,6 +2894,53 @@ NAMES = [
             "tied weights that are handed over are not compared",
             "        if not first.same_as(other) and not np.array_equal(",
             "        if False and not np.array_equal(",
+        ),
+    ),
+    *_mutants(
+        "runtime/checkpoint/folder_update.py",
+        ("runtime/test_killed_saves.py", "-k", "not random"),
+        (
+            "files of savers that are alive are removed",
+            "            is_alone = False\n",
+            "            is_alone = True\n",
+        ),
+        (
+            "files of dead savers stay",
+            "if match and (is_alone or match[1] == self.token)",
+            "if match and match[1] == self.token",
+        ),
+        (
+            "files go that another manifest names",
+            '                    if not name.endswith(".tmp") and token not in manifests:\n',
+            '                    if not name.endswith(".tmp"):\n',
+        ),
+        (
+            "what we search first goes first",
+            "for name in (*reversed(instead), *obsolete):",
+            "for name in (*instead, *obsolete):",
+        ),
+    ),
+    *_mutants(
+        "runtime/checkpoint/safetensors.py",
+        ("runtime/test_bad_input.py", "-k", "safetensors or two_files"),
+        (
+            "two weights may overlap",
+            "        if first != end or last < first:\n",
+            "        if first > end:\n",
+        ),
+        (
+            "what the index does not take is read",
+            "        if wanted is None or name in wanted:\n",
+            "        if True:\n",
+        ),
+    ),
+    *_mutants(
+        "runtime/checkpoint/files.py",
+        ("runtime/test_bad_input.py", "-k", "link"),
+        (
+            "blobs may be a link",
+            '    return [*own, model / "blobs"] if model.parent == hub else own\n',
+            "    return [Path(os.path.realpath(one)) for one in own]\n",
         ),
     ),
     *_mutants(

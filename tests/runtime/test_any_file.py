@@ -1,4 +1,4 @@
-"""Any files: weights that are what the files hold, or a SourceError.
+"""Any files: weights that are what the files hold, or a CheckpointError.
 
 Never a crash or another error, no more memory than twice what the files have (bfloat16 becomes
 float32), and no file outside the folder is opened. `make fuzz` tries 5,000 of each kind.
@@ -20,10 +20,11 @@ from hypothesis import strategies as st
 from weight_files import BYTES, HEADER, MANIFEST, content_of, safetensors_bytes
 
 from relax_inplace import runtime
-from relax_inplace.runtime import SourceError, TensorType, source_reader
+from relax_inplace.runtime import CheckpointError, TensorInfo
+from relax_inplace.runtime.checkpoint import reading
 
 CPU = tvm.cpu()
-_load = sys.modules["relax_inplace.runtime.load_params"]
+_load = sys.modules["relax_inplace.runtime.checkpoint.loading"]
 
 # --- what is watched
 
@@ -44,16 +45,16 @@ def watched(folder):
     global _opened
     limit = 2 * sum(file.stat().st_size for file in folder.iterdir())
     requested = []
-    empty = source_reader.empty
+    empty = reading.empty
 
     def counted(shape, dtype, device):
-        requested.append(TensorType("", tuple(shape), dtype).nbytes)
+        requested.append(TensorInfo("", tuple(shape), dtype).nbytes)
         assert sum(requested) <= limit
         return empty(shape, dtype, device)
 
     # What is free is read from /proc, which is outside the folder.
     with (
-        mock.patch.object(source_reader, "empty", counted),
+        mock.patch.object(reading, "empty", counted),
         mock.patch.object(_load, "available_bytes", lambda device: None),
     ):
         _opened = opened = []
@@ -67,8 +68,8 @@ def watched(folder):
 
 def stored(record):
     """The bytes of its tensor, by the definition of the format."""
-    found = record.file.read_bytes()[record.offset : record.offset + record.nbytes]
-    assert len(found) == record.nbytes
+    found = record.file.read_bytes()[record.offset : record.offset + record.stored_nbytes]
+    assert len(found) == record.stored_nbytes
     if record.encoding == "raw":
         return found
     return (np.frombuffer(found, "<u2").astype("<u4") << 16).tobytes()
@@ -84,9 +85,9 @@ def check(files):
             (folder / name).write_bytes(content)
         with watched(folder):
             try:
-                source = runtime.open_source(folder)
+                source = runtime.open_checkpoint(folder)
                 params = runtime.load_params(folder, CPU, progress=False)
-            except SourceError as error:
+            except CheckpointError as error:
                 assert str(error).isprintable() and len(str(error)) < 2000
                 assert error.where and error.remedy
                 event("refused")

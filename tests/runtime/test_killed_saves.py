@@ -48,7 +48,7 @@ def put(folder, *names):
         one_file = 1 << 20 if name == "model.safetensors" else 40
         format = "safetensors" if "safetensors" in name else "tensor-cache"
         runtime.save_params(some(seed), made, format, shard_bytes=one_file)
-        source = runtime.open_source(made)
+        source = runtime.open_checkpoint(made)
         whole = source.files[0].path if name == "model.safetensors" else source.path
         whole.rename(made / name)
         for file in source.files if whole is source.path else ():
@@ -69,7 +69,7 @@ def hugging_face(folder):
     if (folder / "model.safetensors").exists() or not index.exists():
         return loaded(folder / "model.safetensors")
     found = {}
-    for file in runtime.open_source(index).files:
+    for file in runtime.open_checkpoint(index).files:
         with safe_open(folder / file.name, "np") as opened:
             found |= {name: opened.get_tensor(name).tobytes() for name in opened.keys()}  # noqa: SIM118
     return found
@@ -86,7 +86,7 @@ def found(folder):
 
 
 def require_its_own_files_alone(folder):
-    source = runtime.open_source(folder)
+    source = runtime.open_checkpoint(folder)
     assert set(os.listdir(folder)) == {source.path.name, *(file.name for file in source.files)}
 
 
@@ -161,8 +161,8 @@ def test_killed_at_every_step(format, old, tmp_path):
         shutil.copytree(tmp_path / "old", folder)
         was_killed = ended(killed(lambda: save(folder), lambda at=step: kill_at(at)))
         if not old and not any(one.endswith(".json") for one in os.listdir(folder)):
-            with pytest.raises(runtime.SourceError, match="and no manifest"):
-                runtime.open_source(folder)
+            with pytest.raises(runtime.CheckpointError, match="and no manifest"):
+                runtime.open_checkpoint(folder)
         else:
             pairs = zip(before, after, found(folder), strict=True)
             assert all(one in (was, becomes) for was, becomes, one in pairs), step
@@ -224,7 +224,7 @@ def test_savers_at_once(format, tmp_path):
 
 def test_files_of_a_saver_that_is_alive_stay(tmp_path, monkeypatch):
     """Another one begins and ends while this one writes."""
-    module = sys.modules["relax_inplace.runtime.save_params"]
+    module = sys.modules["relax_inplace.runtime.checkpoint.shard"]
     write = module._write
     others = [lambda: runtime.save_params(some(2), tmp_path, shard_bytes=40)]
 
@@ -241,7 +241,7 @@ def test_files_of_a_saver_that_is_alive_stay(tmp_path, monkeypatch):
 
 def test_a_file_system_without_locks(tmp_path, monkeypatch):
     """Nobody knows who is alive: what others left stays, and all else is as it is."""
-    module = sys.modules["relax_inplace.runtime.folder_update"]
+    module = sys.modules["relax_inplace.runtime.checkpoint.folder_update"]
 
     def unsupported(descriptor, operation):
         raise OSError("no locks available")

@@ -26,8 +26,8 @@ from weight_files import (
 
 from relax_inplace import runtime
 from relax_inplace.runtime import Mark, Params, SaveError
-from relax_inplace.runtime.safetensors_files import DTYPES as SAFETENSORS_DTYPES
-from relax_inplace.runtime.tensor_cache import DTYPES as TENSOR_CACHE_DTYPES
+from relax_inplace.runtime.checkpoint.safetensors import DTYPES as SAFETENSORS_DTYPES
+from relax_inplace.runtime.checkpoint.tensor_cache import DTYPES as TENSOR_CACHE_DTYPES
 
 CPU = tvm.cpu()
 FORMATS = ["tensor-cache", "safetensors"]
@@ -115,7 +115,7 @@ def test_saving_again(format, tmp_path):
     for seed in (1, 2):
         runtime.save_params(some(seed), tmp_path, format, shard_bytes=40)
         names = set(os.listdir(tmp_path))
-        source = runtime.open_source(tmp_path)
+        source = runtime.open_checkpoint(tmp_path)
         assert names == {
             "notes.txt",
             "params_shard_9.bin",
@@ -132,7 +132,7 @@ def test_a_manifest_that_would_be_found_first_goes(tmp_path):
         "model",
         "model.safetensors.index.json",
     ]
-    assert runtime.open_source(tmp_path).format == "safetensors"
+    assert runtime.open_checkpoint(tmp_path).format == "safetensors"
 
 
 def test_one_that_would_be_found_later_stays(tmp_path):
@@ -141,7 +141,7 @@ def test_one_that_would_be_found_later_stays(tmp_path):
     before = set(os.listdir(tmp_path))
     runtime.save_params(some(), tmp_path)
     assert before < set(os.listdir(tmp_path))
-    assert runtime.open_source(tmp_path).format == "tensor-cache"
+    assert runtime.open_checkpoint(tmp_path).format == "tensor-cache"
 
 
 def test_files_that_another_manifest_names_stay(tmp_path):
@@ -274,7 +274,7 @@ def test_a_failure_at_every_step(format, error, tmp_path):
             break
         assert found in (old, new)
         if found == old:
-            source = runtime.open_source(tmp_path)
+            source = runtime.open_checkpoint(tmp_path)
             assert set(os.listdir(tmp_path)) == {source.path.name} | {
                 file.name for file in source.files
             }

@@ -23,12 +23,14 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
-from .regular_file import read_whole
-from .source_error import SourceError
+from .error import CheckpointError
+from .files import read_whole
+from .manifest_names import INSTEAD
 
 __all__ = ["FolderUpdate"]
 
@@ -65,27 +67,20 @@ class FolderUpdate:
         self._new.append(self._folder / name)
         return self._new[-1]
 
-    def commit(self, manifest: str, content: bytes, instead: Sequence[str] = ()) -> None:
-        """Make the new files count, by this manifest.
-
-        Parameters
-        ----------
-        manifest : str
-            Its name.
-        content : bytes
-        instead : sequence of str
-            The names of what readers could look at instead, in the order of ours.
+    def commit(self, manifest: str, document: dict[str, Any]) -> None:
+        """Make the new files count, by the manifest of this name.
 
         Raises
         ------
         OSError
             What was there before is still there, unless it is a file that could not be removed.
         """
+        instead = INSTEAD[manifest]
         for name in (manifest, *instead):
             if (self._folder / name).is_dir():
                 raise IsADirectoryError(errno.EISDIR, f"{name} is a directory")
         temporary = self.new_file(f".{manifest}.{self.token}.tmp")
-        temporary.write_bytes(content)
+        temporary.write_bytes(json.dumps(document, indent=1).encode())
         obsolete = self._named_by_these_alone({manifest, *instead})
         for path in self._new:
             _sync(path)
@@ -133,7 +128,7 @@ class FolderUpdate:
             is_alone = True
         except OSError:
             is_alone = False
-        with contextlib.suppress(OSError, SourceError):
+        with contextlib.suppress(OSError, CheckpointError):
             found = [(name, _NEW.fullmatch(name)) for name in os.listdir(self._folder)]
             left = {
                 name: match[1].encode()
@@ -154,7 +149,7 @@ class FolderUpdate:
         try:
             texts = self._json_files()
             replaced = [texts.pop(name) for name in manifests if name in texts]
-        except SourceError:
+        except CheckpointError:
             return []  # of one that cannot be read nobody knows what it names
         rest = b"\0".join(texts.values())
         named = {name for text in replaced for name in _named(text)}

@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 import tvm
 
-from .regular_file import opened, read_into
-from .source import Record, Source
-from .source_error import refuse, shown
-from .source_reader import SourceReader
-from .tensor_bytes import bytes_of
-from .tensor_copy import on_host
+from ..shown import shown
+from ..tensor_bytes import bytes_of
+from ..tensor_copy import on_host
+from .checkpoint import Checkpoint
+from .error import refuse
+from .files import opened, read_into
+from .reading import CheckpointReader
+from .stored_tensor import StoredTensor
 
 __all__ = ["require_equal", "require_equal_tensors"]
 
@@ -22,18 +24,18 @@ _EXPECTED = "the same numbers: the module was made with tied=, and takes one for
 _REMEDY = "make it without tied=, or give the weights that it was made for"
 
 
-def require_equal(source: Source, groups: Sequence[Sequence[Record]]) -> None:
+def require_equal(checkpoint: Checkpoint, groups: Sequence[Sequence[StoredTensor]]) -> None:
     """Compare tied weights in their files, bit by bit, before memory is taken for one.
 
     Raises
     ------
-    SourceError
+    CheckpointError
         Two differ.
     """
     for first, *others in groups:
         for other in others:
-            if not _is_same(source, first, other):
-                _refuse(shown(source.path), first.name, other.name)
+            if not _is_same(checkpoint, first, other):
+                _refuse(shown(checkpoint.path), first.name, other.name)
 
 
 def require_equal_tensors(where: str, tensors: Sequence[tuple[str, Any]]) -> None:
@@ -50,22 +52,22 @@ def _refuse(where: str, first: str, other: str) -> None:
     refuse(where, f"{shown(first)} and {shown(other)} differ", _EXPECTED, _REMEDY)
 
 
-def _is_same(source: Source, first: Record, other: Record) -> bool:
+def _is_same(checkpoint: Checkpoint, first: StoredTensor, other: StoredTensor) -> bool:
     if (first.shape, first.dtype) != (other.shape, other.dtype):
         return False
     if first.encoding != other.encoding:
-        with SourceReader(source, tvm.cpu()) as reader:
+        with CheckpointReader(checkpoint, tvm.cpu()) as reader:
             one, two = (bytes_of(reader.read(record.name)) for record in (first, other))
             return bool(np.array_equal(one, two))
     if (first.file, first.offset) == (other.file, other.offset):
         return True
-    files = {file.path: file for file in source.files}
-    parts = [np.empty(min(_CHUNK, first.nbytes), "uint8") for _ in range(2)]
+    files = {file.path: file for file in checkpoint.files}
+    parts = [np.empty(min(_CHUNK, first.stored_nbytes), "uint8") for _ in range(2)]
     with opened(first.file) as one_file, opened(other.file) as other_file:
         for record, descriptor in ((first, one_file), (other, other_file)):
             files[record.file].check_unchanged(descriptor)
-        for start in range(0, first.nbytes, _CHUNK):
-            parts = [part[: first.nbytes - start] for part in parts]
+        for start in range(0, first.stored_nbytes, _CHUNK):
+            parts = [part[: first.stored_nbytes - start] for part in parts]
             for record, descriptor, part in (
                 (first, one_file, parts[0]),
                 (other, other_file, parts[1]),
