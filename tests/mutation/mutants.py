@@ -2935,6 +2935,29 @@ NAMES = [
         ),
     ),
     *_mutants(
+        "runtime/checkpoint/reading.py",
+        ("runtime/test_any_file.py", "-k", "any_moment"),
+        (
+            "a file that changed before it is opened is read",
+            "            file.check_unchanged(self._descriptor)\n            if checksum:\n",
+            "            if checksum:\n",
+        ),
+        (
+            "a file may change while it is read",
+            "            self.file.check_unchanged(self._descriptor)  # nor was it while it was read\n",
+            "",
+        ),
+    ),
+    *_mutants(
+        "runtime/checkpoint/files.py",
+        ("runtime/test_any_file.py", "-k", "kind_of_file"),
+        (
+            "a device is opened",
+            "        is_regular = stat.S_ISREG(os.stat(path).st_mode)  # to open a device may do something\n",
+            "        is_regular = True\n",
+        ),
+    ),
+    *_mutants(
         "runtime/checkpoint/files.py",
         ("runtime/test_bad_input.py", "-k", "link"),
         (

@@ -44,8 +44,9 @@ def open_regular(path: Path) -> int:
         It cannot be opened, or is not a regular file.
     """
     try:
-        # Without O_NONBLOCK, opening a FIFO waits until somebody writes to it.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        is_regular = stat.S_ISREG(os.stat(path).st_mode)  # to open a device may do something
+        # Without O_NONBLOCK, opening a FIFO that is there now waits until somebody writes to it.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC) if is_regular else -1
     except (OSError, ValueError) as error:
         refuse(
             shown(path),
@@ -54,8 +55,9 @@ def open_regular(path: Path) -> int:
             "check the path",
             because=error,
         )
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
+    if not is_regular or not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        if is_regular:
+            os.close(descriptor)
         refuse(shown(path), "not a regular file given", "a file", "check the path")
     return descriptor
 

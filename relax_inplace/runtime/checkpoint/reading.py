@@ -179,6 +179,7 @@ class _OpenFile:
     def read(self, memory: np.ndarray, offset: int, where: str) -> None:
         if self._content is None:
             read_into(self._descriptor, memory, offset, where)
+            self.file.check_unchanged(self._descriptor)  # nor was it while it was read
         else:
             memory[:] = self._content[offset : offset + memory.nbytes]
 
