@@ -31,18 +31,7 @@ _CHUNK = 1 << 26  # bytes a call moves: a signal is answered in between, and Lin
 
 
 def open_regular(path: Path) -> int:
-    """Open a file for reading.
-
-    Returns
-    -------
-    int
-        Its descriptor, which the caller closes.
-
-    Raises
-    ------
-    CheckpointError
-        It cannot be opened, or is not a regular file.
-    """
+    """The descriptor of a file that is open for reading; the caller closes it."""
     try:
         is_regular = stat.S_ISREG(os.stat(path).st_mode)  # to open a device may do something
         # Without O_NONBLOCK, opening a FIFO that is there now waits until somebody writes to it.
@@ -73,13 +62,7 @@ def opened(path: Path) -> Iterator[int]:
 
 
 def read_into(descriptor: int, memory: np.ndarray, offset: int, where: str) -> None:
-    """Fill memory with the bytes at an offset.
-
-    Raises
-    ------
-    CheckpointError
-        The file ends before, or cannot be read.
-    """
+    """Fill memory with the bytes at an offset."""
     done = 0
     while done < memory.nbytes:
         try:
@@ -107,21 +90,7 @@ def read_whole(path: Path, limit: int) -> bytes:
 
 
 def contained_path(manifest: Path, name: str, where: str) -> Path:
-    """The real path of a file that a manifest names.
-
-    Parameters
-    ----------
-    manifest : Path
-    name : str
-        As the manifest has it.
-    where : str
-        For the error.
-
-    Raises
-    ------
-    CheckpointError
-        The name leaves the folder, or there is no such file.
-    """
+    """The real path of a file that a manifest names, in the folder it may lie in."""
     if problem := _problem(name):
         refuse(
             where,

@@ -26,7 +26,8 @@ import secrets
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+
+import msgspec
 
 from .error import CheckpointError
 from .files import read_whole
@@ -67,7 +68,7 @@ class FolderUpdate:
         self._new.append(self._folder / name)
         return self._new[-1]
 
-    def commit(self, manifest: str, document: dict[str, Any]) -> None:
+    def commit(self, manifest: str, document: msgspec.Struct) -> None:
         """Make the new files count, by the manifest of this name.
 
         Raises
@@ -80,7 +81,7 @@ class FolderUpdate:
             if (self._folder / name).is_dir():
                 raise IsADirectoryError(errno.EISDIR, f"{name} is a directory")
         temporary = self.new_file(f".{manifest}.{self.token}.tmp")
-        temporary.write_bytes(json.dumps(document, indent=1).encode())
+        temporary.write_bytes(msgspec.json.format(msgspec.json.encode(document), indent=1))
         obsolete = self._named_by_these_alone({manifest, *instead})
         for path in self._new:
             _sync(path)

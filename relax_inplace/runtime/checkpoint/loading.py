@@ -90,7 +90,13 @@ def load_selected(
     tensors: dict[str, Any] = {}
     try:
         require_equal(checkpoint, selection.tied)
-        _read(checkpoint, selection, reader, progress, tensors)
+        wanted = {record.name for record in selection.records}
+        total = sum(checkpoint.records[name].stored_nbytes for name in wanted)
+        with reader, progress_bar(progress, total, "load") as bar:
+            for name, record in checkpoint.records.items():  # as they lie in the files
+                if name in wanted:
+                    tensors[name] = reader.read(name)
+                    bar.update(record.stored_nbytes, name)
         params = Params(
             in_slots((tensors[one.name] for one in selection.records), selection.slots),
             selection.names,
@@ -126,19 +132,3 @@ def require_room(checkpoint: Checkpoint, selection: Selection, device: Any, chec
             f"at most the {free:,} that are free on {device}",
             "free memory, or convert them with a streamed transform, which needs less at once",
         )
-
-
-def _read(
-    checkpoint: Checkpoint,
-    selection: Selection,
-    reader: CheckpointReader,
-    progress: ProgressOption,
-    tensors: dict[str, Any],
-) -> None:
-    wanted = {record.name for record in selection.records}
-    total = sum(checkpoint.records[name].stored_nbytes for name in wanted)
-    with reader, progress_bar(progress, total, "load") as bar:
-        for name, record in checkpoint.records.items():  # as they lie in the files
-            if name in wanted:
-                tensors[name] = reader.read(name)
-                bar.update(record.stored_nbytes, name)

@@ -28,13 +28,7 @@ def read_manifest(path: Path, of: type[_T]) -> tuple[bytes, _T]:
 
 
 def parse_object(raw: bytes, where: str) -> dict[str, Any]:
-    """A JSON object in which no key is given twice.
-
-    Raises
-    ------
-    CheckpointError
-        It is none.
-    """
+    """A JSON object in which no key is given twice."""
     try:
         # Not by msgspec, which takes the last of two values of a key.
         value = json.loads(

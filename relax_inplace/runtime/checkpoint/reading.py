@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import threading
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
 
@@ -26,7 +27,7 @@ from .stored_tensor import CheckpointFile, StoredTensor
 
 __all__ = ["CheckpointReader"]
 
-_DECODED = 1 << 17  # numbers that are decoded at once
+_PART = 1 << 20  # bytes that are decoded, or compared, at once
 
 
 class CheckpointReader:
@@ -127,19 +128,27 @@ class CheckpointReader:
         copy = tvm_ffi.get_global_func("relax_inplace.CopyToDevice")
         return bool(copy(staged, tensor, self._stream))
 
-    def _fill(self, memory: np.ndarray, record: StoredTensor) -> None:
+    def parts(self, name: str) -> Iterator[np.ndarray]:
+        """The bytes of a weight, some at a time."""
+        record = self._checkpoint.records[name]
+        for start in range(0, record.nbytes or 0, _PART):
+            part = np.empty(min(_PART, (record.nbytes or 0) - start), "uint8")
+            self._fill(part, record, start)
+            yield part
+
+    def _fill(self, memory: np.ndarray, record: StoredTensor, begin: int = 0) -> None:
+        """Fill memory with the bytes of a weight from one on."""
         file = self._file(self._files[record.file])
         where = f"{shown(record.file)}, {shown(record.name)}"
         if record.encoding == "raw":
-            file.read(memory, record.offset, where)
+            file.read(memory, record.offset + begin, where)
             return
-        numbers = memory.view("uint32")
-        half = np.empty(min(_DECODED, numbers.size), "uint16")
-        for start in range(0, numbers.size, _DECODED):
-            part = numbers[start : start + _DECODED]
-            file.read(half[: part.size].view("uint8"), record.offset + 2 * start, where)
-            part[:] = half[: part.size]
-            part <<= 16
+        for start in range(0, memory.nbytes, _PART):
+            numbers = memory[start : start + _PART].view("uint32")
+            half = np.empty(numbers.size, "uint16")
+            file.read(half.view("uint8"), record.offset + (begin + start) // 2, where)
+            numbers[:] = half
+            numbers <<= 16
 
     def _file(self, file: CheckpointFile) -> _OpenFile:
         if self._open is None or self._open.file is not file:

@@ -10,7 +10,6 @@ may be shared, or an older one.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Collection
 from pathlib import Path, PurePosixPath
@@ -29,7 +28,7 @@ from .files import contained_path, opened, read_into
 from .folder_update import FolderUpdate
 from .manifest import Size, converted, mark_in, parse_object, read_manifest
 from .manifest_names import INDEX
-from .shard import Weights, write_shard
+from .shard import Weight, write_shard
 from .stored_tensor import CheckpointFile, StoredTensor
 
 __all__ = ["DTYPES", "read_safetensors", "read_safetensors_index", "write_safetensors"]
@@ -59,7 +58,7 @@ _LARGEST_HEADER = 100_000_000  # Hugging Face's own limit
 
 class _Entry(msgspec.Struct):
     dtype: str
-    shape: list[Size]
+    shape: tuple[Size, ...]
     data_offsets: tuple[Size, Size]
 
 
@@ -69,13 +68,7 @@ class _Index(msgspec.Struct):
 
 
 def read_safetensors(path: Path) -> Checkpoint:
-    """What one file holds.
-
-    Raises
-    ------
-    CheckpointError
-        It is not a safetensors file, or holds what TVM cannot.
-    """
+    """What one file holds."""
     real = Path(os.path.realpath(path))
     file, records, metadata = _read_file(real, path.name, shown(path))
     mark = mark_in(metadata, shown(path))
@@ -83,13 +76,7 @@ def read_safetensors(path: Path) -> Checkpoint:
 
 
 def read_safetensors_index(path: Path) -> Checkpoint:
-    """What an index takes from its files.
-
-    Raises
-    ------
-    CheckpointError
-        One of them is damaged, or they do not agree.
-    """
+    """What an index takes from its files."""
     raw, index = read_manifest(path, _Index)
     where = shown(path)
     placed: dict[str, set[str]] = {}  # the weights that the index says are in a file
@@ -170,7 +157,7 @@ def _header(descriptor: int, where: str) -> bytes:
 
 
 def write_safetensors(
-    update: FolderUpdate, shards: list[Weights], mark: Mark | None, bar: ProgressBar
+    update: FolderUpdate, shards: list[list[Weight]], mark: Mark | None, bar: ProgressBar
 ) -> None:
     """Write weights and their index into a folder."""
     # Hugging Face's libraries refuse a file that does not say "pt", "tf", "flax" or "mlx".
@@ -181,18 +168,16 @@ def write_safetensors(
     for index, shard in enumerate(shards):
         file = f"model-{update.token}-{index + 1:05}-of-{len(shards):05}.safetensors"
         # Large elements first: then each weight is aligned to its own.
-        shard.sort(key=lambda one: -tvm_ffi.dtype(one[0].dtype).bits)
+        shard.sort(key=lambda one: -tvm_ffi.dtype(one.dtype).bits)
         header: dict[str, Any] = {"__metadata__": metadata}
         offset = 0
-        for one, _ in shard:
-            end = offset + (one.nbytes or 0)
-            dtype = names[str(one.dtype)]
-            header[one.name] = {"dtype": dtype, "shape": one.shape, "data_offsets": [offset, end]}
+        for one in shard:
+            end = offset + one.nbytes
+            header[one.name] = _Entry(names[one.dtype], one.shape, (offset, end))
             weight_map[one.name] = file
             offset = end
-        text = json.dumps(header, separators=(",", ":")).encode()
+        text = msgspec.json.encode(header)
         text += b" " * (-len(text) % 8)
         write_shard(update.new_file(file), len(text).to_bytes(8, "little") + text, shard, bar)
         total += offset
-    document = {"metadata": {"total_size": total} | metadata, "weight_map": weight_map}
-    update.commit(INDEX, document)
+    update.commit(INDEX, _Index(weight_map, {"total_size": total} | metadata))

@@ -17,7 +17,7 @@ from ..shown import shown, system_text
 from ..tensor_info import TensorInfo
 from . import safetensors, tensor_cache
 from .folder_update import FolderUpdate
-from .shard import Weights
+from .shard import Weight
 
 __all__ = ["SaveError", "save_params"]
 
@@ -110,18 +110,20 @@ def _save(
             _refuse(folder, "a key and weights without a mark", "converted weights", "omit the key")
         mark = dataclasses.replace(mark, key=key)
     weights = _checked(params, folder, format, dtypes)
-    needed = sum(one.nbytes or 0 for one, _ in weights)
+    needed = sum(one.nbytes for one in weights)
+    whole = "what the folder holds is whole, old or new: make room, or choose another folder"
+    expected = f"to write {needed:,} bytes"
     try:
         with FolderUpdate(folder) as update, progress_bar(progress, needed, "save") as bar:
             free = shutil.disk_usage(folder).free
             if needed > free:
-                _refuse_full(folder, needed, f"the disk has {free:,} bytes free")
+                _refuse(folder, f"the disk has {free:,} bytes free", expected, whole)
             write(update, _shards(weights, shard_bytes), mark, bar)
     except OSError as error:
-        _refuse_full(folder, needed, f"{system_text(error)}, {_free(folder)}", error)
+        _refuse(folder, f"{system_text(error)}, {_free(folder)}", expected, whole, error)
 
 
-def _checked(params: Params, folder: Path, format: str, dtypes: Collection[str]) -> Weights:
+def _checked(params: Params, folder: Path, format: str, dtypes: Collection[str]) -> list[Weight]:
     """The weights with their types; what cannot be saved is refused before a file is made."""
     weights = []
     for name, tensor in params.items():
@@ -143,22 +145,23 @@ def _checked(params: Params, folder: Path, format: str, dtypes: Collection[str])
                 f"tensors that {format} can hold",
                 "load it again, or save in the other format",
             )
-        weights.append((TensorInfo(name, tuple(map(int, tensor.shape)), str(tensor.dtype)), tensor))
+        shape = tuple(map(int, tensor.shape))
+        nbytes = TensorInfo(name, shape, str(tensor.dtype)).nbytes or 0
+        weights.append(Weight(name, shape, str(tensor.dtype), nbytes, tensor))
     if not weights:
         _refuse(folder, "no weights", "at least one", "load them first")
     return weights
 
 
-def _shards(weights: Weights, limit: int) -> list[Weights]:
-    shards: list[Weights] = []
+def _shards(weights: list[Weight], limit: int) -> list[list[Weight]]:
+    shards: list[list[Weight]] = []
     room = -1
-    for one, tensor in weights:
-        nbytes = one.nbytes or 0
-        if not shards or nbytes > room:
+    for one in weights:
+        if not shards or one.nbytes > room:
             shards.append([])
             room = limit
-        shards[-1].append((one, tensor))
-        room -= nbytes
+        shards[-1].append(one)
+        room -= one.nbytes
     return shards
 
 
@@ -169,16 +172,8 @@ def _free(folder: Path) -> str:
         return "and no disk there"
 
 
-def _refuse_full(
-    folder: Path, needed: int, given: str, because: BaseException | None = None
+def _refuse(
+    folder: Path, given: str, expected: str, remedy: str, because: BaseException | None = None
 ) -> NoReturn:
-    raise SaveError.of(
-        where=shown(folder),
-        given=given,
-        expected=f"to write {needed:,} bytes",
-        remedy="what the folder holds is whole, old or new: make room, or choose another folder",
-    ) from because
-
-
-def _refuse(folder: Path, given: str, expected: str, remedy: str) -> NoReturn:
-    raise SaveError.of(where=shown(folder), given=given, expected=expected, remedy=remedy)
+    fields = {"where": shown(folder), "given": given, "expected": expected, "remedy": remedy}
+    raise SaveError.of(**fields) from because

@@ -4,28 +4,36 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..progress import ProgressBar
 from ..tensor_bytes import bytes_of
 from ..tensor_copy import on_host
-from ..tensor_info import TensorInfo
 
-__all__ = ["Weights", "write_shard"]
+__all__ = ["Weight", "write_shard"]
 
 _CHUNK = 1 << 24
-Weights = list[tuple[TensorInfo, Any]]
+
+
+class Weight(NamedTuple):
+    """What is saved."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    nbytes: int
+    tensor: Any
 
 
 def write_shard(
-    path: Path, header: bytes, shard: Weights, bar: ProgressBar, digest: Any = None
+    path: Path, header: bytes, shard: list[Weight], bar: ProgressBar, digest: Any = None
 ) -> None:
     """Write weights one after the other, those on the host from where they are."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
         _write(descriptor, memoryview(header))
-        for one, tensor in shard:
-            content = bytes_of(on_host(tensor)).data
+        for one in shard:
+            content = bytes_of(on_host(one.tensor)).data
             for start in range(0, content.nbytes, _CHUNK):
                 part = content[start : start + _CHUNK]
                 if digest is not None:

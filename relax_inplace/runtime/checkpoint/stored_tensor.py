@@ -105,13 +105,7 @@ class CheckpointFile:
         where: str,
         encoding: str = "raw",
     ) -> StoredTensor:
-        """Check what a manifest says of a tensor in this file.
-
-        Raises
-        ------
-        CheckpointError
-            Its bytes are not as many as its type takes, or do not lie in the file.
-        """
+        """A tensor in this file, as a manifest says, and as can be: that is checked."""
         info = TensorInfo(name, tuple(shape), dtype)
         stored = (_element_count(shape, where),), "bfloat16" if encoding == "f32-to-bf16" else dtype
         expected = TensorInfo(name, *stored).nbytes

@@ -29,7 +29,7 @@ from .files import contained_path, opened
 from .folder_update import FolderUpdate
 from .manifest import Size, mark_in, read_manifest
 from .manifest_names import TENSOR_CACHE
-from .shard import Weights, write_shard
+from .shard import Weight, write_shard
 from .stored_tensor import CheckpointFile, StoredTensor
 
 __all__ = ["DTYPES", "read_tensor_cache", "write_tensor_cache"]
@@ -48,7 +48,7 @@ DTYPES = frozenset(
 
 class _Record(msgspec.Struct):
     name: str
-    shape: list[Size]
+    shape: tuple[Size, ...]
     dtype: str
     format: str
     nbytes: Size
@@ -71,13 +71,7 @@ class _Manifest(msgspec.Struct):
 
 
 def read_tensor_cache(path: Path) -> Checkpoint:
-    """What a manifest and its files hold.
-
-    Raises
-    ------
-    CheckpointError
-        The manifest is not one, or the files are not what it says.
-    """
+    """What a manifest and its files hold."""
     raw, manifest = read_manifest(path, _Manifest)
     where = shown(path)
     files: dict[str, CheckpointFile] = {}
@@ -136,36 +130,18 @@ def _in_order(records: Iterable[StoredTensor], where: str) -> list[StoredTensor]
 
 
 def write_tensor_cache(
-    update: FolderUpdate, shards: list[Weights], mark: Mark | None, bar: ProgressBar
+    update: FolderUpdate, shards: list[list[Weight]], mark: Mark | None, bar: ProgressBar
 ) -> None:
     """Write weights and their manifest into a folder."""
-    entries = []
+    written = []
     for index, shard in enumerate(shards):
         name = f"params_shard_{update.token}_{index}.bin"
-        records, offset = [], 0
-        for one, _ in shard:
-            records.append(
-                {
-                    "name": one.name,
-                    "shape": one.shape,
-                    "dtype": one.dtype,
-                    "format": "raw",
-                    "nbytes": one.nbytes,
-                    "byteOffset": offset,
-                }
-            )
-            offset += one.nbytes or 0
         md5 = hashlib.md5(usedforsecurity=False)
         write_shard(update.new_file(name), b"", shard, bar, md5)
-        entries.append(
-            {
-                "dataPath": name,
-                "format": "raw-shard",
-                "nbytes": offset,
-                "md5sum": md5.hexdigest(),
-                "records": records,
-            }
-        )
+        records, offset = [], 0
+        for one in shard:
+            records.append(_Record(one.name, one.shape, one.dtype, "raw", one.nbytes, offset))
+            offset += one.nbytes
+        written.append(_Shard(name, "raw-shard", offset, records, md5.hexdigest()))
     metadata = {} if mark is None else {MARK: mark.to_json()}
-    document = {"metadata": metadata, "records": entries}
-    update.commit(TENSOR_CACHE, document)
+    update.commit(TENSOR_CACHE, _Manifest(written, metadata))

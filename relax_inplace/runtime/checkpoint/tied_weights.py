@@ -13,25 +13,17 @@ from ..tensor_bytes import bytes_of
 from ..tensor_copy import on_host
 from .checkpoint import Checkpoint
 from .error import refuse
-from .files import opened, read_into
 from .reading import CheckpointReader
 from .stored_tensor import StoredTensor
 
 __all__ = ["require_equal", "require_equal_tensors"]
 
-_CHUNK = 1 << 20
 _EXPECTED = "the same numbers: the module was made with tied=, and takes one for the other"
 _REMEDY = "make it without tied=, or give the weights that it was made for"
 
 
 def require_equal(checkpoint: Checkpoint, groups: Sequence[Sequence[StoredTensor]]) -> None:
-    """Compare tied weights in their files, bit by bit, before memory is taken for one.
-
-    Raises
-    ------
-    CheckpointError
-        Two differ.
-    """
+    """Compare tied weights in their files, bit by bit, before memory is taken for one."""
     for first, *others in groups:
         for other in others:
             if not _is_same(checkpoint, first, other):
@@ -55,25 +47,11 @@ def _refuse(where: str, first: str, other: str) -> None:
 def _is_same(checkpoint: Checkpoint, first: StoredTensor, other: StoredTensor) -> bool:
     if (first.shape, first.dtype) != (other.shape, other.dtype):
         return False
-    if first.encoding != other.encoding:
-        with CheckpointReader(checkpoint, tvm.cpu()) as reader:
-            one, two = (bytes_of(reader.read(record.name)) for record in (first, other))
-            return bool(np.array_equal(one, two))
-    if (first.file, first.offset) == (other.file, other.offset):
+    if (first.file, first.offset, first.encoding) == (other.file, other.offset, other.encoding):
         return True
-    files = {file.path: file for file in checkpoint.files}
-    parts = [np.empty(min(_CHUNK, first.stored_nbytes), "uint8") for _ in range(2)]
-    with opened(first.file) as one_file, opened(other.file) as other_file:
-        for record, descriptor in ((first, one_file), (other, other_file)):
-            files[record.file].check_unchanged(descriptor)
-        for start in range(0, first.stored_nbytes, _CHUNK):
-            parts = [part[: first.stored_nbytes - start] for part in parts]
-            for record, descriptor, part in (
-                (first, one_file, parts[0]),
-                (other, other_file, parts[1]),
-            ):
-                where = f"{shown(record.file)}, {shown(record.name)}"
-                read_into(descriptor, part, record.offset + start, where)
-            if not np.array_equal(parts[0], parts[1]):
-                return False
-    return True
+    with (
+        CheckpointReader(checkpoint, tvm.cpu()) as one,
+        CheckpointReader(checkpoint, tvm.cpu()) as two,
+    ):
+        parts = zip(one.parts(first.name), two.parts(other.name), strict=True)
+        return all(np.array_equal(part, other_part) for part, other_part in parts)
