@@ -2906,13 +2906,13 @@ NAMES = [
         ),
         (
             "files of dead savers stay",
-            "if match and (is_alone or match[1] == self.token)",
-            "if match and match[1] == self.token",
+            "if match and (is_alone or match[1] == self.token)]",
+            "if match and match[1] == self.token]",
         ),
         (
             "files go that another manifest names",
-            '                    if not name.endswith(".tmp") and token not in manifests:\n',
-            '                    if not name.endswith(".tmp"):\n',
+            "            if is_temporary or not _is_mentioned(match[1], manifests):\n",
+            "            if True:\n",
         ),
         (
             "what we search first goes first",

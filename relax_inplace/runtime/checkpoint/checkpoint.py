@@ -56,13 +56,7 @@ class Checkpoint:
         manifest: bytes = b"",
         ties: Mapping[str, str] | None = None,
     ) -> Checkpoint:
-        """Make a checkpoint of records that have been checked one by one.
-
-        Raises
-        ------
-        CheckpointError
-            There are none, or a name is given twice.
-        """
+        """Make a checkpoint of records that have been checked; no name may be there twice."""
         by_name: dict[str, StoredTensor] = {}
         for record in records:
             if record.name in by_name:
@@ -76,7 +70,7 @@ class Checkpoint:
         if not by_name:
             refuse(shown(path), "no weights given", "at least one", "check the path")
         files = tuple(files)
-        described = [[one.name, one.nbytes, one.mtime_ns, one.header] for one in files]
+        described = [[one.name, *one.state[:2], one.header] for one in files]
         text = json.dumps([hashlib.sha256(manifest).hexdigest(), described])
         fingerprint = hashlib.sha256(text.encode()).hexdigest()
         known = {

@@ -26,13 +26,6 @@ class CheckpointError(StructuredError):
 
     template = "{where}: {given}, expected {expected}; {remedy}"
 
-    @classmethod
-    def of(cls, **fields: str) -> CheckpointError:
-        """Make the error; its fields are these, also if one contains what separates them."""
-        error = cls(cls.template.format(**fields))
-        error.fields = fields
-        return error
-
 
 def refuse(
     where: str,

@@ -25,7 +25,6 @@ import re
 import secrets
 from collections.abc import Iterable
 from pathlib import Path
-from types import TracebackType
 
 import msgspec
 
@@ -105,16 +104,11 @@ class FolderUpdate:
             raise
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         try:
-            self._remove_leftovers()
-            # Not left to `close`: a process that was forked meanwhile has the lock open, too.
             with contextlib.suppress(OSError):
+                self._remove_leftovers()
+                # Not left to `close`: a process that was forked meanwhile has the lock open, too.
                 fcntl.flock(self._lock, fcntl.LOCK_UN)
         finally:
             os.close(self._lock)
@@ -129,46 +123,41 @@ class FolderUpdate:
             is_alone = True
         except OSError:
             is_alone = False
-        with contextlib.suppress(OSError, CheckpointError):
-            found = [(name, _NEW.fullmatch(name)) for name in os.listdir(self._folder)]
-            left = {
-                name: match[1].encode()
-                for name, match in found
-                if match and (is_alone or match[1] == self.token)
-            }
-            for name in left:
-                if name.endswith(".tmp"):
-                    os.unlink(self._folder / name)
-            if any(not name.endswith(".tmp") for name in left):
-                manifests = b"\0".join(self._json_files().values())
-                for name, token in left.items():
-                    if not name.endswith(".tmp") and token not in manifests:
-                        os.unlink(self._folder / name)
+        found = [_NEW.fullmatch(name) for name in os.listdir(self._folder)]
+        left = [match for match in found if match and (is_alone or match[1] == self.token)]
+        manifests = self._json_files() if left else {}
+        for match in left:
+            is_temporary = match[0].endswith(".tmp")
+            if is_temporary or not _is_mentioned(match[1], manifests):
+                with contextlib.suppress(OSError):
+                    os.unlink(self._folder / match[0])
 
-    def _named_by_these_alone(self, manifests: Iterable[str]) -> list[str]:
+    def _named_by_these_alone(self, replaced: Iterable[str]) -> list[str]:
         """The files beside that these manifests name, and no other JSON file mentions."""
-        try:
-            texts = self._json_files()
-            replaced = [texts.pop(name) for name in manifests if name in texts]
-        except CheckpointError:
-            return []  # of one that cannot be read nobody knows what it names
-        rest = b"\0".join(texts.values())
-        named = {name for text in replaced for name in _named(text)}
-        return sorted(name for name in named if name.encode() not in rest)
+        manifests = self._json_files()
+        named = {name for one in replaced for name in _named(manifests.pop(one, None))}
+        return sorted(name for name in named if not _is_mentioned(name, manifests))
 
-    def _json_files(self) -> dict[str, bytes]:
-        names = [name for name in os.listdir(self._folder) if name.endswith(".json")]
-        return {
-            name: read_whole(self._folder / name, _LARGEST)
-            for name in names
-            if os.path.isfile(self._folder / name)
-        }
+    def _json_files(self) -> dict[str, bytes | None]:
+        """What could be a manifest; None for one that cannot be read."""
+        contents: dict[str, bytes | None] = {}
+        for name in os.listdir(self._folder):
+            if name.endswith(".json") and os.path.isfile(self._folder / name):
+                contents[name] = None
+                with contextlib.suppress(CheckpointError):
+                    contents[name] = read_whole(self._folder / name, _LARGEST)
+        return contents
 
 
-def _named(manifest: bytes) -> set[str]:
+def _is_mentioned(name: str, manifests: dict[str, bytes | None]) -> bool:
+    """Whether one of them has the name, or may have it."""
+    return any(one is None or name.encode() in one for one in manifests.values())
+
+
+def _named(manifest: bytes | None) -> set[str]:
     """The files beside a manifest that it names; none if it is damaged."""
     try:
-        document = json.loads(manifest)
+        document = json.loads(manifest or b"")
         if "weight_map" in document:
             files = set(document["weight_map"].values())
         else:

@@ -100,13 +100,6 @@ def select(
         What the transform's weights are called in the checkpoint.
     extra : str
         Whether the checkpoint may have others than the transform's: ``error`` or ``ignore``.
-
-    Raises
-    ------
-    MismatchError
-        They do not fit.
-    CheckpointError
-        A name is given twice, or the weights were converted for another layout.
     """
     if extra not in ("error", "ignore"):
         raise ValueError(f"extra={extra!r}: expected 'error' or 'ignore'")

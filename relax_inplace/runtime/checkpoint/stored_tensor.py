@@ -51,11 +51,10 @@ class CheckpointFile:
     name : str
         As the manifest calls it.
     nbytes : int
+    state : tuple of int
+        Which file it is, how large, and when it was changed.
     md5 : str or None
         Of all its bytes, if the manifest says it.
-    mtime_ns : int
-    inode : tuple of int
-        Which file it is.
     header : str
         The sha256 of what it says of itself.
     """
@@ -63,9 +62,8 @@ class CheckpointFile:
     path: Path
     name: str
     nbytes: int
+    state: tuple[int, ...]
     md5: str | None = None
-    mtime_ns: int = 0
-    inode: tuple[int, int] = (0, 0)
     header: str = ""
 
     @classmethod
@@ -73,24 +71,16 @@ class CheckpointFile:
         cls, path: Path, name: str, descriptor: int, md5: str | None = None, header: bytes = b""
     ) -> CheckpointFile:
         """Describe a file that is open."""
-        found = os.fstat(descriptor)
-        return cls(
-            path=path,
-            name=name,
-            nbytes=found.st_size,
-            md5=md5,
-            mtime_ns=found.st_mtime_ns,
-            inode=(found.st_dev, found.st_ino),
-            header=hashlib.sha256(header).hexdigest(),
-        )
+        state = _state(descriptor)
+        return cls(path, name, state[0], state, md5, hashlib.sha256(header).hexdigest())
 
     def check_unchanged(self, descriptor: int) -> None:
         """Raise a CheckpointError if an open file is not the one that was checked."""
-        now = CheckpointFile.of(self.path, self.name, descriptor)
-        if (now.inode, now.nbytes, now.mtime_ns) != (self.inode, self.nbytes, self.mtime_ns):
+        now = _state(descriptor)
+        if now != self.state:
             refuse(
                 shown(self.path),
-                f"it has changed since it was opened ({now.nbytes:,} bytes now)",
+                f"it has changed since it was opened ({now[0]:,} bytes now)",
                 f"the file of {self.nbytes:,} bytes that was checked",
                 "open the weights again once nobody writes them",
             )
@@ -126,6 +116,11 @@ class CheckpointFile:
             stored_nbytes=nbytes,
             encoding=encoding,
         )
+
+
+def _state(descriptor: int) -> tuple[int, ...]:
+    found = os.fstat(descriptor)
+    return found.st_size, found.st_mtime_ns, found.st_dev, found.st_ino
 
 
 def _element_count(shape: Sequence[int], where: str) -> int:
