@@ -2915,6 +2915,11 @@ NAMES = [
             "            if True:\n",
         ),
         (
+            "a process that was forked keeps the lock",
+            "                fcntl.flock(self._lock, fcntl.LOCK_UN)\n",
+            "                pass\n",
+        ),
+        (
             "what we search first goes first",
             "for name in (*reversed(instead), *obsolete):",
             "for name in (*instead, *obsolete):",

@@ -368,7 +368,7 @@ _CHANGES = {name: _KINDS[name] for name in ("gone", "FIFO", "folder", "huge", "e
 
 @given(
     kind=st.sampled_from(sorted(_CHANGES)),
-    before=st.integers(0, 6),
+    before=st.integers(0, 25),
     checksum=st.booleans(),
 )
 def test_a_file_that_changes_at_any_moment(kind, before, checksum):

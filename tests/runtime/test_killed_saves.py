@@ -239,6 +239,25 @@ def test_files_of_a_saver_that_is_alive_stay(tmp_path, monkeypatch):
     require_its_own_files_alone(tmp_path)
 
 
+def test_a_process_that_was_forked_meanwhile(tmp_path, monkeypatch):
+    """It has the lock open, too, and may live for long."""
+    module = sys.modules["relax_inplace.runtime.checkpoint.shard"]
+    write, forked = module._write, []
+
+    def written(*args):
+        write(*args)
+        forked.append(killed(lambda: None, signal.pause))
+        monkeypatch.undo()
+
+    monkeypatch.setattr(module, "_write", written)
+    runtime.save_params(some(1), tmp_path)
+    (tmp_path / "params_shard_0123456789ab_0.bin").write_bytes(b"x")
+    runtime.save_params(some(2), tmp_path)
+    os.kill(forked[0], signal.SIGKILL)
+    assert ended(forked[0])
+    require_its_own_files_alone(tmp_path)
+
+
 def test_a_file_system_without_locks(tmp_path, monkeypatch):
     """Nobody knows who is alive: what others left stays, and all else is as it is."""
     module = sys.modules["relax_inplace.runtime.checkpoint.folder_update"]
