@@ -2941,7 +2941,7 @@ NAMES = [
     ),
     *_mutants(
         "runtime/checkpoint/reading.py",
-        ("runtime/test_any_file.py", "-k", "any_moment"),
+        ("runtime/test_any_file.py", "runtime/test_bad_input.py", "-k", "moment or changes_before"),
         (
             "a file that changed before it is opened is read",
             "            file.check_unchanged(self._descriptor)\n            if checksum:\n",
