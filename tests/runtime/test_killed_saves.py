@@ -1,5 +1,6 @@
 """Saves that are killed, and that run at once: the old or the new weights, and no file for good."""
 
+import fcntl
 import os
 import shutil
 import signal
@@ -255,6 +256,19 @@ def test_a_process_that_was_forked_meanwhile(tmp_path, monkeypatch):
     runtime.save_params(some(2), tmp_path)
     os.kill(forked[0], signal.SIGKILL)
     assert ended(forked[0])
+    require_its_own_files_alone(tmp_path)
+
+
+def test_a_lock_that_never_ends(tmp_path, monkeypatch):
+    """Of one that removes files, held by a process that it forked: an error, no wait for ever."""
+    module = sys.modules["relax_inplace.runtime.checkpoint.folder_update"]
+    monkeypatch.setattr(module, "_TRIES", 2)
+    descriptor = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    with pytest.raises(runtime.SaveError, match="another process has locked the folder"):
+        runtime.save_params(some(1), tmp_path)
+    os.close(descriptor)
+    runtime.save_params(some(1), tmp_path)
     require_its_own_files_alone(tmp_path)
 
 

@@ -23,6 +23,7 @@ import json
 import os
 import re
 import secrets
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -35,6 +36,7 @@ from .manifest_names import INSTEAD
 __all__ = ["FolderUpdate"]
 
 _LARGEST = 256 << 20  # bytes of a JSON file
+_TRIES = 600  # of a tenth of a second, for the lock
 _NEW = re.compile(  # the names of files that updates make, 0.1's too; the group is a token
     r"(?:params_shard_|model-|\.(?:params_|model|tensor-cache).+\.)([0-9a-f]{12})"
     r"(?:_\d+\.bin|-\d{5,}-of-\d{5,}\.safetensors|\.tmp)"
@@ -97,8 +99,7 @@ class FolderUpdate:
         self._lock = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             self._remove_leftovers()
-            with contextlib.suppress(OSError):
-                fcntl.flock(self._lock, fcntl.LOCK_SH)
+            self._share_lock()
         except BaseException:
             os.close(self._lock)
             raise
@@ -112,6 +113,17 @@ class FolderUpdate:
                 fcntl.flock(self._lock, fcntl.LOCK_UN)
         finally:
             os.close(self._lock)
+
+    def _share_lock(self) -> None:
+        """Wait for one that removes files, but not for ever: a process may be forked meanwhile."""
+        for _ in range(_TRIES):
+            try:
+                return fcntl.flock(self._lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                time.sleep(0.1)
+            except OSError:
+                return None
+        raise OSError(errno.EBUSY, "another process has locked the folder")
 
     def _remove_leftovers(self) -> None:
         """Remove the files of savers that no manifest names: of this one, and of dead ones.
