@@ -43,5 +43,7 @@ class StructuredError(ValueError):
 
     @classmethod
     def of(cls, **fields: str) -> StructuredError:
-        """Make the error from the fields of its template."""
-        return cls(cls.template.format(**fields))
+        """Make the error; its fields are these, also if one contains what separates them."""
+        error = cls(cls.template.format(**fields))
+        error.fields = fields
+        return error

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .analysis import MemoryPlan
-    from .runtime import Report
+    from .runtime.report import Report
 
 __all__ = ["plot_plan", "plot_report"]
 

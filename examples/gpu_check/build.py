@@ -11,7 +11,8 @@ and there
 In the folder: a module for each conversion of ``benchmarks/workloads.py`` and each architecture;
 digests of what numpy makes of the same weights; TVM's runtime, tvm-ffi and this package, without
 the compiler; libcudart, which TVM's CUDA runtime needs. The machine brings the driver (13.0 or
-newer: 580), Python, numpy, psutil, ml_dtypes, packaging, safetensors, tqdm and typing_extensions.
+newer: 580), Python, numpy, psutil, ml_dtypes, packaging, msgspec, safetensors, tqdm and
+typing_extensions.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ def require_packages(manifest: dict[str, Any]) -> None:
             f"--python {running}"
         )
     missing = []
-    for name in ("numpy", "psutil", "ml_dtypes", "packaging", "safetensors", "tqdm"):
+    for name in ("numpy", "psutil", "ml_dtypes", "packaging", "msgspec", "safetensors", "tqdm"):
         try:
             __import__(name)
         except ImportError:
@@ -261,10 +261,10 @@ def kernels(machine: Machine, transform: Any, weights: Any) -> dict[str, list[tu
 
 
 def _nbytes(tensor: Any) -> int:
-    from relax_inplace.runtime.tensor_type import TensorType
+    from relax_inplace.runtime.tensor_info import TensorInfo
 
     shape = tuple(map(int, tensor.shape))
-    return TensorType("", shape, str(tensor.dtype)).nbytes or 0
+    return TensorInfo("", shape, str(tensor.dtype)).nbytes or 0
 
 
 def run_case(machine: Machine, case: Case, rounds: int, found: Checks) -> None:

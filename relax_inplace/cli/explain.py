@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tvm import ir
 
     from ..analysis import LiftReport
-    from ..runtime import Source
+    from ..runtime import Checkpoint as Source
 
 __all__ = ["command", "explained"]
 
@@ -89,7 +89,7 @@ def explained(mod: ir.IRModule, choices: options.Choices) -> list[LiftReport]:
 
 
 def _opened(path: str) -> Source:
-    from ..runtime import open_source
+    from ..runtime import open_checkpoint as open_source
 
     return open_source(path)
 

@@ -104,7 +104,7 @@ def command(
 
     device = _device(device_name)
     if save is not None:
-        source = runtime.open_source(path)
+        source = runtime.open_checkpoint(path)
         if source.mark is None and Path(save).resolve() == source.path.resolve().parent:
             raise RefusedError(
                 f"--save {save}: the original weights are there; give another folder"

@@ -1,22 +1,28 @@
 """Parameter tuples: load, own, transform, report, save. Needs TVM's runtime, never its compiler."""
 
+from .checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    CheckpointReader,
+    MismatchError,
+    Prefetcher,
+    SaveError,
+    StoredTensor,
+    clear_cache,
+    load_params,
+    open_checkpoint,
+    save_params,
+)
 from .convert.failure import TransformError, TransformInterrupted
 from .convert.held import HeldWeight, HeldWeightsError
 from .convert_params import convert_params
-from .load_params import clear_cache, load_params
 from .mark import Mark
 from .memory_sampler import Sample
-from .open_source import open_source
 from .params import Params
 from .progress import Progress
 from .report import Report
-from .save_params import SaveError, save_params
-from .source import Record, Source
-from .source_error import SourceError
-from .source_reader import SourceReader
 from .stream_params import stream_params
-from .stream_reader import ReadAhead
-from .tensor_type import TensorType
+from .tensor_info import TensorInfo
 from .transform import ModuleError, Transform, TransformStep, load_transform
 from .transform_params import (
     ConvertedError,
@@ -24,9 +30,11 @@ from .transform_params import (
     restore_params,
     transform_params,
 )
-from .weight_selection import MismatchError
 
 __all__ = [
+    "Checkpoint",
+    "CheckpointError",
+    "CheckpointReader",
     "ConvertedError",
     "HeldWeight",
     "HeldWeightsError",
@@ -34,16 +42,13 @@ __all__ = [
     "MismatchError",
     "ModuleError",
     "Params",
+    "Prefetcher",
     "Progress",
-    "ReadAhead",
-    "Record",
     "Report",
     "Sample",
     "SaveError",
-    "Source",
-    "SourceError",
-    "SourceReader",
-    "TensorType",
+    "StoredTensor",
+    "TensorInfo",
     "Transform",
     "TransformError",
     "TransformInterrupted",
@@ -53,7 +58,7 @@ __all__ = [
     "convert_params",
     "load_params",
     "load_transform",
-    "open_source",
+    "open_checkpoint",
     "restore_params",
     "save_params",
     "stream_params",

@@ -20,20 +20,20 @@ from typing import Any
 import tvm_ffi
 
 from ..weight_names import GivenNames
-from .load_params import load_params
+from .checkpoint.checkpoint import Checkpoint as Source
+from .checkpoint.error import CheckpointError as SourceError
+from .checkpoint.loading import load_params
+from .checkpoint.open import open_checkpoint as open_source
+from .checkpoint.saving import SaveError, save_params
+from .checkpoint.selection import Selection, select
 from .memory_sampler import MemorySampler
-from .open_source import open_source
 from .params import Params
 from .progress import ProgressOption
 from .report import Report
-from .save_params import SaveError, save_params
-from .source import Source
-from .source_error import SourceError
 from .stream_params import stream_params
 from .tensor_copy import digest_of
 from .transform import ModuleError, Transform
 from .transform_params import ConvertedError, transform_params
-from .weight_selection import Selection, select
 
 __all__ = ["convert_params"]
 

@@ -10,7 +10,7 @@ import tvm_ffi
 
 from ..weight_names import made_from, unused_name
 from .mark import Mark
-from .tensor_type import TensorType
+from .tensor_info import TensorInfo as TensorType
 
 if TYPE_CHECKING:
     from .report import Report

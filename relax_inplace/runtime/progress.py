@@ -10,7 +10,7 @@ from typing import Protocol
 
 from tqdm import tqdm
 
-from .source_error import shown
+from .shown import shown
 
 __all__ = ["Progress", "ProgressBar", "ProgressOption", "progress_bar"]
 

@@ -9,20 +9,20 @@ from typing import Any
 import tvm_ffi
 
 from ..weight_names import GivenNames
+from .checkpoint.checkpoint import Checkpoint as Source
+from .checkpoint.open import open_checkpoint as open_source
+from .checkpoint.prefetching import Prefetcher as ReadAhead
+from .checkpoint.reading import CheckpointReader as SourceReader
+from .checkpoint.selection import select
+from .checkpoint.tied_weights import require_equal
 from .convert.observe import convert, require_memory
 from .convert.own import Ownership
 from .mark import Mark
-from .open_source import open_source
 from .params import Params
 from .progress import ProgressOption
-from .source import Source
-from .source_reader import SourceReader
-from .stream_reader import ReadAhead
-from .tensor_type import dimensions_of
-from .tied_weights import require_equal
+from .tensor_info import dimensions_of
 from .transform import ModuleError, Transform
 from .transform_params import ConvertedError
-from .weight_selection import select
 
 __all__ = ["stream_params"]
 
@@ -88,8 +88,8 @@ def stream_params(
             remedy="load them with load_params, and use them as they are",
         )
     require_equal(source, selection.tied)
-    types = (one.type for one in selection.records)
-    given = dict(zip((one.name for one in transform.weights), types, strict=True))
+    records = selection.records
+    given = dict(zip((one.name for one in transform.weights), records, strict=True))
     transform = transform.with_dimensions(dimensions_of(given, transform.weights))
     assert transform.params is not None
     require_memory(transform, 0, device)

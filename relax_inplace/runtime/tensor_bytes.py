@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .tensor_type import TensorType
+from .tensor_info import TensorInfo
 
 __all__ = ["bytes_of", "is_host"]
 
@@ -23,5 +23,5 @@ def bytes_of(tensor: Any) -> np.ndarray:
 
     numpy has no bfloat16, and no type of 4 bits: bytes it has.
     """
-    nbytes = TensorType("", tuple(map(int, tensor.shape)), str(tensor.dtype)).nbytes
+    nbytes = TensorInfo("", tuple(map(int, tensor.shape)), str(tensor.dtype)).nbytes
     return np.from_dlpack(tensor._create_view((nbytes,), "uint8"))

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import tvm_ffi
-from elftools.common.exceptions import ELFError
 from elftools.elf.elffile import ELFFile
 
 from ..errors import StructuredError
 from ..weight_names import made_from, match_names
 from .symbolic_size import size_at
-from .tensor_type import TensorType
+from .tensor_info import TensorInfo as TensorType
 
 __all__ = ["ModuleError", "Transform", "TransformStep", "load_transform"]
 

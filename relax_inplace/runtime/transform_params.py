@@ -10,6 +10,8 @@ import tvm_ffi
 
 from ..errors import StructuredError
 from ..libinfo import load_library
+from .checkpoint.selection import refuse_mismatch
+from .checkpoint.tied_weights import require_equal_tensors
 from .convert.held import HeldWeightsError, find_held
 from .convert.observe import convert, require_memory, resident_bytes
 from .convert.own import Ownership
@@ -19,10 +21,9 @@ from .params import Params, leaf_at, leaves_of
 from .progress import ProgressOption
 from .report import Report
 from .tensor_copy import copy_of, digest_of
-from .tensor_type import TensorType, differences, dimensions_of
-from .tied_weights import require_equal_tensors
+from .tensor_info import TensorInfo as TensorType
+from .tensor_info import differences, dimensions_of
 from .transform import ModuleError, Transform
-from .weight_selection import refuse_mismatch
 
 __all__ = [
     "ConvertedError",

@@ -7,7 +7,7 @@ import pytest
 from commands import TRANSFORM, error, output, run
 from safetensors.numpy import save_file
 
-from relax_inplace.runtime import open_source
+from relax_inplace.runtime import open_checkpoint
 
 # As torch.export and TVM's front end call the parameters of a Linear and a BatchNorm.
 MODULE = """\
@@ -55,7 +55,7 @@ def test_a_state_dict_with_ignore_extra_and_nothing_else(folder, tmp_path):
     done = run(*arguments, "--ignore-extra", "--save", tmp_path)
     assert (done.exit_code, done.stdout.startswith("inplace_transform_params: ")) == (0, True)
     assert "not wanted, and not read: norm.num_batches_tracked" in done.stderr
-    saved = open_source(tmp_path)
+    saved = open_checkpoint(tmp_path)
     assert set(saved.records) == {"fc.weight", "fc.bias", "norm.running_mean"}
     assert saved.records["fc.weight"].shape == (64, 32)
     assert "nothing to convert" in output("run", folder / "lib.so", "--params", tmp_path)
@@ -99,7 +99,7 @@ def test_given_once_is_enough(at, form, folder, tmp_path):
     output(
         "run", library, "--params", tmp_path / "w.safetensors", *given, "--save", tmp_path / "new"
     )
-    assert set(open_source(tmp_path / "new").records) == {"w", "b", "m"}
+    assert set(open_checkpoint(tmp_path / "new").records) == {"w", "b", "m"}
 
 
 def test_a_transform_takes_names_without_a_lift(tmp_path):

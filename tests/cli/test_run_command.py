@@ -16,7 +16,7 @@ import pytest
 import tvm
 from commands import MODEL, error, output, run
 
-from relax_inplace.runtime import Params, open_source, save_params
+from relax_inplace.runtime import Params, open_checkpoint, save_params
 
 MODULE = MODEL.replace(
     'params: R.Tuple(R.Tensor((32, 64), "float16"), R.Tensor((32, 64), "int8"))',
@@ -52,7 +52,7 @@ def test_convert_save_and_use_again(folder, tmp_path):
     arguments = "run", folder / "lib.so", "--params", folder / "weights"
     said = output(*arguments, "--save", tmp_path / "new", "--plot", tmp_path / "memory.svg")
     assert said.startswith("inplace_transform_params: 0.0 MB converted in ")
-    assert open_source(tmp_path / "new").mark.transform == "inplace_transform_params"
+    assert open_checkpoint(tmp_path / "new").mark.transform == "inplace_transform_params"
     assert (tmp_path / "memory.svg").read_text().startswith("<?xml")
     again = output("run", folder / "lib.so", "--params", tmp_path / "new")
     assert "nothing to convert" in again

@@ -2838,7 +2838,7 @@ NAMES = [
         ),
     ),
     *_mutants(
-        "runtime/weight_selection.py",
+        "runtime/checkpoint/selection.py",
         ("runtime/test_names.py",),
         (
             "what is not wanted is ignored",
@@ -2881,17 +2881,92 @@ NAMES = [
         ),
     ),
     *_mutants(
-        "runtime/tied_weights.py",
+        "runtime/checkpoint/tied_weights.py",
         ("runtime/test_names.py", "-k", "differ or handed"),
         (
             "tied weights are compared in part",
-            "            if not np.array_equal(parts[0], parts[1]):\n",
-            "            if not np.array_equal(parts[0][:256], parts[1][:256]):\n",
+            "        return all(np.array_equal(part, other_part) for part, other_part in parts)\n",
+            "        return all(np.array_equal(part[:256], other_part[:256]) for part, other_part in parts)\n",
         ),
         (
             "tied weights that are handed over are not compared",
             "        if not first.same_as(other) and not np.array_equal(",
             "        if False and not np.array_equal(",
+        ),
+    ),
+    *_mutants(
+        "runtime/checkpoint/folder_update.py",
+        ("runtime/test_killed_saves.py", "-k", "not random"),
+        (
+            "files of savers that are alive are removed",
+            "            is_alone = False\n",
+            "            is_alone = True\n",
+        ),
+        (
+            "files of dead savers stay",
+            "if match and (is_alone or match[1] == self.token)]",
+            "if match and match[1] == self.token]",
+        ),
+        (
+            "files go that another manifest names",
+            "            if is_temporary or not _is_mentioned(match[1], manifests):\n",
+            "            if True:\n",
+        ),
+        (
+            "a process that was forked keeps the lock",
+            "                fcntl.flock(self._lock, fcntl.LOCK_UN)\n",
+            "                pass\n",
+        ),
+        (
+            "what we search first goes first",
+            "for name in (*reversed(instead), *obsolete):",
+            "for name in (*instead, *obsolete):",
+        ),
+    ),
+    *_mutants(
+        "runtime/checkpoint/safetensors.py",
+        ("runtime/test_bad_input.py", "-k", "safetensors or two_files"),
+        (
+            "two weights may overlap",
+            "        if first != end or last < first:\n",
+            "        if first > end:\n",
+        ),
+        (
+            "what the index does not take is read",
+            "        if wanted is None or name in wanted:\n",
+            "        if True:\n",
+        ),
+    ),
+    *_mutants(
+        "runtime/checkpoint/reading.py",
+        ("runtime/test_any_file.py", "runtime/test_bad_input.py", "-k", "moment or changes_before"),
+        (
+            "a file that changed before it is opened is read",
+            "            file.check_unchanged(self._descriptor)\n            if checksum:\n",
+            "            if checksum:\n",
+        ),
+        (
+            "a file may change while it is read",
+            "            self.file.check_unchanged(self._descriptor)  # nor was it while it was read\n",
+            "",
+        ),
+    ),
+    *_mutants(
+        "runtime/checkpoint/files.py",
+        ("runtime/test_any_file.py", "-k", "kind_of_file"),
+        (
+            "a device is opened",
+            "        is_regular = stat.S_ISREG(os.stat(path).st_mode)  # to open a device may do something\n",
+            "        is_regular = True\n",
+        ),
+    ),
+    *_mutants(
+        "runtime/checkpoint/files.py",
+        ("runtime/test_bad_input.py", "-k", "link"),
+        (
+            "blobs may be a link",
+            '    return [*own, model / "blobs"] if model.parent == hub else own\n',
+            "    return [Path(os.path.realpath(one)) for one in own]\n",
         ),
     ),
     *_mutants(

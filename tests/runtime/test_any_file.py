@@ -1,29 +1,35 @@
-"""Any files: weights that are what the files hold, or a SourceError.
+"""Any files: weights that are what the files hold, or a CheckpointError.
 
-Never a crash or another error, no more memory than twice what the files have (bfloat16 becomes
-float32), and no file outside the folder is opened. `make fuzz` tries 5,000 of each kind.
+Never a crash, a wait or another error, no more memory than twice what the files have (bfloat16
+becomes float32), and no file outside the folder is opened. `make fuzz` tries 5,000 of each kind.
 """
 
 import contextlib
 import copy
 import json
 import os
+import socket
 import sys
 import tempfile
+import warnings
 from pathlib import Path
 from unittest import mock
 
 import numpy as np
 import tvm
+from compiled_transforms import arrays, transposes
 from hypothesis import event, example, given
 from hypothesis import strategies as st
+from profiles import examples
+from safetensors import SafetensorError, safe_open
 from weight_files import BYTES, HEADER, MANIFEST, content_of, safetensors_bytes
 
 from relax_inplace import runtime
-from relax_inplace.runtime import SourceError, TensorType, source_reader
+from relax_inplace.runtime import CheckpointError, TensorInfo
+from relax_inplace.runtime.checkpoint import reading
 
 CPU = tvm.cpu()
-_load = sys.modules["relax_inplace.runtime.load_params"]
+_load = sys.modules["relax_inplace.runtime.checkpoint.loading"]
 
 # --- what is watched
 
@@ -42,18 +48,18 @@ sys.addaudithook(_watch)
 def watched(folder):
     """Check what is opened, and how much memory is asked for."""
     global _opened
-    limit = 2 * sum(file.stat().st_size for file in folder.iterdir())
+    limit = 2 * sum(file.lstat().st_size for file in folder.iterdir())
     requested = []
-    empty = source_reader.empty
+    empty = reading.empty
 
     def counted(shape, dtype, device):
-        requested.append(TensorType("", tuple(shape), dtype).nbytes)
+        requested.append(TensorInfo("", tuple(shape), dtype).nbytes)
         assert sum(requested) <= limit
         return empty(shape, dtype, device)
 
     # What is free is read from /proc, which is outside the folder.
     with (
-        mock.patch.object(source_reader, "empty", counted),
+        mock.patch.object(reading, "empty", counted),
         mock.patch.object(_load, "available_bytes", lambda device: None),
     ):
         _opened = opened = []
@@ -67,14 +73,15 @@ def watched(folder):
 
 def stored(record):
     """The bytes of its tensor, by the definition of the format."""
-    found = record.file.read_bytes()[record.offset : record.offset + record.nbytes]
-    assert len(found) == record.nbytes
+    found = record.file.read_bytes()[record.offset : record.offset + record.stored_nbytes]
+    assert len(found) == record.stored_nbytes
     if record.encoding == "raw":
         return found
     return (np.frombuffer(found, "<u2").astype("<u4") << 16).tobytes()
 
 
-def check(files):
+def check(files, change=lambda folder: None):
+    """Weights that are right, and their shapes are given back, or an error."""
     with tempfile.TemporaryDirectory() as path:
         folder = Path(path) / "weights"
         folder.mkdir()
@@ -82,28 +89,30 @@ def check(files):
         (Path(path) / "outside.safetensors").write_bytes(safetensors_bytes())
         for name, content in files.items():
             (folder / name).write_bytes(content)
+        change(folder)
         with watched(folder):
             try:
-                source = runtime.open_source(folder)
+                checkpoint = runtime.open_checkpoint(folder)
                 params = runtime.load_params(folder, CPU, progress=False)
-            except SourceError as error:
+            except CheckpointError as error:
                 assert str(error).isprintable() and len(str(error)) < 2000
                 assert error.where and error.remedy
                 event("refused")
-                return
+                return None
         event("loaded")
-        assert params.names == tuple(source.records)
+        assert params.names == tuple(checkpoint.records)
         for name, tensor in params.items():
-            record = source.records[name]
+            record = checkpoint.records[name]
             assert (tuple(tensor.shape), str(tensor.dtype)) == (record.shape, record.dtype)
             assert content_of(tensor) == stored(record)
+        return {name: record.shape for name, record in checkpoint.records.items()}
 
 
 # --- what is tried
 
 _NUMBERS = st.one_of(
     st.integers(-2, 40),
-    st.sampled_from([2**31, 2**32, 2**62, 2**63 - 1, 2**63, 2**64, -(2**63), 10**30]),
+    st.sampled_from([2**31, 2**32, 2**62, 2**63 - 1, 2**63, 2**64, -(2**63), 10**30, 10**4200]),
     st.floats(),
 )
 _WORDS = st.sampled_from(
@@ -150,6 +159,9 @@ _VALUES = st.recursive(
 )  # fmt: skip
 
 
+_AGAIN, _DEEP = "\1", "\2"  # marks, until the text is made
+
+
 def places(value):
     """Every (container, key) in a document."""
     items = value.items() if isinstance(value, dict) else enumerate(value)
@@ -168,7 +180,9 @@ def mutated(draw, document):
         if not found:
             break
         container, key = draw(st.sampled_from(found))
-        kind = draw(st.sampled_from(["drop", "replace", "number", "copy", "double"]))
+        kind = draw(
+            st.sampled_from(["drop", "replace", "number", "copy", "double", "key twice", "deep"])
+        )
         if kind == "drop":
             del container[key]
         elif kind == "replace":
@@ -180,7 +194,14 @@ def mutated(draw, document):
             container[key] = copy.deepcopy(other.get(place) if isinstance(other, dict) else None)
         elif kind == "double" and isinstance(container, list):
             container.append(copy.deepcopy(container[key]))
-    return draw(flipped(json.dumps(document).encode()))
+        elif kind == "key twice" and isinstance(container, dict):
+            container[key + _AGAIN] = draw(st.just(container[key]) | _VALUES)
+        elif kind == "deep":
+            container[key] = _DEEP
+    text = json.dumps(document).replace(json.dumps(_AGAIN)[1:-1], "")
+    depth = draw(st.sampled_from([10, 900, 10**5]))
+    text = text.replace(json.dumps(_DEEP), "[" * depth + "]" * depth)
+    return draw(flipped(text.encode()))
 
 
 @st.composite
@@ -209,7 +230,20 @@ _METADATA = {"format": "pt", "relax_inplace.converted": runtime.Mark("f", "L").t
 )
 @example(header=json.dumps(HEADER).encode(), content=bytes(range(32)), length=None)
 def test_any_file_of_safetensors(header, content, length):
-    check({"model.safetensors": safetensors_bytes(header, content, length)})
+    """What we load, Hugging Face's reader loads, too, and the same."""
+    content = safetensors_bytes(header, content, length)
+    loaded = check({"model.safetensors": content})
+    if loaded is not None:
+        loaded = {name: list(shape) for name, shape in loaded.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "model.safetensors").write_bytes(content)
+        try:
+            with safe_open(Path(folder) / "model.safetensors", "np") as checked:
+                theirs = {key: checked.get_slice(key).get_shape() for key in checked.offset_keys()}
+        except SafetensorError:
+            assert loaded is None
+            return
+    assert loaded is None or loaded == theirs
 
 
 _ONE = {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]}
@@ -236,3 +270,200 @@ def test_any_file_of_an_index(index, second):
 )
 def test_any_file_of_any_bytes(name, content):
     check({name: content, "params_shard_0.bin": BYTES})
+
+
+# --- what is no file, and files that change
+
+
+def _link(to):
+    def put(path):
+        path.unlink(missing_ok=True)
+        path.symlink_to(to)
+
+    return put
+
+
+def _made(make):
+    def put(path):
+        path.unlink(missing_ok=True)
+        make(path)
+
+    return put
+
+
+def _socket(path):
+    with socket.socket(socket.AF_UNIX) as one, contextlib.chdir(path.parent):
+        one.bind(path.name)
+
+
+def _sparse(path):
+    with open(path, "r+b") as file:
+        file.truncate(1 << 40)
+
+
+_KINDS = {
+    "as it is": lambda path: None,
+    "gone": Path.unlink,
+    "FIFO": _made(os.mkfifo),
+    "socket": _made(_socket),
+    "folder": _made(os.mkdir),
+    "huge": _sparse,
+    "empty": lambda path: os.truncate(path, 0),
+    "shorter": lambda path: os.truncate(path, path.stat().st_size - 1),
+    "device": _link("/dev/zero"),
+    "terminal": _link("/dev/tty"),
+    "random": _link("/dev/random"),
+    "process": _link("/proc/self/mem"),
+    "nothing": _link("nothing"),
+    "itself": _link("first.safetensors"),
+    "round": _link("round"),
+    "outside": _link("../outside.bin"),
+    "safetensors outside": _link("../outside.safetensors"),
+    "the folder": _link("."),
+    "root": _link("/"),
+}
+_OUTSIDE = ("outside", "safetensors outside", "process", "itself")
+
+
+@given(
+    files=st.sampled_from(
+        [
+            {"tensor-cache.json": json.dumps(MANIFEST).encode(), "params_shard_0.bin": BYTES},
+            {"model.safetensors": safetensors_bytes()},
+            {
+                "model.safetensors.index.json": json.dumps({"weight_map": _WEIGHT_MAP}).encode(),
+                "first.safetensors": safetensors_bytes({"a": _ONE}, b"aaaa"),
+                "second.safetensors": safetensors_bytes({"b": _ONE}, b"bbbb"),
+            },
+        ]
+    ),
+    kinds=st.lists(st.sampled_from(sorted(_KINDS)), min_size=3, max_size=3),
+)
+def test_any_kind_of_file(files, kinds):
+    def change(folder):
+        os.symlink("round", folder / "round")
+        for name, kind in zip(files, kinds, strict=False):
+            # What is found first may be a link: Hugging Face's are.
+            is_found_first = name == next(iter(files)) or kinds[0] == "gone"
+            if not (is_found_first and kind in _OUTSIDE):
+                _KINDS[kind](folder / name)
+
+    check(files, change)
+
+
+def _overwritten(path):
+    with open(path, "r+b") as file:
+        file.write(bytes(range(100, 131)))
+
+
+def _swapped(path):
+    (path.parent / "new").write_bytes(bytes(range(100, 131)))
+    os.replace(path.parent / "new", path)
+
+
+_CHANGES = {name: _KINDS[name] for name in ("gone", "FIFO", "folder", "huge", "empty", "shorter", "device")} | {
+    "overwritten": _overwritten,
+    "swapped": _swapped,
+    "touched": os.utime,
+}  # fmt: skip
+
+
+@given(
+    kind=st.sampled_from(sorted(_CHANGES)),
+    before=st.integers(0, 25),
+    checksum=st.booleans(),
+)
+def test_a_file_that_changes_at_any_moment(kind, before, checksum):
+    """Before, between or while its weights are read: those that were checked, or an error."""
+    files = sys.modules["relax_inplace.runtime.checkpoint.files"]
+    with tempfile.TemporaryDirectory() as path:
+        folder = Path(path)
+        (folder / "tensor-cache.json").write_text(json.dumps(MANIFEST))
+        (folder / "params_shard_0.bin").write_bytes(BYTES)
+        checkpoint = runtime.open_checkpoint(folder)
+        expected = {name: stored(record) for name, record in checkpoint.records.items()}
+        left = before
+        preadv = os.preadv
+
+        def changed():
+            nonlocal left
+            left -= 1
+            if left == -1:
+                _CHANGES[kind](folder / "params_shard_0.bin")
+
+        def read(descriptor, parts, offset):
+            changed()
+            moved = preadv(descriptor, [parts[0][: max(1, len(parts[0]) // 2)]], offset)
+            changed()
+            return moved
+
+        changed()
+        with mock.patch.object(files.os, "preadv", read):
+            try:
+                params = runtime.load_params(checkpoint, CPU, checksum=checksum, progress=False)
+            except CheckpointError:
+                event("refused")
+                return
+        event("loaded")
+        assert {name: content_of(tensor) for name, tensor in params.items()} == expected
+
+
+# --- what lies where a conversion is kept
+
+
+@examples(30, fuzz=2000)
+@given(
+    manifest=st.none() | mutated(MANIFEST),
+    flip=st.none() | st.tuples(st.integers(0, 1), st.integers(0), st.integers(1, 255)),
+    kinds=st.lists(st.sampled_from(["as it is", *sorted(_KINDS)]), min_size=2, max_size=2),
+    format=st.sampled_from(["tensor-cache", "safetensors"]),
+)
+def test_any_cache_of_a_conversion(manifest, flip, kinds, format):
+    """The weights are right, whatever lies there, and no file outside is changed."""
+    transform = transposes()
+    weights = arrays(transform)
+    with tempfile.TemporaryDirectory() as path, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        folder, cache = Path(path) / "weights", Path(path) / "cache"
+        tensors = [tvm.runtime.tensor(one) for one in weights]
+        runtime.save_params(
+            runtime.Params(tensors, [one.name for one in transform.weights]), folder
+        )
+        outside = [Path(path) / "outside.bin", Path(path) / "outside.safetensors"]
+        for one in outside:
+            one.write_bytes(BYTES)
+
+        def converted():
+            # Of safetensors nothing says that a number is another one than was saved.
+            checksum = format == "tensor-cache"
+            return runtime.convert_params(
+                transform,
+                folder,
+                CPU,
+                cache=cache,
+                format=format,
+                checksum=checksum,
+                progress=False,
+            )
+
+        converted()
+        found = runtime.open_checkpoint(cache)
+        victims = [found.path, found.files[0].path]
+        if manifest is not None:
+            victims[0].write_bytes(manifest)
+        if flip is not None:
+            content = bytearray(victims[flip[0]].read_bytes())
+            end = content.rfind(b"}") + 1 if format == "safetensors" else len(content)
+            if end > 0:
+                content[flip[1] % end] ^= flip[2]
+            victims[flip[0]].write_bytes(content)
+        for victim, kind in zip(victims, kinds, strict=True):
+            if victim.exists() and victim.stat().st_size:
+                _KINDS[kind](victim)
+        before = {one: one.read_bytes() for one in [*outside, *folder.iterdir()]}
+        for _ in range(2):
+            assert all(
+                np.array_equal(one.numpy(), array.T)
+                for one, array in zip(converted(), weights, strict=True)
+            )
+        assert all(one.read_bytes() == content for one, content in before.items())

@@ -516,9 +516,9 @@ def test_a_worker_without_its_file(session, built, tmp_path):
         disco.convert_params(transform, path)
     error = caught.value
     assert error.rank == 1
-    assert error.workers[1].kind == "SourceError"
+    assert error.workers[1].kind == "CheckpointError"
     assert error.workers[1].fields["given"] == "no such file or folder"
-    assert str(error).startswith("load_params: worker 1 of 2: SourceError: ")
+    assert str(error).startswith("load_params: worker 1 of 2: CheckpointError: ")
     assert "\n" not in str(error)
     works(session, built, tmp_path)
 

@@ -24,13 +24,13 @@ from weight_files import (
 
 from relax_inplace import runtime
 from relax_inplace.runtime import (
+    CheckpointError,
+    CheckpointReader,
     Mark,
     Params,
-    SourceError,
-    SourceReader,
-    open_source,
-    source_reader,
+    open_checkpoint,
 )
+from relax_inplace.runtime.checkpoint import reading
 
 CPU = tvm.cpu()
 
@@ -43,7 +43,7 @@ def test_tensor_cache(tmp_path):
     assert params["layers.0.weight"].shape == (3, 4)
     assert content_of(params["layers.0.weight"]) == bytes(range(24))
     assert params.mark is None
-    assert params.source == open_source(tmp_path).fingerprint
+    assert params.source == open_checkpoint(tmp_path).fingerprint
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_a_failure_keeps_nothing(tmp_path, monkeypatch):
     """Not even the error, through the variables of the functions that it has left."""
     write_tensor_cache(tmp_path)
     made = []
-    empty = source_reader.empty
+    empty = reading.empty
 
     def counted(*args):
         made.append(empty(*args))
@@ -123,10 +123,10 @@ def test_a_failure_keeps_nothing(tmp_path, monkeypatch):
         if progress.name == "bias":
             os.truncate(tmp_path / "params_shard_0.bin", 8)
 
-    monkeypatch.setattr(source_reader, "empty", counted)
+    monkeypatch.setattr(reading, "empty", counted)
     gc.disable()  # what only a collection would free is kept
     try:
-        with pytest.raises(SourceError, match="too early") as caught:
+        with pytest.raises(CheckpointError, match="too early") as caught:
             runtime.load_params(tmp_path, CPU, progress=interrupted)
         assert len(made) == 3
         assert [references(tensor) for tensor in made] == [1, 1, 1]
@@ -154,7 +154,7 @@ def test_names(name, tmp_path):
 def described(*types_of_weights, params=(), layout="L"):
     def as_objects(weights):
         return [
-            runtime.TensorType(name, shape, dtype, slot) for name, shape, dtype, slot in weights
+            runtime.TensorInfo(name, shape, dtype, slot) for name, shape, dtype, slot in weights
         ]
 
     return runtime.Transform(
@@ -202,16 +202,16 @@ def test_the_mark_of_one_file_is_that_of_all(tmp_path):
 
 def test_the_fingerprint_is_of_the_files(tmp_path):
     folder = write_tensor_cache(tmp_path / "w")
-    first = open_source(folder).fingerprint
-    assert open_source(folder).fingerprint == first
+    first = open_checkpoint(folder).fingerprint
+    assert open_checkpoint(folder).fingerprint == first
     os.rename(folder, tmp_path / "moved")
-    assert open_source(tmp_path / "moved").fingerprint == first
+    assert open_checkpoint(tmp_path / "moved").fingerprint == first
     os.utime(tmp_path / "moved" / "params_shard_0.bin", ns=(1, 1))
-    second = open_source(tmp_path / "moved").fingerprint
+    second = open_checkpoint(tmp_path / "moved").fingerprint
     assert second != first
     manifest = tmp_path / "moved" / "tensor-cache.json"
     manifest.write_text(manifest.read_text() + " ")
-    assert open_source(tmp_path / "moved").fingerprint not in (first, second)
+    assert open_checkpoint(tmp_path / "moved").fingerprint not in (first, second)
 
 
 def test_opening_reads_no_weight(tmp_path):
@@ -224,8 +224,8 @@ def test_opening_reads_no_weight(tmp_path):
     write_tensor_cache(tmp_path / "w", large)
     with open(tmp_path / "w" / "params_shard_0.bin", "r+b") as file:
         file.truncate(1 << 40)  # a terabyte, none of it on the disk
-    assert open_source(tmp_path / "w").nbytes == 1 << 40
-    with pytest.raises(SourceError, match="weights that take 1,099,511,627,776 bytes"):
+    assert open_checkpoint(tmp_path / "w").nbytes == 1 << 40
+    with pytest.raises(CheckpointError, match="weights that take 1,099,511,627,776 bytes"):
         runtime.load_params(tmp_path / "w", CPU)
 
 
@@ -233,7 +233,7 @@ def test_the_way_to_another_device(tmp_path, monkeypatch):
     """Through host memory for one weight: here the other device is the host."""
     expected = runtime.load_params(write_tensor_cache(tmp_path), CPU)
     monkeypatch.setattr(
-        sys.modules["relax_inplace.runtime.source_reader"], "is_host", lambda device: False
+        sys.modules["relax_inplace.runtime.checkpoint.reading"], "is_host", lambda device: False
     )
     found = runtime.load_params(tmp_path, CPU)
     assert [content_of(one) for one in found] == [content_of(one) for one in expected]
@@ -270,7 +270,7 @@ def test_tvms_own_cache_is_not_used(tmp_path):
 
 def test_the_reader_closes_its_files(tmp_path):
     before = len(os.listdir("/proc/self/fd"))
-    with SourceReader(open_source(write_index(tmp_path)), CPU) as reader:
+    with CheckpointReader(open_checkpoint(write_index(tmp_path)), CPU) as reader:
         for name in "abab":
             reader.read(name)
     assert len(os.listdir("/proc/self/fd")) == before

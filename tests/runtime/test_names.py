@@ -13,13 +13,13 @@ from tvm.script import from_source
 
 from relax_inplace import runtime
 from relax_inplace.runtime import (
+    CheckpointError,
     MismatchError,
     Params,
-    SourceError,
     Transform,
     convert_params,
     load_params,
-    open_source,
+    open_checkpoint,
     restore_params,
     save_params,
     stream_params,
@@ -72,7 +72,7 @@ def test_found(how, lazy, tmp_path):
     assert is_transposed(params, transform)
     assert params.names == tuple(names)
     save_params(params, tmp_path / "out", "safetensors")
-    assert set(open_source(tmp_path / "out").records) == set(names)
+    assert set(open_checkpoint(tmp_path / "out").records) == set(names)
     again = load_params(tmp_path / "out", CPU, transform, names=given)
     assert again.mark == params.mark
     assert is_transposed(again, transform)
@@ -220,7 +220,7 @@ def test_tied_weights_that_differ(way, at, tmp_path):
     other.flat[at] += 1
     folder = write(tmp_path, {"embed": EMBED, "lm_head": other, "up": UP})
     with pytest.raises(
-        SourceError, match="'embed' and 'lm_head' differ, expected the same numbers"
+        CheckpointError, match="'embed' and 'lm_head' differ, expected the same numbers"
     ):
         WAYS[way](folder)
 
@@ -243,7 +243,7 @@ def test_tied_weights_stored_in_different_ways(added, tmp_path):
     shard = {"dataPath": "shard.bin", "format": "raw-shard", "nbytes": offset, "records": records}
     (tmp_path / "tensor-cache.json").write_text(json.dumps({"metadata": {}, "records": [shard]}))
     if added:
-        with pytest.raises(SourceError, match="'embed' and 'lm_head' differ"):
+        with pytest.raises(CheckpointError, match="'embed' and 'lm_head' differ"):
             loaded(tied(), tmp_path)
     else:
         assert np.array_equal(loaded(tied(), tmp_path)["embed"].numpy(), EMBED.T)
@@ -259,7 +259,7 @@ def test_tied_weights_that_are_handed_over(kind):
     params = transform_params(tied(), given(EMBED))
     assert np.array_equal(params[0].numpy(), EMBED.T)
     holder = given(EMBED + 1)
-    with pytest.raises(SourceError, match="'embed' and 'lm_head' differ"):
+    with pytest.raises(CheckpointError, match="'embed' and 'lm_head' differ"):
         transform_params(tied(), holder)
     assert len(holder) == 3
     if kind is dict:
@@ -303,7 +303,7 @@ def test_ties_in_metadata(tmp_path):
 
 def described(*weights):
     types = [
-        runtime.TensorType(name, shape, dtype, str(slot))
+        runtime.TensorInfo(name, shape, dtype, str(slot))
         for slot, (name, shape, dtype) in enumerate(weights)
     ]
     return Transform(function=None, name="inplace_transform_params", weights=types, params=types)

@@ -26,8 +26,8 @@ from weight_files import (
 
 from relax_inplace import runtime
 from relax_inplace.runtime import Mark, Params, SaveError
-from relax_inplace.runtime.safetensors_files import DTYPES as SAFETENSORS_DTYPES
-from relax_inplace.runtime.tensor_cache import DTYPES as TENSOR_CACHE_DTYPES
+from relax_inplace.runtime.checkpoint.safetensors import DTYPES as SAFETENSORS_DTYPES
+from relax_inplace.runtime.checkpoint.tensor_cache import DTYPES as TENSOR_CACHE_DTYPES
 
 CPU = tvm.cpu()
 FORMATS = ["tensor-cache", "safetensors"]
@@ -115,7 +115,7 @@ def test_saving_again(format, tmp_path):
     for seed in (1, 2):
         runtime.save_params(some(seed), tmp_path, format, shard_bytes=40)
         names = set(os.listdir(tmp_path))
-        source = runtime.open_source(tmp_path)
+        source = runtime.open_checkpoint(tmp_path)
         assert names == {
             "notes.txt",
             "params_shard_9.bin",
@@ -132,7 +132,7 @@ def test_a_manifest_that_would_be_found_first_goes(tmp_path):
         "model",
         "model.safetensors.index.json",
     ]
-    assert runtime.open_source(tmp_path).format == "safetensors"
+    assert runtime.open_checkpoint(tmp_path).format == "safetensors"
 
 
 def test_one_that_would_be_found_later_stays(tmp_path):
@@ -141,14 +141,14 @@ def test_one_that_would_be_found_later_stays(tmp_path):
     before = set(os.listdir(tmp_path))
     runtime.save_params(some(), tmp_path)
     assert before < set(os.listdir(tmp_path))
-    assert runtime.open_source(tmp_path).format == "tensor-cache"
+    assert runtime.open_checkpoint(tmp_path).format == "tensor-cache"
 
 
 def test_files_that_another_manifest_names_stay(tmp_path):
     write_tensor_cache(tmp_path)
-    (tmp_path / "ndarray-cache.json").write_bytes((tmp_path / "tensor-cache.json").read_bytes())
+    (tmp_path / "mine.json").write_bytes((tmp_path / "tensor-cache.json").read_bytes())
     runtime.save_params(some(), tmp_path)
-    assert len(runtime.load_params(tmp_path / "ndarray-cache.json", CPU)) == 3
+    assert len(runtime.load_params(tmp_path / "mine.json", CPU)) == 3
 
 
 @pytest.mark.parametrize(
@@ -209,6 +209,7 @@ LOST = tvm_ffi.Array([tensor_of((1,), "int8"), None])
             {"format": "safetensors"},
             "has the name of the header's metadata",
         ),
+        (Params([tensor_of((4,), "int8")], ["a\ud800"]), {}, "has half a letter in its name"),
         (some(), {"format": "npz"}, "format='npz', expected 'tensor-cache' or 'safetensors'"),
         (some(), {"key": "k"}, "a key and weights without a mark"),
     ],
@@ -233,7 +234,7 @@ class Failing:
 
     def __init__(self, monkeypatch, after, error):
         self.left = after
-        for name in ("write", "fsync", "rename", "replace"):
+        for name in ("write", "fsync", "replace"):
             monkeypatch.setattr(os, name, self.counted(getattr(os, name), error))
 
     def counted(self, call, error):
@@ -273,7 +274,7 @@ def test_a_failure_at_every_step(format, error, tmp_path):
             break
         assert found in (old, new)
         if found == old:
-            source = runtime.open_source(tmp_path)
+            source = runtime.open_checkpoint(tmp_path)
             assert set(os.listdir(tmp_path)) == {source.path.name} | {
                 file.name for file in source.files
             }

@@ -10,16 +10,16 @@ import tvm
 from compiled_transforms import arrays, compiled, scaled, tensors, transposes
 
 from relax_inplace.runtime import (
+    CheckpointError,
     ConvertedError,
     MismatchError,
     ModuleError,
     Params,
-    SourceError,
     Transform,
     TransformError,
     convert_params,
     load_params,
-    open_source,
+    open_checkpoint,
     save_params,
     stream_params,
     transform_params,
@@ -55,7 +55,7 @@ def test_streamed(tmp_path, format):
     params = stream_params(transform, saved(transform, tmp_path, format), CPU, progress=seen.append)
     assert is_converted(params, transform)
     assert (params.mark.transform, params.mark.layout) == (transform.name, transform.layout)
-    assert params.mark.source == open_source(tmp_path).fingerprint
+    assert params.mark.source == open_checkpoint(tmp_path).fingerprint
     assert params.report.weights_before == 0
     assert params.report.weights_after == params.report.converted == params.nbytes
     # The plan takes the largest first: its original is gone when most of the results are there.
@@ -82,17 +82,17 @@ def test_a_resident_transform_is_refused(tmp_path):
 @pytest.mark.parametrize("step", range(3))
 def test_a_reader_that_fails(tmp_path, step, monkeypatch):
     """The fields that are finished stay; the originals are in the files."""
-    from relax_inplace.runtime.source_reader import SourceReader
+    from relax_inplace.runtime.checkpoint.reading import CheckpointReader
 
     transform = transposes(3, lazy=True)
-    stock = SourceReader.read
+    stock = CheckpointReader.read
 
     def read(self, name):
         if name == f"w{2 - step}":
             raise OSError("the disk is gone")
         return stock(self, name)
 
-    monkeypatch.setattr(SourceReader, "read", read)
+    monkeypatch.setattr(CheckpointReader, "read", read)
     with pytest.raises(TransformError, match=r"the disk is gone") as caught:
         stream_params(transform, saved(transform, tmp_path), CPU)
     error = caught.value
@@ -113,7 +113,7 @@ def test_a_file_that_shrinks(tmp_path):
 
     with pytest.raises(TransformError) as caught:
         stream_params(transform, tmp_path, CPU, progress=cut)
-    assert isinstance(caught.value.__cause__, (SourceError, RuntimeError))
+    assert isinstance(caught.value.__cause__, (CheckpointError, RuntimeError))
     assert "w2" in caught.value.converted
     assert "w0" in caught.value.original
 
@@ -144,7 +144,7 @@ def test_the_second_time_nothing_is_converted(tmp_path, format, lazy):
     assert is_converted(second, transform)
     assert second.report.read_from == str(cache)
     assert second.report.converted == 0
-    assert second.mark == open_source(cache).mark
+    assert second.mark == open_checkpoint(cache).mark
     assert "nothing to convert" in str(second.report)
     assert json.loads(second.report.to_json())["cached"] == str(cache)
 
@@ -218,7 +218,7 @@ def test_a_cache_does_not_replace_the_originals(tmp_path):
     (tmp_path / "link").symlink_to(weights)
     with pytest.raises(ValueError, match="holds the original weights"):
         convert_params(transform, weights, CPU, cache=tmp_path / "link")
-    assert open_source(weights).mark is None
+    assert open_checkpoint(weights).mark is None
 
 
 def test_converted_files_are_not_converted_again(tmp_path):
@@ -235,7 +235,7 @@ def test_converted_files_are_not_converted_again(tmp_path):
     with pytest.raises(ConvertedError):
         stream_params(transposes(lazy=True), folder, CPU)
     other = transposes(2)
-    with pytest.raises(SourceError, match=r"has converted, layout"):
+    with pytest.raises(CheckpointError, match=r"has converted, layout"):
         load_params(folder, CPU, other)
 
 

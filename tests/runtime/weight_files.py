@@ -9,7 +9,7 @@ import struct
 import numpy as np
 import tvm
 
-from relax_inplace.runtime import TensorType
+from relax_inplace.runtime import TensorInfo
 
 # A float32 stored as bfloat16 at an odd place, behind an int8: TVM's writer aligns nothing, and
 # stamps `f32-to-bf16` on both.
@@ -89,7 +89,7 @@ def write_index(folder, weight_map=None, **shards):
 
 def content_of(tensor):
     """The bytes of a tensor on the host."""
-    one = TensorType("", tuple(map(int, tensor.shape)), str(tensor.dtype))
+    one = TensorInfo("", tuple(map(int, tensor.shape)), str(tensor.dtype))
     return np.from_dlpack(tensor._create_view((one.nbytes,), "uint8")).tobytes()
 
 
@@ -97,7 +97,7 @@ def tensor_of(shape, dtype, seed=0):
     """Any bits: those of NaN, too."""
     tensor = tvm.runtime.empty(shape, dtype)
     view = np.from_dlpack(
-        tensor._create_view((TensorType("", tuple(shape), dtype).nbytes,), "uint8")
+        tensor._create_view((TensorInfo("", tuple(shape), dtype).nbytes,), "uint8")
     )
     bits = np.random.default_rng(seed).integers(0, 2 if dtype == "bool" else 256, view.size)
     view[:] = bits.astype("uint8")

@@ -11,7 +11,7 @@ import tvm_ffi
 from ...errors import StructuredError
 from ...libinfo import load_library
 from ..params import leaf_at, leaves_of
-from ..tensor_type import TensorType
+from ..tensor_info import TensorInfo as TensorType
 
 __all__ = ["HeldWeight", "HeldWeightsError", "find_held"]
 

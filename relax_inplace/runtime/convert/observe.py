@@ -14,7 +14,7 @@ from ..memory_sampler import MemorySampler
 from ..params import Params
 from ..progress import ProgressOption, progress_bar
 from ..report import Report
-from ..tensor_type import TensorType
+from ..tensor_info import TensorInfo as TensorType
 from ..transform import Transform
 from .held import HeldWeight
 from .own import Ownership

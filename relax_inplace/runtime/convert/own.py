@@ -9,9 +9,9 @@ from typing import Any
 import tvm_ffi
 
 from ...weight_names import match_names
+from ..checkpoint.selection import names_in_slots, refuse_mismatch, tied_names
 from ..params import Params, in_slots
 from ..transform import Transform
-from ..weight_selection import names_in_slots, refuse_mismatch, tied_names
 from .failure import TransformInterrupted, failure
 from .signals import HeldSignals
 

@@ -19,7 +19,7 @@ import time
 from importlib import metadata
 from typing import NoReturn
 
-from ..source_error import shown
+from ..shown import shown
 from ..transform import ModuleError
 
 __all__ = ["NodeConnections", "connect_node"]

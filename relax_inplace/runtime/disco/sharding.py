@@ -21,12 +21,14 @@ from typing import Any
 
 import tvm_ffi
 
+from ..checkpoint.checkpoint import Checkpoint as Source
+from ..checkpoint.error import refuse
+from ..checkpoint.manifest import parse_object
+from ..checkpoint.reading import CheckpointReader as SourceReader
+from ..checkpoint.stored_tensor import StoredTensor as Record
 from ..empty_tensor import empty
-from ..manifest import parse_object
-from ..source import Record, Source
-from ..source_error import refuse, shown
-from ..source_reader import SourceReader
-from ..tensor_type import TensorType
+from ..shown import shown
+from ..tensor_info import TensorInfo as TensorType
 
 __all__ = [
     "ShardFunction",

@@ -24,19 +24,20 @@ import tvm_ffi
 from tvm.runtime.vm import VirtualMachine
 
 from ...errors import StructuredError
+from ..checkpoint.checkpoint import Checkpoint as Source
+from ..checkpoint.error import refuse
+from ..checkpoint.loading import load_params, load_selected, require_room
+from ..checkpoint.open import open_checkpoint as open_source
+from ..checkpoint.saving import save_params
+from ..checkpoint.selection import select
 from ..forget_locals import forget_locals
-from ..load_params import load_params, load_selected, require_room
-from ..open_source import open_source
 from ..params import Params
 from ..progress import Progress
 from ..report import Report
-from ..save_params import save_params
-from ..source import Source
-from ..source_error import refuse, shown
+from ..shown import shown
 from ..stream_params import stream_params
 from ..transform import ModuleError, Transform, open_module, transform_in
 from ..transform_params import transform_params
-from ..weight_selection import select
 from .sharding import (
     ShardedReader,
     ShardInfo,

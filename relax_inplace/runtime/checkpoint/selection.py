@@ -1,4 +1,4 @@
-"""Which records of a source become which weights, and everything that does not fit.
+"""Which records of a checkpoint become which weights, and everything that does not fit.
 
 Which name is which is a matter of :mod:`relax_inplace.weight_names`.
 """
@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from ..weight_names import (
+from ...weight_names import (
     GivenNames,
     made_from,
     match_names,
@@ -18,10 +18,12 @@ from ..weight_names import (
     near_names,
     unused_name,
 )
-from .mark import Mark
-from .source import Record, Source
-from .source_error import SourceError, refuse, shown
-from .tensor_type import Difference, differences
+from ..mark import Mark
+from ..shown import shown
+from ..tensor_info import Difference, differences
+from .checkpoint import Checkpoint
+from .error import CheckpointError, refuse
+from .stored_tensor import StoredTensor
 
 __all__ = [
     "MismatchError",
@@ -33,15 +35,15 @@ __all__ = [
 ]
 
 
-class MismatchError(SourceError):
-    """The weights of a source are not those that are asked for; all that is wrong is listed.
+class MismatchError(CheckpointError):
+    """The weights of a checkpoint are not those that are asked for; all that is wrong is listed.
 
     Attributes
     ----------
     missing : tuple of str
-        Asked for, and not in the source.
+        Asked for, and not in the checkpoint.
     unexpected : tuple of str
-        In the source, and not among the module's.
+        In the checkpoint, and not among the module's.
     mismatched : tuple of str
         Of another shape or dtype, and which.
     """
@@ -58,8 +60,8 @@ class Selection:
     Attributes
     ----------
     names : list of str
-        As the source has them.
-    records : list of Record
+        As the checkpoint has them.
+    records : list of StoredTensor
         Of tied weights the same one.
     slots : list of str
         Places in the tuple: ``3``, or ``0.3`` in a nested one.
@@ -67,112 +69,110 @@ class Selection:
     read_as : dict of str to str
         For what the module calls a weight its name here.
     ignored : list of str
-        In the source, and not wanted.
-    tied : list of tuple of Record
+        In the checkpoint, and not wanted.
+    tied : list of tuple of StoredTensor
         Of which all have to be equal.
     """
 
     names: list[str]
-    records: list[Record]
+    records: list[StoredTensor]
     slots: list[str]
     mark: Mark | None
     read_as: dict[str, str] = dataclasses.field(default_factory=dict)
     ignored: list[str] = dataclasses.field(default_factory=list)
-    tied: list[tuple[Record, ...]] = dataclasses.field(default_factory=list)
+    tied: list[tuple[StoredTensor, ...]] = dataclasses.field(default_factory=list)
 
 
 def select(
-    source: Source, wanted: Any = None, names: GivenNames | None = None, extra: str = "error"
+    checkpoint: Checkpoint,
+    wanted: Any = None,
+    names: GivenNames | None = None,
+    extra: str = "error",
 ) -> Selection:
-    """Choose from a source, and check what is chosen.
+    """Choose from a checkpoint, and check what is chosen.
 
     Parameters
     ----------
-    source : Source
+    checkpoint : Checkpoint
     wanted : sequence of str or a compiled module's transform, optional
         Of a transform every weight is checked.
     names : mapping, sequence, callable or path, optional
-        What the transform's weights are called in the source.
+        What the transform's weights are called in the checkpoint.
     extra : str
-        Whether the source may have others than the transform's: ``error`` or ``ignore``.
-
-    Raises
-    ------
-    MismatchError
-        They do not fit.
-    SourceError
-        A name is given twice, or the weights were converted for another layout.
+        Whether the checkpoint may have others than the transform's: ``error`` or ``ignore``.
     """
     if extra not in ("error", "ignore"):
         raise ValueError(f"extra={extra!r}: expected 'error' or 'ignore'")
     if hasattr(wanted, "weights"):
-        return _of_transform(source, wanted, names, extra)
+        return _of_transform(checkpoint, wanted, names, extra)
     if names is not None:
         raise ValueError(
             "names= says what the weights of a transform are called in the files; give the "
             "transform, too, or the names alone as the third argument"
         )
     if wanted is None:
-        return _flat(list(source.records), list(source.records.values()), source.mark)
-    return _named(source, list(wanted))
+        return _flat(list(checkpoint.records), list(checkpoint.records.values()), checkpoint.mark)
+    return _named(checkpoint, list(wanted))
 
 
-def _flat(names: list[str], records: list[Record], mark: Mark | None) -> Selection:
+def _flat(names: list[str], records: list[StoredTensor], mark: Mark | None) -> Selection:
     return Selection(names, records, [str(index) for index in range(len(names))], mark)
 
 
-def _named(source: Source, names: list[str]) -> Selection:
+def _named(checkpoint: Checkpoint, names: list[str]) -> Selection:
     _check_names(names)
-    found = match_names(names, source.records).found
+    found = match_names(names, checkpoint.records).found
     missing = [name for name in names if name not in found]
-    unused = [name for name in source.records if name not in set(found.values())]
-    refuse_mismatch(shown(source.path), "the names given", missing, [], [], near=unused)
-    return _flat(names, [source.records[found[name]] for name in names], source.mark)
+    unused = [name for name in checkpoint.records if name not in set(found.values())]
+    refuse_mismatch(shown(checkpoint.path), "the names given", missing, [], [], near=unused)
+    return _flat(names, [checkpoint.records[found[name]] for name in names], checkpoint.mark)
 
 
 def _of_transform(
-    source: Source, transform: Any, given: GivenNames | None, extra: str
+    checkpoint: Checkpoint, transform: Any, given: GivenNames | None, extra: str
 ) -> Selection:
     wanted, of = transform.weights, f"the weights of {transform.name}"
     own = [one.name for one in wanted]
-    if source.mark is not None:
-        if not source.mark.layout or source.mark.layout != transform.layout:
+    if checkpoint.mark is not None:
+        if not checkpoint.mark.layout or checkpoint.mark.layout != transform.layout:
             refuse(
-                shown(source.path),
-                f"weights that {shown(source.mark.transform)} has converted, "
-                f"layout {shown(source.mark.layout)}",
+                shown(checkpoint.path),
+                f"weights that {shown(checkpoint.mark.transform)} has converted, "
+                f"layout {shown(checkpoint.mark.layout)}",
                 f"weights as they were stored, or of layout {shown(transform.layout)}",
                 "load the original weights: converted ones are not converted again",
             )
         wanted, of = transform.params, f"what {transform.name} makes"
-    looked_for = names_to_look_for(given, own, source.records, transform.name)
+    looked_for = names_to_look_for(given, own, checkpoint.records, transform.name)
     called = dict(zip(own, looked_for, strict=True))
     choices = [
         [made_from(name, called) for name in tied_names(one.name, transform)] for one in wanted
     ]
     _check_names([names[0] for names in choices])
     everything = list(dict.fromkeys(name for names in choices for name in names))
-    found = match_names(everything, source.records, choices).found
+    found = match_names(everything, checkpoint.records, choices).found
     groups = dict.fromkeys(
         tuple(dict.fromkeys(found[name] for name in sorted(names) if name in found))
         for names in choices
     )
     chosen = [
-        next((source.records[found[name]] for name in names if name in found), None)
+        next((checkpoint.records[found[name]] for name in names if name in found), None)
         for names in choices
     ]
     chosen = _first_of_each(chosen, groups)
     used = set(found.values())
-    extras = [name for name in source.records if name not in used and name not in source.ties]
+    extras = [
+        name for name in checkpoint.records if name not in used and name not in checkpoint.ties
+    ]
     records = {
         one.name: record for one, record in zip(wanted, chosen, strict=True) if record is not None
     }
     refuse_mismatch(
-        shown(source.path),
+        shown(checkpoint.path),
         of,
         [names[0] for names, record in zip(choices, chosen, strict=True) if record is None],
         [] if extra == "ignore" else extras,
-        differences({name: record.type for name, record in records.items()}, wanted),
+        differences(records, wanted),
         count=len(wanted),
         near=extras,
     )
@@ -181,10 +181,10 @@ def _of_transform(
         names,
         list(records.values()),
         [one.slot for one in wanted],
-        source.mark,
+        checkpoint.mark,
         dict(zip(records, names, strict=True)),
         extras,
-        [tuple(source.records[name] for name in group) for group in groups if len(group) > 1],
+        [tuple(checkpoint.records[name] for name in group) for group in groups if len(group) > 1],
     )
 
 
@@ -202,11 +202,11 @@ def tied_names(name: str, transform: Any) -> list[str]:
 
 
 def _first_of_each(
-    chosen: list[Record | None], groups: Iterable[tuple[str, ...]]
-) -> list[Record | None]:
+    chosen: list[StoredTensor | None], groups: Iterable[tuple[str, ...]]
+) -> list[StoredTensor | None]:
     """Of tied weights the record that comes first: they are equal, and one is read."""
     together = {name: group for group in groups for name in group}
-    first: dict[tuple[str, ...], Record] = {}
+    first: dict[tuple[str, ...], StoredTensor] = {}
     return [
         None if one is None else first.setdefault(together.get(one.name, (one.name,)), one)
         for one in chosen

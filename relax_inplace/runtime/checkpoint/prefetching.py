@@ -5,18 +5,17 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Iterable, Sequence
-from types import TracebackType
 from typing import Any
 
 import tvm_ffi
 
-from .failed_device import give_up_if_failed
-from .source_reader import SourceReader
+from ..failed_device import give_up_if_failed
+from .reading import CheckpointReader
 
-__all__ = ["ReadAhead"]
+__all__ = ["Prefetcher"]
 
 
-class ReadAhead:
+class Prefetcher:
     """What a streamed transform takes: called with an index, it returns that weight.
 
     At most one weight is ahead. One that is asked for out of order is read at once; the one ahead
@@ -24,20 +23,20 @@ class ReadAhead:
 
     Parameters
     ----------
-    reader : SourceReader
+    reader : CheckpointReader
     names : sequence of str
-        In the source, of the weights by index.
+        In the checkpoint, of the weights by index.
     order : iterable of int, optional
         In which they will be asked for; by default 0, 1, 2...
 
     Raises
     ------
-    SourceError
+    CheckpointError
         When a weight is asked for that cannot be read.
     """
 
     def __init__(
-        self, reader: SourceReader, names: Sequence[str], order: Iterable[int] | None = None
+        self, reader: CheckpointReader, names: Sequence[str], order: Iterable[int] | None = None
     ):
         self._reader = reader
         self._names = list(names)
@@ -46,7 +45,7 @@ class ReadAhead:
         self._ahead: int | None = None  # the index that is being read, or has been
         self._read: list[Any] = []  # its tensor, or the error instead
         self._closed = False
-        self._thread = threading.Thread(target=self._run, name="relax_inplace reads ahead")
+        self._thread = threading.Thread(target=self._run, name="relax_inplace prefetches")
         self._thread.daemon = True  # an interpreter that ends does not wait for it
         with self._changed:
             self._begin_next()
@@ -57,7 +56,7 @@ class ReadAhead:
         index = int(index)
         with self._changed:
             if self._closed:
-                raise RuntimeError("this ReadAhead is closed; make another one")
+                raise RuntimeError("this Prefetcher is closed; make another one")
             if index == self._ahead:
                 self._changed.wait_for(lambda: self._read)
                 found = self._read.pop()
@@ -69,15 +68,10 @@ class ReadAhead:
                 self._order.remove(index)
         return self._reader.read(self._names[index])
 
-    def __enter__(self) -> ReadAhead:
+    def __enter__(self) -> Prefetcher:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def close(self) -> None:

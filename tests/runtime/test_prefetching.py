@@ -7,7 +7,7 @@ import pytest
 import tvm
 from weight_files import BYTES, content_of, references, write_tensor_cache
 
-from relax_inplace.runtime import ReadAhead, SourceError, SourceReader, open_source
+from relax_inplace.runtime import CheckpointError, CheckpointReader, Prefetcher, open_checkpoint
 
 NAMES = ["codes", "bias", "layers.0.weight"]
 
@@ -28,7 +28,7 @@ class Watched:
             self.arrived.notify_all()
         self.may_go.wait(60)
         if name in self.fails:
-            raise SourceError.of(where=name, given="x", expected="y", remedy="z")
+            raise CheckpointError.of(where=name, given="x", expected="y", remedy="z")
         return tvm.runtime.empty((1,), "int8")
 
     def wait_for(self, count):
@@ -37,15 +37,18 @@ class Watched:
 
 
 def threads():
-    return [one for one in threading.enumerate() if one.name == "relax_inplace reads ahead"]
+    return [one for one in threading.enumerate() if one.name == "relax_inplace prefetches"]
 
 
 @pytest.mark.parametrize("asked", [[0, 1, 2], [2, 1, 0], [1, 1, 0, 2, 0]], ids=str)
 @pytest.mark.parametrize("order", [None, [0, 1, 2], [2, 0, 1], [], [1]], ids=str)
 def test_any_order(asked, order, tmp_path):
-    source = open_source(write_tensor_cache(tmp_path))
+    source = open_checkpoint(write_tensor_cache(tmp_path))
     expected = {"codes": BYTES[:3], "bias": b"\0\0\x80\x3f\0\0\0\xc0", NAMES[2]: BYTES[7:]}
-    with SourceReader(source, tvm.cpu()) as reader, ReadAhead(reader, NAMES, order) as get_weight:
+    with (
+        CheckpointReader(source, tvm.cpu()) as reader,
+        Prefetcher(reader, NAMES, order) as get_weight,
+    ):
         for index in asked:
             assert content_of(get_weight(index)) == expected[NAMES[index]]
     assert not threads()
@@ -53,7 +56,7 @@ def test_any_order(asked, order, tmp_path):
 
 def test_one_ahead():
     reader = Watched()
-    with ReadAhead(reader, ["a", "b", "c", "d"]) as get_weight:
+    with Prefetcher(reader, ["a", "b", "c", "d"]) as get_weight:
         reader.wait_for(1)
         assert reader.asked == ["a"]  # before anybody asks; and not the next one
         get_weight(0)
@@ -66,7 +69,7 @@ def test_one_ahead():
 def test_out_of_order():
     """The one ahead stays; the one that is asked for is not read ahead again."""
     reader = Watched()
-    with ReadAhead(reader, ["a", "b", "c", "d"]) as get_weight:
+    with Prefetcher(reader, ["a", "b", "c", "d"]) as get_weight:
         reader.wait_for(1)
         get_weight(1)
         assert reader.asked == ["a", "b"]
@@ -81,7 +84,7 @@ def test_what_is_handed_out_has_one_owner():
     reader = Watched()
     gc.disable()
     try:
-        with ReadAhead(reader, [str(index) for index in range(200)]) as get_weight:
+        with Prefetcher(reader, [str(index) for index in range(200)]) as get_weight:
             for index in range(200):
                 tensor = get_weight(index)
                 assert references(tensor) == 1
@@ -91,10 +94,10 @@ def test_what_is_handed_out_has_one_owner():
 
 def test_an_error_is_raised_where_the_weight_is_asked_for():
     reader = Watched(fails=["b"])
-    with ReadAhead(reader, ["a", "b", "c"]) as get_weight:
+    with Prefetcher(reader, ["a", "b", "c"]) as get_weight:
         get_weight(0)
         reader.wait_for(2)
-        with pytest.raises(SourceError, match="b: x, expected y; z"):
+        with pytest.raises(CheckpointError, match="b: x, expected y; z"):
             get_weight(1)
         get_weight(2)  # the next one can be read
     assert not threads()
@@ -102,7 +105,7 @@ def test_an_error_is_raised_where_the_weight_is_asked_for():
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_the_thread_ends_after_an_error(error):
-    with pytest.raises(error), ReadAhead(Watched(), ["a", "b"]) as get_weight:
+    with pytest.raises(error), Prefetcher(Watched(), ["a", "b"]) as get_weight:
         get_weight(0)
         raise error
     assert not threads()
@@ -112,7 +115,7 @@ def test_an_interrupt_while_it_waits(monkeypatch):
     """Ctrl-C comes while the weight is read, and again while the thread is waited for."""
     reader = Watched()
     reader.may_go.clear()
-    ahead = ReadAhead(reader, ["a", "b"])
+    ahead = Prefetcher(reader, ["a", "b"])
     wait_for, join = threading.Condition.wait_for, threading.Thread.join
     interrupts = [KeyboardInterrupt(), KeyboardInterrupt()]
 
@@ -135,10 +138,10 @@ def test_an_interrupt_while_it_waits(monkeypatch):
 
 
 def test_closed():
-    ahead = ReadAhead(Watched(), ["a"])
+    ahead = Prefetcher(Watched(), ["a"])
     ahead.close()
     ahead.close()
-    with pytest.raises(RuntimeError, match="this ReadAhead is closed"):
+    with pytest.raises(RuntimeError, match="this Prefetcher is closed"):
         ahead(0)
     assert not threads()
 
@@ -147,7 +150,7 @@ def test_nothing_is_read_twice_at_once():
     """The thread and a caller share a reader; a file is open once."""
     reader = Watched()
     reader.may_go.clear()
-    ahead = ReadAhead(reader, ["a", "b"])
+    ahead = Prefetcher(reader, ["a", "b"])
     reader.wait_for(1)
     reader.may_go.set()
     assert ahead(0) is not None

@@ -3,42 +3,45 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
-from .safetensors_files import INDEX, read_safetensors, read_safetensors_index
-from .source import Source
-from .source_error import refuse, shown, system_text
-from .tensor_cache import MANIFESTS, read_tensor_cache
+from ..shown import shown, system_text
+from .checkpoint import Checkpoint
+from .error import refuse
+from .manifest_names import INDEX, SEARCHED, TENSOR_CACHE
+from .safetensors import read_safetensors, read_safetensors_index
+from .tensor_cache import read_tensor_cache
 
-__all__ = ["SEARCHED", "open_source"]
+__all__ = ["open_checkpoint"]
 
-SEARCHED = (*MANIFESTS, INDEX)  # in a folder, in this order; then the one .safetensors file in it
+_IS_PART = re.compile(r"-\d{5,}-of-\d{5,}\.safetensors$")  # by its name, of what an index names
 
 
-def open_source(path: str | os.PathLike[str] | Source, *, ties: bool = False) -> Source:
+def open_checkpoint(path: str | os.PathLike[str] | Checkpoint, *, ties: bool = False) -> Checkpoint:
     """Read what files of weights say of themselves, and check it against the files.
 
     Takes no memory for a weight, and reads none.
 
     Parameters
     ----------
-    path : path or Source
+    path : path or Checkpoint
         A folder with TVM's tensor cache, or with safetensors; a manifest of either; a
-        ``.safetensors`` file. A source that is open is returned as it is.
+        ``.safetensors`` file. A checkpoint that is open is returned as it is.
     ties : bool
         Whether weights that the metadata of safetensors says are others' are there, too:
         ``safetensors.torch.save_model`` writes a tied weight once, and its other names there.
 
     Raises
     ------
-    SourceError
+    CheckpointError
         There is nothing of the kind, or it is damaged.
     """
-    source = path if isinstance(path, Source) else _opened(Path(path))
-    return source.with_ties() if ties else source
+    checkpoint = path if isinstance(path, Checkpoint) else _opened(Path(path))
+    return checkpoint.with_ties() if ties else checkpoint
 
 
-def _opened(path: Path) -> Source:
+def _opened(path: Path) -> Checkpoint:
     if os.path.isdir(path):
         path = _manifest(path)
     if path.name.endswith(".safetensors"):
@@ -50,7 +53,7 @@ def _opened(path: Path) -> Source:
     refuse(
         shown(path),
         "no weights there" if os.path.lexists(path) else "no such file or folder",
-        f"a folder with {MANIFESTS[0]}, {INDEX} or a .safetensors file, or one of those",
+        f"a folder with {TENSOR_CACHE}, {INDEX} or a .safetensors file, or one of those",
         "check the path",
     )
 
@@ -70,11 +73,11 @@ def _manifest(folder: Path) -> Path:
         if name in names:
             return folder / name
     single = [one for one in names if one.endswith(".safetensors") and not one.startswith(".")]
-    if len(single) != 1:
+    if len(single) != 1 or _IS_PART.search(single[0]):
         refuse(
             shown(folder),
-            f"{len(single)} .safetensors files and no manifest",
-            f"{MANIFESTS[0]}, {INDEX} or one .safetensors file",
+            f"{len(single)} .safetensors {'file' if len(single) == 1 else 'files'} and no manifest",
+            f"{TENSOR_CACHE}, {INDEX} or one whole .safetensors file",
             "give the path of the file" if single else "check the path",
         )
     return folder / single[0]

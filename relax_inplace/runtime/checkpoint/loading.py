@@ -7,24 +7,25 @@ from typing import Any
 
 import tvm_ffi
 
-from ..weight_names import GivenNames
-from .available_memory import available_bytes
-from .forget_locals import forget_locals
-from .open_source import open_source
-from .params import Params, in_slots
-from .progress import ProgressOption, progress_bar
-from .source import Source
-from .source_error import refuse, shown
-from .source_reader import SourceReader
-from .tensor_bytes import is_host
+from ...weight_names import GivenNames
+from ..available_memory import available_bytes
+from ..forget_locals import forget_locals
+from ..params import Params, in_slots
+from ..progress import ProgressOption, progress_bar
+from ..shown import shown
+from ..tensor_bytes import is_host
+from .checkpoint import Checkpoint
+from .error import refuse
+from .open import open_checkpoint
+from .reading import CheckpointReader
+from .selection import Selection, select
 from .tied_weights import require_equal
-from .weight_selection import Selection, select
 
 __all__ = ["clear_cache", "load_params", "load_selected", "require_room"]
 
 
 def load_params(
-    path: str | os.PathLike[str] | Source,
+    path: str | os.PathLike[str] | Checkpoint,
     device: Any,
     transform: Any = None,
     *,
@@ -41,8 +42,8 @@ def load_params(
 
     Parameters
     ----------
-    path : path or Source
-        See :func:`open_source`.
+    path : path or Checkpoint
+        See :func:`open_checkpoint`.
     device : tvm.runtime.Device
     transform : Transform or sequence of str, optional
         What a compiled module says of itself: its weights must be there, of its shapes and dtypes.
@@ -57,9 +58,9 @@ def load_params(
         ``"ignore"``; ``ignored`` of the result names them.
     ties : bool
         Whether weights that the metadata of safetensors says are others' are there, too: see
-        :func:`open_source`. Each is read into memory of its own.
+        :func:`open_checkpoint`. Each is read into memory of its own.
     checksum : bool
-        Compare md5 sums, which takes host memory for one file: see :class:`SourceReader`.
+        Compare md5 sums, which takes host memory for one file: see :class:`CheckpointReader`.
     progress : bool or callable, optional
         See :func:`progress_bar`.
 
@@ -72,28 +73,35 @@ def load_params(
 
     Raises
     ------
-    SourceError
+    CheckpointError
         The files are damaged, are not what is asked for, or need more memory than is free.
     """
-    source = open_source(path, ties=ties)
-    selection = select(source, transform, names, extra)
-    require_room(source, selection, device, checksum)
-    return load_selected(source, selection, SourceReader(source, device, checksum), progress)
+    checkpoint = open_checkpoint(path, ties=ties)
+    selection = select(checkpoint, transform, names, extra)
+    require_room(checkpoint, selection, device, checksum)
+    reader = CheckpointReader(checkpoint, device, checksum)
+    return load_selected(checkpoint, selection, reader, progress)
 
 
 def load_selected(
-    source: Source, selection: Selection, reader: SourceReader, progress: ProgressOption
+    checkpoint: Checkpoint, selection: Selection, reader: CheckpointReader, progress: ProgressOption
 ) -> Params:
     """Read what is selected, as the only owner of it: see :func:`load_params`."""
     tensors: dict[str, Any] = {}
     try:
-        require_equal(source, selection.tied)
-        _read(source, selection, reader, progress, tensors)
+        require_equal(checkpoint, selection.tied)
+        wanted = {record.name for record in selection.records}
+        total = sum(checkpoint.records[name].stored_nbytes for name in wanted)
+        with reader, progress_bar(progress, total, "load") as bar:
+            for name, record in checkpoint.records.items():  # as they lie in the files
+                if name in wanted:
+                    tensors[name] = reader.read(name)
+                    bar.update(record.stored_nbytes, name)
         params = Params(
             in_slots((tensors[one.name] for one in selection.records), selection.slots),
             selection.names,
             mark=selection.mark,
-            source=source.fingerprint,
+            source=checkpoint.fingerprint,
         )
         params.ignored = tuple(selection.ignored)
         params._read_as.update(selection.read_as)
@@ -109,34 +117,18 @@ def clear_cache() -> None:
     tvm_ffi.get_global_func("vm.builtin.tensor_cache.clear")()
 
 
-def require_room(source: Source, selection: Selection, device: Any, checksum: bool) -> None:
+def require_room(checkpoint: Checkpoint, selection: Selection, device: Any, checksum: bool) -> None:
     """Refuse weights that do not fit into what is free."""
     records = {record.name: record for record in selection.records}  # tied ones once
-    needed = sum(record.type.nbytes or 0 for record in records.values())
-    staged = max((file.nbytes for file in source.files), default=0) if checksum else 0
+    needed = sum(record.nbytes or 0 for record in records.values())
+    staged = max((file.nbytes for file in checkpoint.files), default=0) if checksum else 0
     if is_host(device):
         needed += staged
     free = available_bytes(device)
     if free is not None and needed > free:
         refuse(
-            shown(source.path),
+            shown(checkpoint.path),
             f"weights that take {needed:,} bytes",
             f"at most the {free:,} that are free on {device}",
             "free memory, or convert them with a streamed transform, which needs less at once",
         )
-
-
-def _read(
-    source: Source,
-    selection: Selection,
-    reader: SourceReader,
-    progress: ProgressOption,
-    tensors: dict[str, Any],
-) -> None:
-    wanted = {record.name for record in selection.records}
-    total = sum(source.records[name].nbytes for name in wanted)
-    with reader, progress_bar(progress, total, "load") as bar:
-        for name, record in source.records.items():  # as they lie in the files
-            if name in wanted:
-                tensors[name] = reader.read(name)
-                bar.update(record.nbytes, name)

@@ -8,11 +8,11 @@ from collections.abc import Iterable, Mapping
 
 from tvm_ffi import dtype as ffi_dtype
 
-__all__ = ["Difference", "TensorType", "differences", "dimensions_of"]
+__all__ = ["Difference", "TensorInfo", "differences", "dimensions_of"]
 
 
 @dataclasses.dataclass(frozen=True)
-class TensorType:
+class TensorInfo:
     """A tensor that a file holds, or that a compiled module takes or makes.
 
     Attributes
@@ -55,14 +55,14 @@ class Difference:
     Attributes
     ----------
     name : str
-    given, wanted : TensorType
+    given, wanted : TensorInfo
     where : str
         What its symbolic dimensions are known to be.
     """
 
     name: str
-    given: TensorType
-    wanted: TensorType
+    given: TensorInfo
+    wanted: TensorInfo
     where: str = ""
 
     @property
@@ -75,7 +75,7 @@ class Difference:
         return f"{self.name!r} is {self.given}, expected {self.wanted}{self.where}"
 
 
-def differences(given: Mapping[str, TensorType], wanted: Iterable[TensorType]) -> list[Difference]:
+def differences(given: Mapping[str, TensorInfo], wanted: Iterable[TensorInfo]) -> list[Difference]:
     """Say which tensors, of those that are given by name, are not of the type that is wanted.
 
     A symbolic dimension is what the first tensor that has it says. What is wanted without a dtype
@@ -92,7 +92,7 @@ def differences(given: Mapping[str, TensorType], wanted: Iterable[TensorType]) -
     return wrong
 
 
-def dimensions_of(given: Mapping[str, TensorType], wanted: Iterable[TensorType]) -> dict[str, int]:
+def dimensions_of(given: Mapping[str, TensorInfo], wanted: Iterable[TensorInfo]) -> dict[str, int]:
     """The values of symbolic dimensions, of tensors that are of the types wanted."""
     found: dict[str, int] = {}
     for one in wanted:
@@ -104,7 +104,7 @@ def dimensions_of(given: Mapping[str, TensorType], wanted: Iterable[TensorType])
 
 
 def _is_same(
-    given: TensorType, wanted: TensorType, sizes: dict[str, int | str]
+    given: TensorInfo, wanted: TensorInfo, sizes: dict[str, int | str]
 ) -> tuple[bool, str]:
     """Whether it is, and what its symbolic dimensions are known to be."""
     if given.dtype != wanted.dtype:

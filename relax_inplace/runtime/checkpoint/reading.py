@@ -6,29 +6,31 @@ import contextlib
 import hashlib
 import os
 import threading
-from types import TracebackType
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import tvm
 import tvm_ffi
 
-from ..libinfo import load_library
-from .empty_tensor import empty
-from .failed_device import give_up_if_failed
-from .forget_locals import forget_locals
-from .regular_file import open_regular, read_into
-from .source import Record, Source, SourceFile
-from .source_error import refuse, shown
-from .tensor_bytes import bytes_of, is_host
+from ...libinfo import load_library
+from ..empty_tensor import empty
+from ..failed_device import give_up_if_failed
+from ..forget_locals import forget_locals
+from ..shown import shown
+from ..tensor_bytes import bytes_of, is_host
+from .checkpoint import Checkpoint
+from .error import refuse
+from .files import open_regular, read_into
+from .stored_tensor import CheckpointFile, StoredTensor
 
-__all__ = ["SourceReader"]
+__all__ = ["CheckpointReader"]
 
-_DECODED = 1 << 17  # numbers that are decoded at once
+_PART = 1 << 20  # bytes that are decoded, or compared, at once
 
 
-class SourceReader:
-    """The weights of a source, one by one.
+class CheckpointReader:
+    """The weights of a checkpoint, one by one.
 
     On the host they are read into the memory of their tensor; on the way to another device they
     take the memory of one. A tensor is complete when it is returned, on whichever stream it is
@@ -37,45 +39,40 @@ class SourceReader:
 
     Parameters
     ----------
-    source : Source
+    checkpoint : Checkpoint
     device : tvm.runtime.Device
         Where the tensors go.
     checksum : bool
         Compare the md5 of each file with what the manifest says, of the very bytes the tensors are
-        made from. It takes host memory for one file: read the weights in the source's order.
+        made from. It takes host memory for one file: read the weights in the checkpoint's order.
 
     Raises
     ------
-    SourceError
-        Checksums are asked for, and the source has none.
+    CheckpointError
+        Checksums are asked for, and the checkpoint has none.
     """
 
-    def __init__(self, source: Source, device: Any, checksum: bool = False):
-        self._source = source
+    def __init__(self, checkpoint: Checkpoint, device: Any, checksum: bool = False):
+        self._checkpoint = checkpoint
         self._device = device
         self._checksum = checksum
-        self._files = {file.path: file for file in source.files}
+        self._files = {file.path: file for file in checkpoint.files}
         self._lock = threading.Lock()
         self._open: _OpenFile | None = None
         self._stream: Any = None
-        without = [file.name for file in source.files if file.md5 is None]
+        without = [file.name for file in checkpoint.files if file.md5 is None]
         if checksum and without:
             refuse(
-                shown(source.path),
+                shown(checkpoint.path),
                 f"no checksum for {shown(without[0])}",
                 "an md5sum of each file",
                 "load with checksum=False: safetensors have none, TVM's tensor cache may",
             )
 
-    def __enter__(self) -> SourceReader:
+    def __enter__(self) -> CheckpointReader:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -92,17 +89,17 @@ class SourceReader:
 
         Raises
         ------
-        SourceError
+        CheckpointError
             The file ends too early, has changed, or is not what its checksum says.
         """
         try:
             with self._lock:
-                return self._tensor(self._source.records[name])
+                return self._tensor(self._checkpoint.records[name])
         except BaseException as error:
             forget_locals(error)  # one of them is the tensor
             raise
 
-    def _tensor(self, record: Record) -> Any:
+    def _tensor(self, record: StoredTensor) -> Any:
         tensor = empty(record.shape, record.dtype, self._device)
         if is_host(self._device):
             self._fill(bytes_of(tensor), record)
@@ -125,21 +122,29 @@ class SourceReader:
         copy = tvm_ffi.get_global_func("relax_inplace.CopyToDevice")
         return bool(copy(staged, tensor, self._stream))
 
-    def _fill(self, memory: np.ndarray, record: Record) -> None:
+    def parts(self, name: str) -> Iterator[np.ndarray]:
+        """The bytes of a weight, some at a time."""
+        record = self._checkpoint.records[name]
+        for start in range(0, record.nbytes or 0, _PART):
+            part = np.empty(min(_PART, (record.nbytes or 0) - start), "uint8")
+            self._fill(part, record, start)
+            yield part
+
+    def _fill(self, memory: np.ndarray, record: StoredTensor, begin: int = 0) -> None:
+        """Fill memory with the bytes of a weight from one on."""
         file = self._file(self._files[record.file])
         where = f"{shown(record.file)}, {shown(record.name)}"
         if record.encoding == "raw":
-            file.read(memory, record.offset, where)
+            file.read(memory, record.offset + begin, where)
             return
-        numbers = memory.view("uint32")
-        half = np.empty(min(_DECODED, numbers.size), "uint16")
-        for start in range(0, numbers.size, _DECODED):
-            part = numbers[start : start + _DECODED]
-            file.read(half[: part.size].view("uint8"), record.offset + 2 * start, where)
-            part[:] = half[: part.size]
-            part <<= 16
+        for start in range(0, memory.nbytes, _PART):
+            numbers = memory[start : start + _PART].view("uint32")
+            half = np.empty(numbers.size, "uint16")
+            file.read(half.view("uint8"), record.offset + (begin + start) // 2, where)
+            numbers[:] = half
+            numbers <<= 16
 
-    def _file(self, file: SourceFile) -> _OpenFile:
+    def _file(self, file: CheckpointFile) -> _OpenFile:
         if self._open is None or self._open.file is not file:
             self._close()  # first: its content would be a second one
             self._open = _OpenFile(file, self._checksum)
@@ -152,7 +157,7 @@ class SourceReader:
 
 
 class _OpenFile:
-    def __init__(self, file: SourceFile, checksum: bool):
+    def __init__(self, file: CheckpointFile, checksum: bool):
         self.file = file
         self._content: np.ndarray | None = None
         self._descriptor = open_regular(file.path)
@@ -177,6 +182,7 @@ class _OpenFile:
     def read(self, memory: np.ndarray, offset: int, where: str) -> None:
         if self._content is None:
             read_into(self._descriptor, memory, offset, where)
+            self.file.check_unchanged(self._descriptor)  # nor was it while it was read
         else:
             memory[:] = self._content[offset : offset + memory.nbytes]
 
