@@ -119,7 +119,7 @@ def _parts(where: str, node: Any, in_kernel: bool) -> Iterator[Any]:
         _check_attributes(where, node, in_kernel)
         yield from (value for _, value in node.items() if not isinstance(value, str))
         return
-    if isinstance(node, tirx.PrimFunc) and not in_kernel:
+    if not in_kernel and _is_computed_by_a_kernel(node):
         _check(where, node, in_kernel=True)
         return
     if isinstance(node, tirx.AttrStmt) and (_has_text(node.value) or _has_text(node.node)):
@@ -129,6 +129,12 @@ def _parts(where: str, node: Any, in_kernel: bool) -> Iterator[Any]:
             _check_attributes(where, node.annotations, in_kernel)
         elif not (name == "message_parts" and isinstance(node, tirx.AssertStmt)):
             yield getattr(node, name)
+
+
+def _is_computed_by_a_kernel(node: Any) -> bool:
+    """Or becomes one: a number of Relax does (src/relax/transform/compute_prim_value.cc)."""
+    is_call = isinstance(node, ir.Call) and isinstance(node.op, ir.Op)
+    return isinstance(node, tirx.PrimFunc) or (is_call and node.op.name.startswith("tirx."))
 
 
 def _fields(kind: type) -> Iterator[str]:

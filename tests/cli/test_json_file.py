@@ -104,6 +104,7 @@ HOSTILE = {
     "pragma of a block, by path": kernel(block={"pragma_import_llvm": "FILE.ll"}),
     "pragma of a loop": kernel(loop={"pragma_import_c": SOURCE}),
     "pragma as a statement": kernel(key="pragma_import_llvm", value=TEXT),
+    "pragma as a statement, by path": kernel(key="pragma_import_llvm", value="FILE.ll"),
     "pragma that is unknown": kernel(loop={"pragma_new": "FILE"}),
     "text in a list": kernel(block={"pragma_new": ["FILE"]}),
     "text in an object": kernel(block={"pragma_new": {"a": [{"b": "FILE"}]}}),
@@ -124,6 +125,18 @@ HOSTILE = {
 HOSTILE = {name: user(function) for name, function in HOSTILE.items()}
 HOSTILE["code generator"] = user(kernel(), {"Codegen": "FILE"})
 HOSTILE["attribute of the module"] = user(kernel()).with_attr("anything", "FILE")
+
+
+def _number():
+    builder = tvm.relax.BlockBuilder()
+    x = tvm.relax.Var("x", R.Tensor((8,), "float32"))
+    with builder.function("main", [x]):
+        builder.emit(tvm.tirx.call_extern("int64", SOURCE, 1))
+        builder.emit_func_output(x)
+    return builder.get()
+
+
+HOSTILE["number of Relax"] = _number()
 
 
 @I.ir_module
