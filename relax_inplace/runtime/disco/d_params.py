@@ -180,7 +180,7 @@ def convert_params(
         number, said = workers.run("convert_params", request, *inputs, progress=progress)
         return DParams(workers, number, said)
     params = load_params(
-        *(transform.session, path, transform),
+        *(transform.workers.session, path, transform),
         shard_info=shard_info,
         names=names,
         extra=extra,

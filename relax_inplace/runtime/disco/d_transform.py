@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 from ..transform import ModuleError
-from .serial_session import DModule
+from .tvm_disco import disco
 from .workers import Kept, Workers
 
 __all__ = ["DTransform", "load_transform"]
@@ -27,7 +27,7 @@ class DTransform(Kept):
         super().__init__(workers, number)
         self.name = name
         self.is_streamed = is_streamed
-        self.module = DModule(workers.value(number), workers.session)
+        self.module = disco.DModule(workers.value(number), workers.session)
 
 
 def load_transform(

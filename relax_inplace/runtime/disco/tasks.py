@@ -12,7 +12,6 @@ forgotten. The numbers are the controller's; no two of its tasks have the same.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import os
 import threading
@@ -24,6 +23,7 @@ import tvm_ffi
 from tvm.runtime.vm import VirtualMachine
 
 from ...errors import StructuredError
+from ...libinfo import load_library
 from ..forget_locals import forget_locals
 from ..load_params import load_params, load_selected, require_room
 from ..open_source import open_source
@@ -50,6 +50,8 @@ from .sharding import (
 
 __all__ = ["NAMES"]
 
+load_library()  # also where TVM's own entry point imports this
+
 _KEPT_SAMPLES = 64  # of memory over time, which a report may have thousands of
 
 
@@ -59,33 +61,22 @@ class _StoppedError(Exception):
 
 @dataclasses.dataclass
 class _Task:
-    """Something that a worker does.
-
-    Attributes
-    ----------
-    request : dict
-        What is to be done.
-    rank, workers : int
-    device : tvm.runtime.Device
-        The worker's own.
-    inputs : tuple
-        What the transform takes before the weights.
-    progress : Progress or None
-    outcome : dict or None
-        When it is done.
-    result : object
-        The transform or the weights.
-    """
+    """Something that a worker does; its outcome, when it is done, and what it has made."""
 
     request: dict[str, Any]
     rank: int
     workers: int
-    device: Any
+    own_device: Any
     inputs: tuple[Any, ...] = ()
     progress: Progress | None = None
     outcome: dict[str, Any] | None = None
-    result: Any = None
+    result: Any = None  # a transform, or weights
     is_stopped: bool = False
+
+    @property
+    def device(self) -> Any:
+        named = self.request.get("device")
+        return tvm.runtime.device(named) if named else self.own_device
 
     def told(self, progress: Progress) -> None:
         if self.is_stopped:
@@ -94,12 +85,10 @@ class _Task:
 
     def run(self) -> None:
         try:
-            said = _DOES[self.request["do"]](self)
-            self.outcome = {"said": said}
+            self.outcome = {"said": _DOES[self.request["do"]](self)}
         except BaseException as error:
             forget_locals(error)  # an error is no owner of weights
-            slots = _slots_after(error, self)
-            self.outcome = {"error": _described(error), "slots": slots}
+            self.outcome = {"error": _described(error), "slots": _slots_after(error, self)}
         finally:
             self.inputs = ()
 
@@ -112,15 +101,8 @@ _tasks: dict[tuple[int, int], _Task] = {}
 
 
 def _begin(number: int, request: str, *inputs: Any) -> None:
-    fields = json.loads(request)
-    device = fields.get("device")
-    task = _Task(
-        fields,
-        _worker("worker_rank"),
-        _worker("world_size"),
-        tvm.runtime.device(device) if device else _worker("device"),
-        inputs,
-    )
+    rank, workers, device = map(_worker, ("worker_rank", "world_size", "device"))
+    task = _Task(json.loads(request), rank, workers, device, inputs)
     _tasks[task.rank, number] = task
     threading.Thread(target=task.run, name=f"worker {task.rank}").start()
 
@@ -128,13 +110,8 @@ def _begin(number: int, request: str, *inputs: Any) -> None:
 def _state(number: int) -> str:
     task = _tasks[_worker("worker_rank"), number]
     outcome = task.outcome  # first: the progress is the last then
-    progress = task.progress
-    return json.dumps(
-        {
-            "progress": None if progress is None else dataclasses.asdict(progress),
-            "outcome": outcome,
-        }
-    )
+    progress = None if task.progress is None else dataclasses.asdict(task.progress)
+    return json.dumps({"progress": progress, "outcome": outcome})
 
 
 def _stop(number: int) -> None:
@@ -155,24 +132,11 @@ def _worker(what: str) -> Any:
     return tvm_ffi.get_global_func(f"runtime.disco.{what}")()
 
 
-def _harmless(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The same, but what it raises is text: an exception would end the worker."""
-
-    @functools.wraps(function)
-    def call(*args: Any) -> Any:
-        try:
-            return function(*args)
-        except Exception as error:
-            return json.dumps({"progress": None, "outcome": {"error": _described(error)}})
-
-    return call
-
-
 NAMES: dict[str, str] = {}
 for _function in (_begin, _state, _stop, _value, _forget):
     _name = _function.__name__[1:]
     NAMES[_name] = f"relax_inplace.disco.{_name}"
-    tvm_ffi.register_global_func(NAMES[_name], _harmless(_function), override=True)
+    tvm_ffi.register_global_func(NAMES[_name], _function, override=True)
 
 
 # -- what is done ---------------------------------------------------------------------------------
