@@ -179,14 +179,14 @@ def _load(task: _Task) -> dict[str, Any]:
     transform = _transform_for(task)
     device = task.device if transform is None else transform.device
     source, info = _opened(task, transform)
-    checksum = task.request["checksum"]
+    options = task.request["options"]
+    options.pop("ties")
     if not info:
-        task.result = load_params(
-            source, device, transform, checksum=checksum, progress=task.told, **_names(task)
-        )
+        task.result = load_params(source, device, transform, progress=task.told, **options)
     else:
+        checksum = options.pop("checksum")
         module = None if transform is None else transform.vm.module
-        selection = select(sharded(source, info, task.workers), transform, **_names(task))
+        selection = select(sharded(source, info, task.workers), transform, **options)
         require_room(source, selection, device, checksum)
         with ShardedReader(source, device, checksum, info, module, task.rank) as reader:
             task.result = load_selected(source, selection, reader, task.told)
@@ -195,20 +195,13 @@ def _load(task: _Task) -> dict[str, Any]:
 
 def _transform(task: _Task) -> dict[str, Any]:
     params = _made_by(task, "params")
-    transform_params(
-        _made_by(task, "transform"),
-        params,
-        inputs=task.inputs,
-        strict=task.request["strict"],
-        verify=task.request["verify"],
-        progress=task.told,
-    )
+    options = {"inputs": task.inputs, "progress": task.told, **task.request["options"]}
+    transform_params(_made_by(task, "transform"), params, **options)
     return _said_of(params)
 
 
 def _stream(task: _Task) -> dict[str, Any]:
-    transform = _transform_for(task)
-    assert transform is not None
+    transform = _made_by(task, "transform")
     source, info = _opened(task, transform)
     if info:
         raise ModuleError.of(
@@ -217,22 +210,15 @@ def _stream(task: _Task) -> dict[str, Any]:
             expected="weights that are sharded in their files",
             remedy="shard them beforehand, or compile the transform without lazy=True",
         )
-    task.result = stream_params(
-        transform,
-        source,
-        transform.device,
-        inputs=task.inputs,
-        **_names(task),
-        checksum=task.request["checksum"],
-        progress=task.told,
-    )
+    options = {"inputs": task.inputs, "progress": task.told, **task.request["options"]}
+    options.pop("ties")
+    task.result = stream_params(transform, source, transform.device, **options)
     return _said_of(task.result)
 
 
 def _save(task: _Task) -> dict[str, Any]:
-    save_params(
-        _made_by(task, "params"), _path(task, "folder"), task.request["format"], progress=task.told
-    )
+    folder, format = _path(task, "folder"), task.request["format"]
+    save_params(_made_by(task, "params"), folder, format, progress=task.told)
     return {}
 
 
@@ -249,18 +235,13 @@ def _transform_for(task: _Task) -> Transform | None:
     return None if task.request["transform"] is None else _made_by(task, "transform")
 
 
-def _names(task: _Task) -> dict[str, Any]:
-    """What is said of the names in the files."""
-    return {key: task.request[key] for key in ("names", "extra")}
-
-
 def _path(task: _Task, key: str) -> str:
     return str(task.request[key]).replace("{rank}", str(task.rank))
 
 
 def _opened(task: _Task, transform: Transform | None) -> tuple[Source, ShardInfo]:
     """The worker's part of a folder, and how those of its weights are cut that are whole there."""
-    whole = open_source(_path(task, "path"), ties=task.request["ties"])
+    whole = open_source(_path(task, "path"), ties=task.request["options"]["ties"])
     given: str | None = task.request["shard_info"]
     if given is not None and is_presharded(whole):
         refuse(
