@@ -54,7 +54,8 @@ _TARGET_TEXT = ("arch", "device_name", "mabi", "march", "mattr", "mcpu", "mfloat
 # Of functions, loops and blocks. No pragma: TVM's are numbers, or source.
 _TEXT = re.compile(
     r"Composite|PartitionedFromPattern|global_symbol|mod_name|system_lib_prefix"
-    r"|tirx\.kernel_launch_params|thread_extent|virtual_thread|double_buffer_scope"
+    r"|compute_scope|device_(id|scope|type)|double_buffer_scope|thread_extent|virtual_thread"
+    r"|tirx\.kernel_launch_params"
     r"|fragment_(shape|layout)|meta_schedule\.\w+|relax_inplace\.\w+"
 )
 _HARMLESS = re.compile(r"[\w .,:<>*+=@&|/%$-]*", re.ASCII)

@@ -404,8 +404,7 @@ def test_a_program_ends(kind, end):
     session.import_python_module("disco_functions")
     slow = session.get_global_func("test.disco.slow")
     session.empty((1,), "float32")  # by a function that the session keeps, which keeps it
-    for _ in range(3):
-        slow()
+    said = [slow() for _ in range(3)]
     {end}
     """
     with contextlib.ExitStack() as stack:

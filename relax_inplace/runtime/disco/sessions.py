@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import ctypes
 import secrets
+import weakref
 from collections.abc import Sequence
 from socket import socket
 from typing import Any
@@ -22,12 +24,17 @@ from .worker_processes import WorkerProcesses
 __all__ = ["ProcessSession", "SocketSession", "ThreadedSession"]
 
 _running: list[Any] = []
+_all: weakref.WeakSet[Any] = weakref.WeakSet()  # also those that are shut down, and referred to
 
 
 class _EndsOnce:
     """What all have: an end that comes once, at the latest when the program ends."""
 
     is_shut_down = False
+
+    def _begin(self) -> None:
+        _running.append(self)
+        _all.add(self)
 
     def shutdown(self) -> None:
         """Shut the session down, and wait for its workers."""
@@ -61,7 +68,7 @@ class ThreadedSession(_EndsOnce, disco.ThreadedSession):
 
     def __init__(self, num_workers: int, num_groups: int = 1):
         super().__init__(num_workers, num_groups)
-        _running.append(self)
+        self._begin()
 
     def _threads(self) -> range:
         return range(self.num_workers)
@@ -94,7 +101,7 @@ class ProcessSession(_EndsOnce, disco.ProcessSession):
             )
         finally:
             tvm_ffi.remove_global_func(pool)
-        _running.append(self)
+        self._begin()
         self._configure_structlog()
 
 
@@ -123,10 +130,8 @@ class SocketSession(ProcessSession):
 
 @atexit.register
 def _shut_down() -> None:
-    for session in list(_running):
+    for session in list(_all):
+        # For ever: the destructor of TVM's session calls Python, and may run when that is gone.
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
         with contextlib.suppress(Exception):
             session.shutdown()
-        _kept.append(session)
-
-
-_kept: list[Any] = []
