@@ -109,6 +109,7 @@ HOSTILE = {
     "text in a list": kernel(block={"pragma_new": ["FILE"]}),
     "text in an object": kernel(block={"pragma_new": {"a": [{"b": "FILE"}]}}),
     "name of what is called": kernel(name=SOURCE),
+    "name of what is called, in other letters of C": kernel(name="%:include <FILE> //"),
     "name of the function": kernel(attributes={"global_symbol": SOURCE}),
     "attribute of a kernel": kernel(attributes={"anything": "FILE"}),
     "text of a known attribute": kernel(block={"meta_schedule.tiling_structure": SOURCE}),
@@ -124,6 +125,7 @@ HOSTILE = {
 }
 HOSTILE = {name: user(function) for name, function in HOSTILE.items()}
 HOSTILE["code generator"] = user(kernel(), {"Codegen": "FILE"})
+HOSTILE["prefix of symbols"] = user(kernel()).with_attr("system_lib_prefix", SOURCE)
 HOSTILE["attribute of the module"] = user(kernel()).with_attr("anything", "FILE")
 
 
@@ -195,7 +197,13 @@ HOSTILE["two types"] = _with_type("ffi.Module", "AAAA").replace(
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile(build, name):
     said = build(HOSTILE[name])
-    refused = ("text in the attribute", " in a kernel; ", "option ", "target of kind", "it holds")
+    refused = (
+        "text in the attribute",
+        "which a code generator takes",
+        "option ",
+        "target of kind",
+        "it holds",
+    )
     assert any(one in said for one in (*refused, "TVM would call")), said
 
 

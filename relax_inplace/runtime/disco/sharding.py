@@ -17,7 +17,7 @@ import contextlib
 import dataclasses
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import tvm_ffi
 
@@ -49,10 +49,7 @@ _PRESHARDED = re.compile(r"(.+)_shard-([1-9][0-9]*)-of-([1-9][0-9]*)")
 def shards_for(source: Source, rank: int, workers: int) -> Source:
     """What of a source is for a worker, under the names of the whole weights.
 
-    Raises
-    ------
-    SourceError
-        It was sharded for another number of workers, or a shard is missing.
+    SourceError if it was sharded for another number of workers, or a shard is missing.
     """
     ours: list[Record] = []
     theirs: set[str] = set()
@@ -74,13 +71,9 @@ def shards_for(source: Source, rank: int, workers: int) -> Source:
             ours.append(dataclasses.replace(record, name=name))
     if not theirs:
         return source
-    missing = sorted(theirs - {record.name for record in ours})
-    if missing:
-        refuse(
-            shown(source.path),
-            f"no shard {rank + 1} of {shown(missing[0])}",
-            f"one for each of {workers} workers",
-        )
+    for name in sorted(theirs - {record.name for record in ours}):
+        given = f"no shard {rank + 1} of {shown(name)}"
+        refuse(shown(source.path), given, f"one for each of {workers} workers")
     chosen = Source.of(source.path, source.format, ours, source.files, source.mark)
     return dataclasses.replace(chosen, fingerprint=f"{source.fingerprint}-{rank + 1}-of-{workers}")
 
@@ -93,17 +86,10 @@ def is_presharded(source: Source) -> bool:
 # -- shard info -----------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
-class ShardFunction:
+class ShardFunction(NamedTuple):
     """A function that is called with a weight, the numbers, and a tensor for its result.
 
-    Attributes
-    ----------
-    name : str
-    shape : tuple of int
-        Of the result; of the last one, the first dimension counts the workers.
-    dtype : str
-    numbers : tuple of int
+    Of the shape of the last function's result the first dimension counts the workers.
     """
 
     name: str
@@ -116,27 +102,20 @@ ShardInfo = dict[str, list[ShardFunction]]  # by the names of the weights
 
 
 def read_shard_info(text: str) -> ShardInfo:
-    """Read ``{NAME: [[FUNCTION, [SHAPE, DTYPE], NUMBER, ...], ...]}``.
-
-    Raises
-    ------
-    SourceError
-        It is something else.
-    """
-    where = "shard info"
+    """Read ``{NAME: [[FUNCTION, [SHAPE, DTYPE], NUMBER, ...], ...]}``, or raise SourceError."""
     info: ShardInfo = {}
-    for name, functions in parse_object(text.encode(), where).items():
+    for name, functions in parse_object(text.encode(), "shard info").items():
+        where = f"shard info, {shown(name)}"
         if not isinstance(functions, list):
-            refuse(f"{where}, {shown(name)}", f"{shown(functions)} given", "a list of functions")
-        info[name] = [_function(one, f"{where}, {shown(name)}") for one in functions]
+            refuse(where, f"{shown(functions)} given", "a list of functions")
+        info[name] = [_function(one, where) for one in functions]
     return info
 
 
 def _function(entry: Any, where: str) -> ShardFunction:
     try:
         name, (shape, dtype), *numbers = entry
-        sizes = [*shape, *numbers]
-        is_right = isinstance(name, str) and all(type(one) is int for one in sizes)
+        is_right = isinstance(name, str) and all(type(one) is int for one in [*shape, *numbers])
         tvm_ffi.dtype(dtype)
     except (TypeError, ValueError):
         is_right = False
@@ -148,10 +127,7 @@ def _function(entry: Any, where: str) -> ShardFunction:
 def sharded(source: Source, info: ShardInfo, workers: int) -> Source:
     """The source as a worker will have it: to choose from, not to read.
 
-    Raises
-    ------
-    SourceError
-        A weight is cut for another number of workers, or is not there.
+    SourceError if a weight is cut for another number of workers, or is not there.
     """
     records = dict(source.records)
     if source.mark is not None and any(info.values()):
@@ -180,29 +156,13 @@ def sharded(source: Source, info: ShardInfo, workers: int) -> Source:
 
 
 class ShardedReader(SourceReader):
-    """Reads weights, and cuts those that have shard functions.
+    """Reads whole weights, and keeps a worker's part of those that have shard functions.
 
-    Parameters
-    ----------
-    source : Source
-        With whole weights.
-    device : tvm.runtime.Device
-    checksum : bool
-    info : dict of str to list of ShardFunction
-    module : tvm.runtime.Module or None
-        Where the functions are looked for, before the global ones.
-    rank : int
-        Whose part is kept.
+    These are a module's, if there is one, or else global ones.
     """
 
     def __init__(
-        self,
-        source: Source,
-        device: Any,
-        checksum: bool,
-        info: ShardInfo,
-        module: Any,
-        rank: int,
+        self, source: Source, device: Any, checksum: bool, info: ShardInfo, module: Any, rank: int
     ):
         super().__init__(source, device, checksum)
         self._rank = rank
