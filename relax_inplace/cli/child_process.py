@@ -20,15 +20,21 @@ __all__ = ["go_on_in_child"]
 _PATIENCE = 5  # seconds that the child has to end, once it is interrupted
 
 
-def go_on_in_child(file: str, said: Messages) -> None:
+def go_on_in_child(crash: str, said: Messages) -> None:
     """Return in a copy of this process; here, wait until that one ends, and end like it.
 
     Its temporary files are in a folder that goes with it.
 
+    Parameters
+    ----------
+    crash : str
+        What it means if it is ended by a signal.
+    said : Messages
+
     Raises
     ------
     RefusedError
-        It was ended by a signal: because of what is in the file.
+        It was.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -39,7 +45,8 @@ def go_on_in_child(file: str, said: Messages) -> None:
         child = os.fork()
     if child == 0:
         os.environ["TMPDIR"] = tempfile.tempdir = folder
-        said.end = _end_at_once
+        if not said.is_program:
+            said.end = _end_at_once
         # Ctrl-C reaches both; the parent tells the child, so that one of them speaks.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -57,7 +64,7 @@ def go_on_in_child(file: str, said: Messages) -> None:
     if not os.WIFSIGNALED(status):
         raise click.exceptions.Exit(os.WEXITSTATUS(status))
     name = signal.Signals(os.WTERMSIG(status)).name
-    raise RefusedError(f"{file}: not as tvm.ir.save_json writes it: TVM crashes on it ({name})")
+    raise RefusedError(f"{crash} ({name})")
 
 
 def _wait(child: int) -> int:

@@ -38,7 +38,7 @@ def read_json(text: str, file: str, said: Messages) -> ir.IRModule:
         raise RefusedError(f"{file}: no JSON: {error}") from None
     if not isinstance(given, dict) or not isinstance(given.get("nodes"), list):
         raise RefusedError(f"{file}: JSON, but not of tvm.ir.save_json")
-    go_on_in_child(file, said)
+    go_on_in_child(f"{file}: not as tvm.ir.save_json writes it: TVM crashes on it", said)
     signal.alarm(_SECONDS)
     with said.tvm_speaks():
         try:

@@ -38,11 +38,14 @@ class Messages:
         A traceback instead of the line of an error; TVM's own warnings stay.
     end : callable
         Ends the process, with an exit code.
+    is_program : bool
+        Whether the process is the command's own.
     """
 
     def __init__(self) -> None:
         self.quiet = False
         self.debug = False
+        self.is_program = False
         self.end: Callable[[int], NoReturn] = sys.exit
 
     def error(self, text: str) -> None:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .child_process import go_on_in_child
 from .messages import Messages, RefusedError
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ def read_module(name: str, said: Messages) -> ir.IRModule:
     """
     script = re.fullmatch(r"(.*\.py)(?::(\w+))?", name, re.IGNORECASE | re.DOTALL)
     if script is not None:
+        if said.is_program:
+            go_on_in_child(f"{script[1]}: executed, it crashes", said)
         from .python_file import run_file
 
         return run_file(script[1], script[2], said)

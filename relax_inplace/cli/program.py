@@ -41,6 +41,7 @@ class Program(click.Group):
     ) -> NoReturn:
         """Run a command; ends the process."""
         said = messages.Messages()
+        said.is_program = args is None
         try:
             extra["standalone_mode"] = False
             code = super().main(args, prog_name or "relax-inplace", obj=said, **extra)

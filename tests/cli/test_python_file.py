@@ -143,6 +143,25 @@ def test_one_line_and_the_traceback_if_it_is_asked_for(tmp_path):
     assert "Traceback" in done.stderr and "ZeroDivisionError" in done.stderr
 
 
+def test_what_crashes_is_one_line(tmp_path):
+    """Statements that nest the rest of a kernel: TVM's visitors use up the stack."""
+    nested = "".join(f"        T.attr(0, 'k{i}', 1)\n" for i in range(6000))
+    (tmp_path / "model.py").write_text(
+        "from tvm.script import ir as I, tirx as T\n@I.ir_module\nclass M:\n    @T.prim_func\n"
+        f"    def f(a: T.Buffer((4,), 'float32')):\n{nested}        a[0] = 1.0\n"
+    )
+    done = ended("plan", "model.py", cwd=tmp_path)
+    line = "relax-inplace: error: model.py: executed, it crashes (SIGSEGV)"
+    assert (done.exit_code, done.stderr.splitlines()[-1]) == (1, line)
+
+
+def test_what_it_registered_for_the_end_is_done(tmp_path):
+    text = f"import atexit, sys\natexit.register(print, 'ends', file=sys.stderr)\n{TRANSFORM}"
+    (tmp_path / "model.py").write_text(text)
+    done = ended("plan", tmp_path / "model.py")
+    assert (done.exit_code, done.stderr) == (0, "ends\n")
+
+
 def test_control_characters_are_shown():
     line = error("plan", "-", text="raise ValueError('\\x1b[31m')")
     assert "\x1b" not in line
