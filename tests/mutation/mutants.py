@@ -2517,6 +2517,13 @@ JSON_MODULES = [
     ),
 ]
 
+NODES = _mutants(
+    "runtime/disco/nodes.py",
+    ("runtime/test_disco.py", "-k", "strangers"),
+    ("a stranger is no node", "or not _is_token(", "and not _is_token("),
+    ("nor one that says nothing", "if not isinstance(found, dict):", "if False:"),
+)
+
 GPU_KERNELS = [
     *_mutants(
         "relayout/gpu_units.py",
@@ -2994,4 +3001,5 @@ MUTANTS = [
     *PLANNED_FOR,
     *PROCESSOR,
     *JSON_MODULES,
+    *NODES,
 ]

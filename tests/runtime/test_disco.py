@@ -583,7 +583,9 @@ STRANGERS = {
     "no token": greeting(),
     "another token": greeting(token="guessed"),
     "another node's worker": greeting(key="guessed", token="secret"),
+    "a key that is no text": greeting(key=[1], token="secret"),
     "no object": b"[]\n",
+    "nested": b"[" * 4000 + b"\n",
     "no text": b"\xff\n",
     "no end": b"x" * 5000,
 }

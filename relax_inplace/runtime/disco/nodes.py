@@ -46,8 +46,10 @@ def accept_workers(
             said = _line(connection)
             if said.get("version") != _VERSION or not _is_token(said.get("token")):
                 raise ValueError("another version or token")
-            greeted.put((connection, address, said.get("key")))
-        except (OSError, ValueError) as error:
+            if not isinstance(key := said.get("key"), (str, type(None))):
+                raise ValueError("a key that is no text")
+            greeted.put((connection, address, key))
+        except (OSError, ValueError, RecursionError) as error:
             _drop(connection, address, f"no node of relax_inplace {_VERSION}: {error}")
 
     with socket.create_server((host, port), backlog=128) as server:
@@ -61,20 +63,24 @@ def accept_workers(
             while not greeted.empty():
                 connection, address, key = greeted.get()
                 if key is None and len(nodes) < num_nodes - 1:
-                    nodes[key := secrets.token_hex(16)] = []
-                if key not in nodes or len(nodes[key]) == num_workers_per_node:
-                    _drop(connection, address, "there are as many nodes as there should be")
+                    key = secrets.token_hex(16)  # of a new node
+                elif key not in nodes or len(nodes[key]) == num_workers_per_node:
+                    _drop(connection, address, "there are as many workers as there should be")
                     continue
                 place = {
                     "key": key,
-                    "node": list(nodes).index(key) + 1,
-                    "local": len(nodes[key]),
+                    "node": [*nodes, key].index(key) + 1,
+                    "local": len(nodes.get(key, ())),
                     "sizes": [num_nodes, num_groups, num_workers_per_node],
                 }
-                connection.sendall(json.dumps(place).encode() + b"\n")
-                connection.settimeout(None)
-                _notice_if_it_vanishes(connection)
-                nodes[key].append(connection)
+                try:
+                    connection.sendall(json.dumps(place).encode() + b"\n")
+                    connection.settimeout(None)
+                    _notice_if_it_vanishes(connection)
+                except OSError as error:
+                    _drop(connection, address, str(error))
+                    continue
+                nodes.setdefault(key, []).append(connection)
     return [one for node in nodes.values() for one in node]
 
 
