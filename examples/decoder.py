@@ -384,7 +384,10 @@ def run_in_own_process(small: bool, target: str, way: str) -> dict:
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
     command = [sys.executable, os.path.abspath(__file__), "--run", way, "--layout", target]
     command += ["--small"] * small
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=False)
+    # In a session of its own: Ctrl-C comes to this process, which ends that one.
+    done = subprocess.run(
+        command, env=environment, stdout=subprocess.PIPE, check=False, start_new_session=True
+    )
     if done.returncode:
         sys.exit(f"the {way} run failed with exit code {done.returncode}")
     return json.loads(done.stdout)

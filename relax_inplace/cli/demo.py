@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
@@ -20,11 +20,11 @@ __all__ = ["command"]
     short_help="Convert a decoder's weights, in place and out of place.",
 )
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-@click.pass_context
-def command(ctx: click.Context, arguments: tuple[str, ...]) -> None:
+def command(arguments: tuple[str, ...]) -> None:
     """Run the example; --help shows its options."""
     example = Path(__file__).resolve().parent.parent / "examples" / "decoder.py"
     if not example.is_file():
         raise RefusedError(f"no {example}: this is a source tree; run `pip install .` in it")
-    done = subprocess.run([sys.executable, str(example), *arguments], check=False)
-    ctx.exit(done.returncode)
+    sys.argv[:] = [str(example), *arguments]
+    sys.path.insert(0, str(example.parent))
+    runpy.run_path(str(example), run_name="__main__")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tvm import ir
 
     from ..analysis import LiftReport
-    from ..runtime import Checkpoint as Source
+    from ..runtime import Checkpoint
 
 __all__ = ["command", "explained"]
 
@@ -88,14 +88,14 @@ def explained(mod: ir.IRModule, choices: options.Choices) -> list[LiftReport]:
     return [explain_lift(mod, [user.name for user in shared.users], **chosen) for shared in groups]
 
 
-def _opened(path: str) -> Source:
-    from ..runtime import open_checkpoint as open_source
+def _opened(path: str) -> Checkpoint:
+    from ..runtime import open_checkpoint
 
-    return open_source(path)
+    return open_checkpoint(path)
 
 
 def _names_in(
-    checkpoint: Source, names: Sequence[str], tied: Sequence[Sequence[str]]
+    checkpoint: Checkpoint, names: Sequence[str], tied: Sequence[Sequence[str]]
 ) -> list[tuple[str, str | None, str]]:
     """For each weight what it is called in files, None if it is not there, and by which rule."""
     found, rules = match_names(names, checkpoint.records, tied)
@@ -112,7 +112,7 @@ def _names_in(
     return rows
 
 
-def _as_text(checkpoint: Source, names: Sequence[tuple[str, str | None, str]]) -> str:
+def _as_text(checkpoint: Checkpoint, names: Sequence[tuple[str, str | None, str]]) -> str:
     from ..ir.table import table
 
     text = table(

@@ -13,11 +13,12 @@ import sys
 import tempfile
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import NoReturn
 
 import click
 
-__all__ = ["Messages", "RefusedError", "escaped", "one_line"]
+__all__ = ["Messages", "RefusedError", "condensed", "escaped", "one_line"]
 
 _LONGEST = 600
 
@@ -35,14 +36,17 @@ class Messages:
         Errors only.
     debug : bool
         A traceback instead of the line of an error; TVM's own warnings stay.
-    module : str
-        The file that the module comes from.
+    end : callable
+        Ends the process, with an exit code.
+    is_program : bool
+        Whether the process is the command's own.
     """
 
     def __init__(self) -> None:
         self.quiet = False
         self.debug = False
-        self.module = ""
+        self.is_program = False
+        self.end: Callable[[int], NoReturn] = sys.exit
 
     def error(self, text: str) -> None:
         """Say why the command fails."""
@@ -52,13 +56,6 @@ class Messages:
         """Say what a person may want to know."""
         if not self.quiet:
             self._say(text)
-
-    def with_module(self, text: str) -> str:
-        """A text with places in the module, under the name of its file.
-
-        TVM calls a source that is a string `<str>` (tvm/script/parser/core/diagnostics.py).
-        """
-        return text.replace("<str>:", f"{self.module}:") if self.module else text
 
     def progress(self, text: str) -> None:
         """Say what takes a while, to who sits in front of it."""
@@ -82,7 +79,7 @@ class Messages:
         finally:
             for warning in caught:
                 if issubclass(warning.category, UserWarning):
-                    self.note(f"warning: {self.with_module(_condensed(str(warning.message)))}")
+                    self.note(f"warning: {condensed(str(warning.message))}")
 
     def _say(self, text: str) -> None:
         click.echo(f"relax-inplace: {escaped(text)}", err=True)
@@ -103,13 +100,14 @@ def one_line(error: BaseException) -> str:
         return str(error) or "out of memory"
     if isinstance(error, RecursionError):
         return "the module is nested too deeply"
-    text = _condensed(str(error))
+    text = condensed(str(error))
     # An error of ours, or of TVM's, explains itself; one of Python's own is no sentence.
     explains = isinstance(error, (ValueError, RuntimeError, ImportError)) and text
     return text if explains else f"{type(error).__name__}: {text}".rstrip(": ")
 
 
-def _condensed(text: str) -> str:
+def condensed(text: str) -> str:
+    """A text of many lines as one, without places in TVM's code, and not too long."""
     lines = [line.strip() for line in text.splitlines()]
     kept = [line for line in lines if line and not line.startswith(("# ", "File ", "Traceback"))]
     joined = re.sub(r"\s+", " ", " ".join(kept))

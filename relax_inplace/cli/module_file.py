@@ -1,11 +1,13 @@
-"""A MODULE on the command line: a file with TVMScript or JSON, or standard input."""
+"""A MODULE on the command line: a ``.py`` file, which is executed, or JSON, which is data."""
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .child_process import go_on_in_child
 from .messages import Messages, RefusedError
 
 if TYPE_CHECKING:
@@ -15,15 +17,17 @@ __all__ = ["read_module"]
 
 STANDARD_INPUT = "-"
 _MOST_BYTES = 256 << 20
+_EXPECTED = "expected model.py, model.py:NAME, or a file of tvm.ir.save_json that ends in .json"
 
 
 def read_module(name: str, said: Messages) -> ir.IRModule:
-    """Read a module; nothing in it is executed.
+    """Read a module.
 
     Parameters
     ----------
     name : str
-        A path that ends in ``.py`` (TVMScript) or ``.json`` (of ``tvm.ir.save_json``), or ``-``.
+        ``FILE.py`` or ``FILE.py:NAME``, which is executed; ``FILE.json``, or ``-`` for JSON on
+        standard input.
     said : Messages
 
     Raises
@@ -31,24 +35,24 @@ def read_module(name: str, said: Messages) -> ir.IRModule:
     RefusedError
         The file cannot be read, or what is in it is no module.
     """
-    is_input = name == STANDARD_INPUT
-    shown = "<stdin>" if is_input else name
-    said.module = shown
-    ending = Path(name).suffix.lower()
-    if not is_input and ending not in (".py", ".json"):
-        raise RefusedError(f"{shown}: expected a file that ends in .py (TVMScript) or .json")
+    script = re.fullmatch(r"(.*\.py)(?::(\w+))?", name, re.IGNORECASE | re.DOTALL)
+    if script is not None:
+        if said.is_program:
+            go_on_in_child(f"{script[1]}: executed, it crashes", said)
+        from .python_file import run_file
+
+        return run_file(script[1], script[2], said)
+    shown = "<stdin>" if name == STANDARD_INPUT else name
+    if name != STANDARD_INPUT and Path(name).suffix.lower() != ".json":
+        raise RefusedError(f"{shown}: {_EXPECTED}")
     text = _read(name, shown)
     if not text.strip():
         raise RefusedError(f"{shown}: it is empty")
-    is_json = text.lstrip().startswith("{") if is_input else ending == ".json"
-    with said.tvm_speaks():
-        if is_json:
-            from .json_file import read_json
+    if name == STANDARD_INPUT and not text.lstrip().startswith("{"):
+        raise RefusedError(f"{shown}: no JSON; TVMScript is executed, and only from a .py file")
+    from .json_file import read_json
 
-            return read_json(text, shown)
-        from .script_file import read_script
-
-        return read_script(text, shown)
+    return read_json(text, shown, said)
 
 
 def _read(name: str, shown: str) -> str:
@@ -65,9 +69,6 @@ def _read(name: str, shown: str) -> str:
     if len(data) > _MOST_BYTES:
         raise RefusedError(f"{shown}: more than {_MOST_BYTES >> 20} MB, which is no module")
     try:
-        text = data.decode("utf-8-sig")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise RefusedError(f"{shown}: no text: byte {error.start} is not UTF-8") from None
-    if "\0" in text:
-        raise RefusedError(f"{shown}: no text: it has null characters")
-    return text

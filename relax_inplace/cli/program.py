@@ -41,6 +41,7 @@ class Program(click.Group):
     ) -> NoReturn:
         """Run a command; ends the process."""
         said = messages.Messages()
+        said.is_program = args is None
         try:
             extra["standalone_mode"] = False
             code = super().main(args, prog_name or "relax-inplace", obj=said, **extra)
@@ -48,18 +49,17 @@ class Program(click.Group):
             said.error(_with_hint(error))
             code = USAGE
         except (click.Abort, KeyboardInterrupt) as error:
-            left = str(error.__cause__ or error)  # click raises Abort from a KeyboardInterrupt
-            if left:
-                said.error(left)  # what an interrupted conversion has left
+            # click raises Abort from a KeyboardInterrupt; that of a conversion says what it left.
+            said.error(str(error.__cause__ or error) or "interrupted")
             code = INTERRUPTED
         except click.exceptions.Exit as error:
             code = error.exit_code
         except Exception as error:
             if said.debug:
                 raise
-            said.error(said.with_module(messages.one_line(error)))
+            said.error(messages.one_line(error))
             code = REFUSED
-        sys.exit(code if isinstance(code, int) else 0)
+        said.end(code if isinstance(code, int) else 0)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command; click itself would exit with 1 where nobody reads."""
@@ -104,11 +104,11 @@ def _printing(option: str, find: Callable[[], str], text: str) -> Callable[..., 
 def main() -> None:
     """Convert a model's weights in the memory they already occupy.
 
-    A MODULE is a file with TVMScript (.py, which is parsed and never executed), or what
-    tvm.ir.save_json writes (.json), or - for standard input.
+    A MODULE is a Python file, model.py or model.py:NAME, which is executed; or what
+    tvm.ir.save_json writes, model.json or - for standard input, which is data.
 
     \b
-      relax-inplace explain model.py                       what would be lifted, and where to
+      relax-inplace explain model.py:Model                 what would be lifted, and where to
       relax-inplace plan model.py                          in which order, and the memory it takes
       relax-inplace rewrite model.py --lift -o new.py      the module that does it
       relax-inplace build model.py --target llvm -o lib.so

@@ -20,10 +20,10 @@ from typing import Any
 import tvm_ffi
 
 from ..weight_names import GivenNames
-from .checkpoint.checkpoint import Checkpoint as Source
-from .checkpoint.error import CheckpointError as SourceError
+from .checkpoint.checkpoint import Checkpoint
+from .checkpoint.error import CheckpointError
 from .checkpoint.loading import load_params
-from .checkpoint.open import open_checkpoint as open_source
+from .checkpoint.open import open_checkpoint
 from .checkpoint.saving import SaveError, save_params
 from .checkpoint.selection import Selection, select
 from .memory_sampler import MemorySampler
@@ -63,8 +63,8 @@ def convert_params(
     function : Transform, VirtualMachine or module
         If it is streamed, the weights are: see :func:`stream_params`.
     path : str or path
-        See :func:`~relax_inplace.runtime.open_source`. If the weights there have been converted by
-        this transform, they are loaded, no more.
+        See :func:`~relax_inplace.runtime.open_checkpoint`. If this transform has converted the
+        weights there, they are loaded, no more.
     device : tvm.runtime.Device
     cache : str or path, optional
         A folder for the result. One that is there and was made from the same files, by the same
@@ -87,7 +87,7 @@ def convert_params(
 
     Raises
     ------
-    ModuleError, SourceError, ConvertedError, HeldWeightsError, TransformError
+    ModuleError, CheckpointError, ConvertedError, HeldWeightsError, TransformError
         As the functions raise that it consists of.
     ValueError, TypeError
         The cache is the folder of the originals; or an input is of a kind that nothing is known of.
@@ -112,7 +112,7 @@ def convert_params(
             expected="a transform of resident weights",
             remedy="compile it without lazy=True, with reference=True",
         )
-    source = open_source(path, ties=ties)
+    source = open_checkpoint(path, ties=ties)
     if source.mark is not None:
         if inputs:
             raise ConvertedError.of(
@@ -133,7 +133,7 @@ def convert_params(
     if cache is not None and _key_of(cache) == key:
         try:
             return _as_converted(transform, cache, device, checksum, progress, names=names)
-        except SourceError as error:
+        except CheckpointError as error:
             warnings.warn(f"{error}. The weights are converted again", stacklevel=2)
     if transform.is_streamed:
         params = stream_params(
@@ -197,13 +197,15 @@ def _as_converted(
 def _key_of(cache: str | os.PathLike[str]) -> str | None:
     """That of a saved result; None if there is none that can be read."""
     try:
-        mark = open_source(cache).mark
-    except (OSError, SourceError):
+        mark = open_checkpoint(cache).mark
+    except (OSError, CheckpointError):
         return None
     return mark.key if mark is not None else None
 
 
-def _key(source: Source, transform: Transform, selection: Selection, inputs: Sequence[Any]) -> str:
+def _key(
+    source: Checkpoint, transform: Transform, selection: Selection, inputs: Sequence[Any]
+) -> str:
     made_by = [metadata.version(name) for name in _MADE_BY]
     parts = [source.fingerprint, transform.name, transform.layout, transform.target, *made_by]
     parts += [*selection.names, *(_text_of(one) for one in inputs)]

@@ -10,7 +10,7 @@ import tvm_ffi
 
 from ..weight_names import made_from, unused_name
 from .mark import Mark
-from .tensor_info import TensorInfo as TensorType
+from .tensor_info import TensorInfo
 
 if TYPE_CHECKING:
     from .report import Report
@@ -153,10 +153,10 @@ class Params(Sequence):
     def _leaves(self) -> list[Any]:
         return [value for _, value in leaves_of(self._tuple)]
 
-    def _types(self) -> list[TensorType]:
+    def _types(self) -> list[TensorInfo]:
         return _types(self.names, self._leaves())
 
-    def _names_of(self, types: Iterable[TensorType]) -> list[str]:
+    def _names_of(self, types: Iterable[TensorInfo]) -> list[str]:
         """What weights of a module are called here, or what is made from them."""
         taken: set[str] = set()
         return [unused_name(made_from(one.name, self._read_as), taken) for one in types]
@@ -173,7 +173,7 @@ class Params(Sequence):
         self.partial = None
 
     @property
-    def types(self) -> list[TensorType]:
+    def types(self) -> list[TensorInfo]:
         """Of the tensors, without those that are lost."""
         return _types(self.names, self)
 
@@ -189,9 +189,9 @@ class Params(Sequence):
         return f"<Params: {len(self)} weights, {state}>"
 
 
-def _types(names: Iterable[str], values: Iterable[Any]) -> list[TensorType]:
+def _types(names: Iterable[str], values: Iterable[Any]) -> list[TensorInfo]:
     return [
-        TensorType(name, tuple(map(int, value.shape)), str(value.dtype))
+        TensorInfo(name, tuple(map(int, value.shape)), str(value.dtype))
         for name, value in zip(names, values, strict=True)
         if isinstance(value, tvm_ffi.Tensor)
     ]

@@ -9,10 +9,10 @@ from typing import Any
 import tvm_ffi
 
 from ..weight_names import GivenNames
-from .checkpoint.checkpoint import Checkpoint as Source
-from .checkpoint.open import open_checkpoint as open_source
-from .checkpoint.prefetching import Prefetcher as ReadAhead
-from .checkpoint.reading import CheckpointReader as SourceReader
+from .checkpoint.checkpoint import Checkpoint
+from .checkpoint.open import open_checkpoint
+from .checkpoint.prefetching import Prefetcher
+from .checkpoint.reading import CheckpointReader
 from .checkpoint.selection import select
 from .checkpoint.tied_weights import require_equal
 from .convert.observe import convert, require_memory
@@ -29,7 +29,7 @@ __all__ = ["stream_params"]
 
 def stream_params(
     function: Any,
-    path: str | os.PathLike[str] | Source,
+    path: str | os.PathLike[str] | Checkpoint,
     device: Any,
     *,
     names: GivenNames | None = None,
@@ -48,8 +48,8 @@ def stream_params(
     ----------
     function : Transform, VirtualMachine or module
         A transform that was compiled with ``lazy=True``.
-    path : path or Source
-        See :func:`~relax_inplace.runtime.open_source`.
+    path : path or Checkpoint
+        See :func:`~relax_inplace.runtime.open_checkpoint`.
     device : tvm.runtime.Device
     inputs : sequence
         What the function takes before the weights.
@@ -63,7 +63,7 @@ def stream_params(
 
     Raises
     ------
-    SourceError
+    CheckpointError
         The files are damaged, or are not those of the module; before the first is read.
     ConvertedError
         They hold weights that are converted already.
@@ -79,7 +79,7 @@ def stream_params(
             expected="the module of a transform that asks for them one by one",
             remedy="call transform_params, or compile it with lazy=True",
         )
-    source = open_source(path, ties=ties)
+    source = open_checkpoint(path, ties=ties)
     selection = select(source, transform, names, extra)
     if selection.mark is not None:
         raise ConvertedError.of(
@@ -100,8 +100,8 @@ def stream_params(
     try:
         with (
             ownership,
-            SourceReader(source, device, checksum) as reader,
-            ReadAhead(reader, stored, transform.loads) as get_weight,
+            CheckpointReader(source, device, checksum) as reader,
+            Prefetcher(reader, stored, transform.loads) as get_weight,
         ):
             report = convert(
                 *(transform, ownership, [*inputs, get_weight]),

@@ -15,7 +15,7 @@ from elftools.elf.elffile import ELFFile
 from ..errors import StructuredError
 from ..weight_names import made_from, match_names
 from .symbolic_size import size_at
-from .tensor_info import TensorInfo as TensorType
+from .tensor_info import TensorInfo
 
 __all__ = ["ModuleError", "Transform", "TransformStep", "load_transform"]
 
@@ -68,7 +68,7 @@ class Transform:
     ----------
     function : tvm_ffi.Function
     name : str
-    weights, params : list of TensorType
+    weights, params : list of TensorInfo
         What it takes and what it leaves in the tuple, through nested tuples; None if it is a
         function without its module.
     steps : list of TransformStep
@@ -96,8 +96,8 @@ class Transform:
 
     function: tvm_ffi.Function
     name: str = "transform"
-    weights: list[TensorType] | None = None
-    params: list[TensorType] | None = None
+    weights: list[TensorInfo] | None = None
+    params: list[TensorInfo] | None = None
     steps: list[TransformStep] = dataclasses.field(default_factory=list)
     loads: list[int] = dataclasses.field(default_factory=list)
     peak: int | str | None = None
@@ -370,9 +370,9 @@ def _size(size: int | str, dimensions: Mapping[str, int]) -> int | str:
     return size if value is None else value
 
 
-def _types(entries: Iterable[dict[str, Any]]) -> list[TensorType]:
+def _types(entries: Iterable[dict[str, Any]]) -> list[TensorInfo]:
     return [
-        TensorType(
+        TensorInfo(
             one["name"],
             None if one["shape"] is None else tuple(one["shape"]),
             one["dtype"],

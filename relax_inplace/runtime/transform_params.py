@@ -21,8 +21,7 @@ from .params import Params, leaf_at, leaves_of
 from .progress import ProgressOption
 from .report import Report
 from .tensor_copy import copy_of, digest_of
-from .tensor_info import TensorInfo as TensorType
-from .tensor_info import differences, dimensions_of
+from .tensor_info import TensorInfo, differences, dimensions_of
 from .transform import ModuleError, Transform
 
 __all__ = [
@@ -279,7 +278,7 @@ def _new_names(transform: Transform, params: Params) -> list[str]:
     return params._names_of(transform.params)
 
 
-def _checked(transform: Transform, names: Sequence[str], types: Sequence[TensorType]) -> Transform:
+def _checked(transform: Transform, names: Sequence[str], types: Sequence[TensorInfo]) -> Transform:
     """Check what TVM checks field by field, all at once and with names.
 
     Returns

@@ -1,10 +1,28 @@
 """Runs commands of the command line; the modules that they are given."""
 
+import subprocess
+import sysconfig
+import tempfile
 import textwrap
+from pathlib import Path
+from typing import NamedTuple
 
 from click.testing import CliRunner
 
 from relax_inplace.cli import main
+from relax_inplace.cli.messages import Messages
+from relax_inplace.cli.python_file import run_file
+
+PROGRAM = [str(Path(sysconfig.get_path("scripts")) / "relax-inplace")]
+
+
+class Ended(NamedTuple):
+    """What a command has said."""
+
+    stdout: str
+    stderr: str
+    exit_code: int
+
 
 TRANSFORM = """\
 from tvm.script import ir as I
@@ -50,8 +68,35 @@ SYMBOLIC = TRANSFORM.replace("(4, 8)", '("n", 8)')
 
 
 def run(*arguments, text=None):
-    """A command, with text on standard input."""
-    return CliRunner().invoke(main, [str(one) for one in arguments], input=text)
+    """A command, with a module as text in the place of `-`: JSON, or else in a file of Python."""
+    arguments = [str(one) for one in arguments]
+    if (text or "").startswith("{") or (arguments[1:] and arguments[1].endswith(".json")):
+        return ended(*arguments, text=text)  # it goes on in a child process
+    with tempfile.TemporaryDirectory() as folder:
+        if text is not None:
+            file = Path(folder, "module.py")
+            file.write_text(text)
+            arguments = [str(file) if one == "-" else one for one in arguments]
+        done = CliRunner().invoke(main, arguments)
+        return Ended(
+            *(one.replace(folder, "FOLDER") for one in (done.stdout, done.stderr)), done.exit_code
+        )
+
+
+def ended(*arguments, text=None, **how):
+    """A command in a process of its own."""
+    done = subprocess.run(
+        [*PROGRAM, *map(str, arguments)], input=text, capture_output=True, text=True, **how
+    )
+    return Ended(done.stdout, done.stderr, done.returncode)
+
+
+def module(text):
+    """The module of a text."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "module.py")
+        file.write_text(text)
+        return run_file(str(file), None, Messages())
 
 
 def output(*arguments, text=None):

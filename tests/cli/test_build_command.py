@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 import tvm
 import tvm_ffi
-from commands import MODEL, TRANSFORM, error, output, run
+from commands import MODEL, TRANSFORM, error, module, output, run
 from tvm import relax
 
 from relax_inplace.cli import processor
 from relax_inplace.cli.compilation import target_of
-from relax_inplace.cli.script_file import read_script
 
 needs_cuda = pytest.mark.skipif(
     tvm.get_global_func("target.build.cuda", allow_missing=True) is None, reason="TVM without CUDA"
@@ -120,6 +119,7 @@ def test_library_for_others_names_its_target(tmp_path):
 
 
 PRODUCT_AND_SUM = """
+from tvm.script import ir as I, relax as R, tirx as T
 @I.ir_module
 class M:
     @T.prim_func(private=True, s_tir=True)
@@ -161,6 +161,7 @@ def test_other_targets_are_as_they_are_named():
 
 
 FOLDED = """
+from tvm.script import ir as I, relax as R, tirx as T
 @I.ir_module
 class M:
     @T.prim_func(private=True, s_tir=True)
@@ -187,7 +188,7 @@ def test_kernels_are_not_run_when_they_are_compiled(tmp_path):
     runs = []
     tvm.register_global_func("relax_inplace_test.mark", lambda: runs.append(1) or 1, override=True)
     with tvm.target.Target("cuda"):
-        relax.transform.FoldConstant()(read_script(FOLDED, "m.py"))
+        relax.transform.FoldConstant()(module(FOLDED))
     assert runs
     runs.clear()
     run("build", "-", "--target", "cuda", "-o", tmp_path / "lib.so", text=FOLDED)

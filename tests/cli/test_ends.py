@@ -6,19 +6,15 @@ import pty
 import signal
 import subprocess
 import sys
-import sysconfig
-from pathlib import Path
+import time
 
 import pytest
-from commands import MODEL, TRANSFORM, error, output, run
+import tvm
+from commands import MODEL, PROGRAM, TRANSFORM, ended, error, module, output, run
 
-PROGRAM = [str(Path(sysconfig.get_path("scripts")) / "relax-inplace")]
+from relax_inplace import runtime
 
-
-def ended(*arguments, text="", **how):
-    return subprocess.run(
-        [*PROGRAM, *map(str, arguments)], input=text, capture_output=True, text=True, **how
-    )
+runtime_save = runtime.save_params
 
 
 def test_entry_point():
@@ -48,15 +44,19 @@ def test_version():
 
 
 def test_done():
-    done = ended("plan", "-", text=TRANSFORM)
-    assert (done.returncode, done.stderr) == (0, "")
+    done = ended("plan", "-", text=tvm.ir.save_json(module(TRANSFORM)))
+    assert (done.exit_code, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize(
     ("arguments", "code", "line"),
     [
         (["plan", "nope.py"], 1, "nope.py: No such file or directory"),
-        (["plan", "/"], 1, "/: expected a file that ends in .py (TVMScript) or .json"),
+        (
+            ["plan", "/"],
+            1,
+            "/: expected model.py, model.py:NAME, or a file of tvm.ir.save_json that ends in .json",
+        ),
         (["plan", "-"], 1, "<stdin>: it is empty"),
         (["plan", "\x1b[31m.py"], 1, "\\x1b[31m.py: No such file or directory"),
         ([], 2, "Missing command; see relax-inplace --help"),
@@ -73,14 +73,13 @@ def test_files(tmp_path):
         (tmp_path / name).write_bytes(data)
         return error("plan", tmp_path / name).removeprefix(f"{tmp_path / name}")
 
-    assert refused("binary.py", b"\x7fELF\xff") == ": no text: byte 4 is not UTF-8"
-    assert refused("null.py", b"x = '\0'") == ": no text: it has null characters"
+    assert refused("binary.json", b"\x7fELF\xff") == ": no text: byte 4 is not UTF-8"
     assert refused("empty.json", b" \n") == ": it is empty"
     (tmp_path / "folder.py").mkdir()
     assert error("plan", tmp_path / "folder.py").endswith("folder.py: Is a directory")
-    with open(tmp_path / "huge.py", "wb") as file:
+    with open(tmp_path / "huge.json", "wb") as file:
         file.truncate((256 << 20) + 1)
-    assert error("plan", tmp_path / "huge.py").endswith("more than 256 MB, which is no module")
+    assert error("plan", tmp_path / "huge.json").endswith("more than 256 MB, which is no module")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads every file")
@@ -91,17 +90,19 @@ def test_unreadable(tmp_path):
     assert error("plan", path) == f"{path}: Permission denied"
 
 
-def test_errors_of_tvm_are_one_line_and_nothing_of_its_cpp():
+def test_errors_of_tvm_are_one_line_and_nothing_of_its_cpp(tmp_path):
     text = MODEL.replace("R.matmul(x, v)", "R.matmul(v, x)")
-    done = ended("plan", "-", text=text)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("relax-inplace: error: <stdin>:16:")
+    (tmp_path / "model.py").write_text(text)
+    done = ended("plan", "model.py", cwd=tmp_path)
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert done.stderr.startswith("relax-inplace: error: model.py:16:")
     assert done.stderr.count("\n") == 1
 
 
-def test_debug_shows_the_traceback():
-    done = ended("plan", "-", "--debug", text=TRANSFORM.replace("permute_dims(", "permute("))
-    assert done.returncode == 1
+def test_debug_shows_the_traceback(tmp_path):
+    (tmp_path / "model.py").write_text(TRANSFORM.replace("permute_dims(", "permute("))
+    done = ended("plan", tmp_path / "model.py", "--debug")
+    assert done.exit_code == 1
     assert "Traceback (most recent call last)" in done.stderr
 
 
@@ -117,15 +118,75 @@ def test_output_that_nobody_reads(tmp_path):
     assert (process.wait(), said) == (141, b"")
 
 
-def test_interrupted():
+INTERRUPTED = "relax-inplace: error: interrupted"
+
+
+def test_interrupted_while_it_reads():
     process = subprocess.Popen(
-        [*PROGRAM, "plan", "-"], stdin=subprocess.PIPE, stderr=subprocess.PIPE
+        [*PROGRAM, "plan", "-"], stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    process.stdin.write(b" " * (1 << 20))  # more than a pipe holds: it has begun to read
+    process.stdin.write(" " * (1 << 20))  # more than a pipe holds: it has begun to read
     process.stdin.flush()
     process.send_signal(signal.SIGINT)
     _, said = process.communicate()
-    assert (process.returncode, said.strip()) == (130, b"")  # click ends the line of the ^C
+    assert (process.returncode, said.strip()) == (130, INTERRUPTED)  # after the line of the ^C
+
+
+@pytest.mark.parametrize("busy", ["time.sleep(60)", "signal.pause()"])
+def test_interrupted_while_a_child_works(busy, tmp_path):
+    """The child ends, by itself or killed; one of the two speaks."""
+    (tmp_path / "m.json").write_text('{"nodes": []}')
+    program = f"""
+import signal, time
+from relax_inplace.cli import child_process, json_file, main
+child_process._PATIENCE = 1
+def load(given):
+    if {busy == "signal.pause()"}:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as long as C++ runs
+    print("works", flush=True)
+    {busy}
+json_file._load = load
+main(["plan", "m.json"])
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        start_new_session=True,
+    )
+    assert process.stdout.readline() == "works\n"
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+    assert (process.returncode, said.strip()) == (130, INTERRUPTED)
+
+
+@pytest.mark.parametrize("step", ["convert_params", "save_params"])
+def test_interrupted_while_it_loads_or_saves(step, tmp_path, monkeypatch):
+    def interrupted(*_args, **_options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runtime, step, interrupted)
+    output("build", "-", "-o", tmp_path / "lib.so", text=TRANSFORM)
+    weights = [tvm.runtime.empty(shape, "float16") for shape in ((4, 8), (6, 8))]
+    names = ["params[0]", "params[1]"]
+    runtime_save(runtime.Params(weights, names), tmp_path / "weights")
+    done = run(
+        *("run", tmp_path / "lib.so", "--params", tmp_path / "weights"),
+        *("--save", tmp_path / "saved", "--quiet"),
+    )
+    assert (done.exit_code, done.stderr.strip()) == (130, INTERRUPTED)
+
+
+def test_interrupted_demo():
+    process = subprocess.Popen(
+        [*PROGRAM, "demo", "--small"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    time.sleep(2)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate()
+    assert (process.returncode, said.strip()) == (130, INTERRUPTED)
 
 
 def test_progress_is_for_a_terminal(tmp_path):
@@ -155,6 +216,6 @@ def test_matplotlib_is_an_extra(monkeypatch):
 
 def test_demo():
     done = ended("demo", "--small", "--explain", cwd="/")
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.stderr
     assert done.stdout.startswith("decode, prefill: weights 37 -> 37, bytes 40,929,280")
-    assert ended("demo", "--nope").returncode == 2
+    assert ended("demo", "--nope").exit_code == 2

@@ -86,6 +86,7 @@ def test_symbolic():
 
 
 USER = """
+from tvm.script import ir as I, relax as R
 @I.ir_module
 class M:
     @R.function

@@ -3,10 +3,9 @@
 import dataclasses
 
 import pytest
-from commands import MODEL, SYMBOLIC
+from commands import MODEL, SYMBOLIC, module
 
 from relax_inplace.analysis import explain_lift, plan_memory
-from relax_inplace.cli.script_file import read_script
 from relax_inplace.plot import plot_plan, plot_report
 from relax_inplace.runtime import Report, Sample
 
@@ -41,7 +40,7 @@ def words(monkeypatch):
 
 
 def plan():
-    return explain_lift(read_script(MODEL, "m.py"), max_resident=1.0).plan
+    return explain_lift(module(MODEL), max_resident=1.0).plan
 
 
 def test_plan(tmp_path, words):
@@ -96,7 +95,7 @@ def test_one_sample_and_no_steps(tmp_path):
 
 
 def test_refused(tmp_path):
-    function = read_script(SYMBOLIC, "m.py")["transform_params"]
+    function = module(SYMBOLIC)["transform_params"]
     with pytest.raises(ValueError, match=r"the bytes of `transform_params` are symbolic, 16\*n"):
         plot_plan(plan_memory(function), tmp_path / "plan.svg")
     plot_plan(plan_memory(function, tir_var_upper_bound={"n": 4}), tmp_path / "plan.svg")

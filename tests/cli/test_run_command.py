@@ -160,7 +160,8 @@ def test_a_bar_on_a_terminal_and_nothing_on_a_pipe(folder):
         cwd=folder,
     )
     assert done.stderr == ""
-    assert run(*arguments, "--quiet").output == ""
+    done = run(*arguments, "--quiet")
+    assert (done.stdout, done.stderr) == ("", "")
 
 
 def test_ctrl_c_says_what_is_left(folder, monkeypatch):

@@ -15,7 +15,8 @@ from tvm import relax
 
 from relax_inplace import runtime
 from relax_inplace.cli import main
-from relax_inplace.cli.script_file import read_script
+from relax_inplace.cli.messages import Messages
+from relax_inplace.cli.python_file import run_file
 from relax_inplace.libinfo import self_contained_options
 from relax_inplace.transform import LiftInplaceTransformParams
 
@@ -67,15 +68,18 @@ def exported(tmp_path_factory):
         for name in ("plain", "streamed", "compiled", "self_contained", "self_contained_compiled")
     }
 
+    model = folder / "model.py"
+    model.write_text(MODEL)
+
     def build(name, *options):
-        arguments = ["build", "-", *options, "-o", str(modules[name])]
-        done = CliRunner().invoke(main, arguments, input=MODEL)
+        arguments = ["build", str(model), *options, "-o", str(modules[name])]
+        done = CliRunner().invoke(main, arguments)
         assert done.exit_code == 0, done.stderr
 
     build("plain")
     build("streamed", "--lazy")
     build("self_contained", "--self-contained")
-    mod = LiftInplaceTransformParams()(read_script(MODEL, "model.py"))
+    mod = LiftInplaceTransformParams()(run_file(str(model), None, Messages()))
     executable = relax.build(mod, "llvm", exec_mode="compiled")
     executable.export_library(str(modules["compiled"]))
     executable.export_library(

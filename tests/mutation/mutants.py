@@ -2492,6 +2492,38 @@ PROCESSOR = _mutants(
     ("with FMA a product and a sum are rounded once", ', "mattr": ["-fma"]', ""),
 )
 
+JSON_MODULES = [
+    *_mutants(
+        "cli/json_check.py",
+        ("cli/test_json_file.py", "-k", "hostile"),
+        ("no compiled module", "not (isinstance(kind, str) and _TYPES.fullmatch(kind))", "False"),
+        ("of TVM's functions, the harmless", 'node.get("data") not in _TYPE_FUNCTIONS', "False"),
+        ("a pragma as a statement", "_has_text(node.value) or _has_text(node.node)", "False"),
+        ("pragmas of loops and blocks", 'if name == "annotations":', "if False:"),
+        ("attributes of functions", "if isinstance(node, ir.DictAttrs):", "if False:"),
+        ("of the module", '_check_attributes("the module"', '(lambda *_, **__: 0)("the module"'),
+        ("text in lists", "return any(_has_text(one) for one in value)\n", "return False\n"),
+        ("text under another name", "if not _TEXT.fullmatch(key):", "if False:"),
+        ("text in a kernel", "if not _HARMLESS.fullmatch(text):", "if False:"),
+        ("options of a target", "and key not in _TARGET_TEXT", "and False"),
+        ("of its host", "if target.host is not None:", "if False:"),
+        ("of virtual devices", '_check("the module", mod.global_infos)', "pass"),
+        ("kinds of targets", "if target.kind.name not in _TARGETS:", "if False:"),
+    ),
+    *_mutants(
+        "cli/json_file.py",
+        ("cli/test_json_file.py", "-k", "hostile or crashes"),
+        ("a crash ends a child", "    go_on_in_child(f", "    (lambda *_: 0)(f"),
+    ),
+]
+
+NODES = _mutants(
+    "runtime/disco/nodes.py",
+    ("runtime/test_disco.py", "-k", "strangers"),
+    ("a stranger is no node", "or not _is_token(", "and not _is_token("),
+    ("nor one that says nothing", "if not isinstance(found, dict):", "if False:"),
+)
+
 GPU_KERNELS = [
     *_mutants(
         "relayout/gpu_units.py",
@@ -3041,4 +3073,6 @@ MUTANTS = [
     *MOVES_IN_PLACE,
     *PLANNED_FOR,
     *PROCESSOR,
+    *JSON_MODULES,
+    *NODES,
 ]

@@ -71,9 +71,12 @@ def kept(rank):
     return str(sum(one == rank for one, _ in tasks._tasks))
 
 
-@tvm_ffi.register_global_func("test.disco.echo", override=True)
-def echo(value):
-    return value
+@tvm_ffi.register_global_func("test.disco.place", override=True)
+def place():
+    """A worker's number among all."""
+    asked = ("worker_rank", "world_size")
+    rank, size = (tvm_ffi.get_global_func(f"runtime.disco.{one}")() for one in asked)
+    return f"{rank} of {size}"
 
 
 @tvm_ffi.register_global_func("test.disco.slow", override=True)

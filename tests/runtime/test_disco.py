@@ -1,18 +1,18 @@
 """Weights of the workers of a Disco session: threads, processes, and nodes on the loopback."""
 
-import concurrent.futures
 import contextlib
 import faulthandler
 import gc
 import json
 import os
-import queue
 import signal
 import socket
 import subprocess
 import sys
 import textwrap
 import threading
+import time
+from importlib import metadata
 from pathlib import Path
 
 import disco_functions
@@ -26,6 +26,7 @@ from tvm.script import from_source
 
 from relax_inplace import runtime
 from relax_inplace.runtime import ModuleError, Params, disco
+from relax_inplace.runtime.disco import nodes
 from relax_inplace.transform import InplaceTransformParams, LiftInplaceTransformParams
 
 pytestmark = pytest.mark.skipif(SANITIZED, reason="worker processes have no sanitizer")
@@ -373,66 +374,38 @@ def test_a_reference_is_reported(session, built, tmp_path):
     assert ask(session, "digest", fields) == [converted(arrays(rank)) for rank in range(2)]
 
 
-# -- threads of the controller ---------------------------------------------------------------------
+# -- the end of a session ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["threads", "processes"])
-def test_references_that_another_thread_drops(kind):
-    """As Python's garbage collector may, in a worker's thread: no two messages at once."""
-    dropped = queue.SimpleQueue()
-
-    def drop():
-        while dropped.get() is not None:
-            pass
-
-    thread = threading.Thread(target=drop, daemon=True)
-    with session_of(kind) as (session, _):
-        thread.start()
-        echo = session.get_global_func("test.disco.echo")
-        for i in range(2000):
-            said = session.call_packed(echo, i)
-            assert said.debug_get_from_remote(i % 2) == i
-            dropped.put(said)
-        dropped.put(None)
-        thread.join()
-        again = [session.call_packed(echo, i) for i in range(10)]
-        assert [one.debug_get_from_remote(1) for one in again] == list(range(10))
-
-
-def test_threads_that_use_a_session_together(session):
-    """Each gets its own answers."""
-    echo = session.get_global_func("test.disco.echo")
-
-    def use(first):
-        asked = range(first, first + 100)
-        return [session.call_packed(echo, i).debug_get_from_remote(i % 2) == i for i in asked]
-
-    with concurrent.futures.ThreadPoolExecutor(4) as pool:
-        assert all(all(one) for one in pool.map(use, range(0, 4000, 1000)))
+def test_after_shutdown(built):
+    """TVM would wait for an answer for ever."""
+    session = disco.ThreadedSession(2)
+    transform = disco.load_transform(session, built / "stock.so")
+    session.shutdown()
+    session.shutdown()
+    for call in (
+        lambda: disco.load_transform(session, built / "stock.so"),
+        lambda: disco.convert_params(transform, "nowhere"),
+    ):
+        with pytest.raises(RuntimeError, match="the session has been shut down; make a new one"):
+            call()
 
 
 @pytest.mark.parametrize("kind", ["ThreadedSession(2)", "ProcessSession(2)", "SocketSession"])
-@pytest.mark.parametrize("in_a_cycle", [False, True])
-def test_a_session_that_is_dropped_is_shut_down(kind, in_a_cycle):
-    """TVM's destructor waits for threads that wait for Python, which it holds."""
+@pytest.mark.parametrize("end", ["del session, slow; gc.collect()", "session.shutdown()", ""])
+def test_a_program_ends(kind, end):
+    """Whatever became of its session: TVM's destructor waits for threads that wait for Python."""
     port = free_port()
     made = f'SocketSession(2, 1, 1, "127.0.0.1", {port})' if kind == "SocketSession" else kind
     program = f"""
-    import gc, threading
+    import gc
     from relax_inplace.runtime import disco
     session = disco.{made}
     session.import_python_module("disco_functions")
     slow = session.get_global_func("test.disco.slow")
-    if {in_a_cycle}:
-        session.empty((1,), "float32")  # by a function that the session keeps, which keeps it
-    for _ in range(3):
-        slow()
-    del session, slow
-    gc.collect()
-    threads = [one for one in threading.enumerate() if one.name == "shuts down a session"]
-    for thread in threads:
-        thread.join()
-    print("shut down by", len(threads))
+    session.empty((1,), "float32")  # by a function that the session keeps, which keeps it
+    said = [slow() for _ in range(3)]
+    {end}
     """
     with contextlib.ExitStack() as stack:
         other = stack.enter_context(node(port)) if kind == "SocketSession" else None
@@ -445,57 +418,7 @@ def test_a_session_that_is_dropped_is_shut_down(kind, in_a_cycle):
         )
         if other is not None:
             assert other.wait(10) == 0
-    assert (done.returncode, done.stdout) == (0, "shut down by 1\n"), done.stderr
-    assert "Exception" not in done.stderr  # one that Python ignores, in a destructor
-
-
-@pytest.mark.parametrize("kind", ["ThreadedSession(2)", "ProcessSession(2)"])
-def test_a_fork(kind):
-    """What it drops reaches no worker; what it asks is an error; it ends, as its parent does."""
-    program = f"""
-    import gc, os, sys
-    from relax_inplace.runtime import disco
-    session = disco.{kind}
-    session.import_python_module("disco_functions")
-    echo = session.get_global_func("test.disco.echo")
-    said = [session.call_packed(echo, i) for i in range(4)]
-    child = os.fork()
-    if child == 0:
-        del said
-        gc.collect()
-        try:
-            echo(1)
-        except RuntimeError as error:
-            print("forked from" in str(error), flush=True)
-        del echo, session
-        gc.collect()
-        sys.exit(5)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-    more = [session.call_packed(echo, 10 + i) for i in range(4)]
-    print([one.debug_get_from_remote(1) for one in said + more])
-    """
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", textwrap.dedent(program)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        cwd=FOLDER,
-    )
-    assert done.stderr == ""
-    assert done.stdout == "True\n5\n[0, 1, 2, 3, 10, 11, 12, 13]\n"
-
-
-def test_after_shutdown():
-    """TVM would wait for an answer for ever."""
-    session = disco.ThreadedSession(2)
-    echo = session.get_global_func("test.disco.echo")
-    said = session.call_packed(echo, 1)
-    session.shutdown()
-    session.shutdown()
-    with pytest.raises(RuntimeError, match="ThreadedSession: the session has been shut down"):
-        said.debug_get_from_remote(0)
-    with pytest.raises(RuntimeError, match="make a new one"):
-        session.call_packed(echo, 1)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 # -- failures --------------------------------------------------------------------------------------
@@ -598,7 +521,7 @@ def test_a_worker_that_dies(kind, built, tmp_path):
         error = caught.value
         assert error.rank == 1
         assert error.workers[1].status == "ended"
-        how = "killed by signal 9" if kind == "processes" else "node 1 does not answer for it"
+        how = "killed by signal 9" if kind == "processes" else "its node does not answer for it"
         assert error.workers[1].message == how
         assert (error.workers[0].status, error.workers[0].converted) == ("stopped", ("w0",))
         with pytest.raises(disco.WorkerError, match=r"worker 1 of 2 has ended .* a new session"):
@@ -620,11 +543,11 @@ def test_a_worker_that_was_killed_before(built):
         disco.load_transform(session, built / "stock.so")
 
 
-# -- sessions that are not ours --------------------------------------------------------------------
+# -- other sessions, nodes, and strangers ----------------------------------------------------------
 
 
 def test_a_session_of_tvms_own(built):
-    """Its threads are not safe beside workers that run Python; its processes lack the builtins."""
+    """Its processes lack the builtins, and what TVM's entry point should have."""
     from tvm.runtime import disco as theirs
 
     for kind in (theirs.ThreadedSession, theirs.ProcessSession):
@@ -636,25 +559,105 @@ def test_a_session_of_tvms_own(built):
         disco.load_transform(3, built / "stock.so")
 
 
-def test_a_stranger_is_no_node():
+def test_nodes_with_several_workers(built, tmp_path):
+    """A rank among all; and on its node, by which `init_ccl` gives each its device."""
     port = free_port()
-    program = f"""
-    import socket, time
-    for _ in range(200):
-        try:
-            connection = socket.create_connection(("127.0.0.1", {port}))
-        except OSError:
-            time.sleep(0.05)
-            continue
-        connection.sendall(b"GET / HTTP/1.1\\r\\nHost: localhost\\r\\n\\r\\n")
-        connection.recv(1)
-        break
-    """
-    with (
-        subprocess.Popen([sys.executable, "-c", textwrap.dedent(program)]),
-        pytest.raises(ModuleError, match=r"says 'GET .*start the nodes with `python -m"),
-    ):
-        disco.SocketSession(2, 1, 1, "127.0.0.1", port)
+    with node(port, 2), node(port, 3):
+        session = disco.SocketSession(3, 2, 3, "127.0.0.1", port)
+        session.import_python_module("disco_functions")
+        assert ask(session, "place") == [f"{rank} of 6" for rank in range(6)]
+        params = disco.load_params(session, write_each(tmp_path, map(arrays, range(6))))
+        assert ask(session, "digest", params.fields) == [digest_of(arrays(i)) for i in range(6)]
+        session.shutdown()
+
+
+def greeting(**changed):
+    said = {"version": metadata.version("relax-inplace"), "token": "", "key": None, **changed}
+    return json.dumps(said).encode() + b"\n"
+
+
+STRANGERS = {
+    "another program": b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "silence": b"",
+    "another version": greeting(version="0.0.1"),
+    "no token": greeting(),
+    "another token": greeting(token="guessed"),
+    "another node's worker": greeting(key="guessed", token="secret"),
+    "a key that is no text": greeting(key=[1], token="secret"),
+    "no object": b"[]\n",
+    "nested": b"[" * 4000 + b"\n",
+    "no text": b"\xff\n",
+    "no end": b"x" * 5000,
+}
+
+
+def test_strangers_are_dropped(monkeypatch, caplog, built, tmp_path):
+    """While they are there, and before the node comes."""
+    monkeypatch.setenv(nodes.TOKEN, "secret")
+    monkeypatch.setattr(nodes, "_GREETED_WITHIN", 2.0)
+    port = free_port()
+    connections = []
+
+    def connect():
+        for said in STRANGERS.values():
+            for _ in range(200):
+                with contextlib.suppress(OSError):
+                    connections.append(socket.create_connection(("127.0.0.1", port)))
+                    break
+                time.sleep(0.05)
+            with contextlib.suppress(OSError):
+                connections[-1].sendall(said)
+        for _ in range(30):  # a byte at a time, for longer than a greeting may take
+            with contextlib.suppress(OSError):
+                connections[1].sendall(b" ")
+            time.sleep(0.1)
+
+    thread = threading.Thread(target=connect)
+    thread.start()
+    with contextlib.ExitStack() as stack:
+        threading.Timer(3.0, lambda: stack.enter_context(node(port))).start()
+        session = disco.SocketSession(2, 1, 1, "127.0.0.1", port)
+        thread.join()
+        assert caplog.text.count("dropped a connection from") == len(STRANGERS)
+        for one in connections:
+            one.settimeout(10)
+            with contextlib.suppress(ConnectionResetError):
+                assert one.recv(1) == b""
+            one.close()
+        session.import_python_module("disco_functions")
+        works(session, built, tmp_path)
+        session.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("workers", "environment", "said"),
+    [
+        (1, {}, "node: 1 workers given, expected 2, as the session has\n"),
+        (2, {nodes.TOKEN: "wrong"}, "and says in its log why it has dropped one\n"),
+    ],
+)
+def test_a_node_that_does_not_fit(workers, environment, said):
+    port = free_port()
+    program = f"from relax_inplace.runtime import disco; disco.SocketSession(2, 2, 1, '127.0.0.1', {port})"
+    with subprocess.Popen(
+        [sys.executable, "-c", program], cwd=FOLDER, stderr=subprocess.DEVNULL
+    ) as other:
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "relax_inplace.runtime.disco.node",
+                "127.0.0.1",
+                *map(str, (port, workers)),
+            ],
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            cwd=FOLDER,
+        )
+        other.kill()
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("node: ") and done.stderr.endswith(said)
 
 
 @pytest.mark.parametrize(("library", "shutdown"), [("0", ""), ("1", "session.shutdown()")])

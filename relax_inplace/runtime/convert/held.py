@@ -11,7 +11,7 @@ import tvm_ffi
 from ...errors import StructuredError
 from ...libinfo import load_library
 from ..params import leaf_at, leaves_of
-from ..tensor_info import TensorInfo as TensorType
+from ..tensor_info import TensorInfo
 
 __all__ = ["HeldWeight", "HeldWeightsError", "find_held"]
 
@@ -88,7 +88,7 @@ def find_held(
 
 
 def _nbytes(tensor: Any) -> int:
-    return TensorType("", tuple(map(int, tensor.shape)), str(tensor.dtype)).nbytes or 0
+    return TensorInfo("", tuple(map(int, tensor.shape)), str(tensor.dtype)).nbytes or 0
 
 
 def _is_in_cache(tensor: Any, name: str) -> bool:

@@ -14,7 +14,7 @@ from ..memory_sampler import MemorySampler
 from ..params import Params
 from ..progress import ProgressOption, progress_bar
 from ..report import Report
-from ..tensor_info import TensorInfo as TensorType
+from ..tensor_info import TensorInfo
 from ..transform import Transform
 from .held import HeldWeight
 from .own import Ownership
@@ -144,5 +144,5 @@ def _names_of_slots(transform: Transform, params: Params) -> dict[str, str]:
     return dict(zip(params._slots(), params.names, strict=True))
 
 
-def _sum(types: Sequence[TensorType] | None) -> int:
+def _sum(types: Sequence[TensorInfo] | None) -> int:
     return sum(one.nbytes or 0 for one in types or ())

@@ -4,8 +4,15 @@ What is guaranteed, and how it is used: docs/disco.md. Only this package loads T
 ``import relax_inplace.runtime`` does not import it.
 """
 
-from .d_params import DParams, convert_params, load_params, save_params, transform_params
-from .d_transform import DTransform, load_transform
+from .d_params import (
+    DParams,
+    DTransform,
+    convert_params,
+    load_params,
+    load_transform,
+    save_params,
+    transform_params,
+)
 from .report import WorkersReport
 from .sessions import ProcessSession, SocketSession, ThreadedSession
 from .worker_error import WorkerError, WorkersInterrupted, WorkerState

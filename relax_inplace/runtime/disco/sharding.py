@@ -17,18 +17,18 @@ import contextlib
 import dataclasses
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import tvm_ffi
 
-from ..checkpoint.checkpoint import Checkpoint as Source
+from ..checkpoint.checkpoint import Checkpoint
 from ..checkpoint.error import refuse
 from ..checkpoint.manifest import parse_object
-from ..checkpoint.reading import CheckpointReader as SourceReader
-from ..checkpoint.stored_tensor import StoredTensor as Record
+from ..checkpoint.reading import CheckpointReader
+from ..checkpoint.stored_tensor import StoredTensor
 from ..empty_tensor import empty
 from ..shown import shown
-from ..tensor_info import TensorInfo as TensorType
+from ..tensor_info import TensorInfo
 
 __all__ = [
     "ShardFunction",
@@ -48,15 +48,12 @@ _PRESHARDED = re.compile(r"(.+)_shard-([1-9][0-9]*)-of-([1-9][0-9]*)")
 # -- pre-sharded names ----------------------------------------------------------------------------
 
 
-def shards_for(source: Source, rank: int, workers: int) -> Source:
+def shards_for(source: Checkpoint, rank: int, workers: int) -> Checkpoint:
     """What of a source is for a worker, under the names of the whole weights.
 
-    Raises
-    ------
-    SourceError
-        It was sharded for another number of workers, or a shard is missing.
+    CheckpointError if it was sharded for another number of workers, or a shard is missing.
     """
-    ours: list[Record] = []
+    ours: list[StoredTensor] = []
     theirs: set[str] = set()
     for record in source.records.values():
         match = _PRESHARDED.fullmatch(record.name)
@@ -76,18 +73,14 @@ def shards_for(source: Source, rank: int, workers: int) -> Source:
             ours.append(dataclasses.replace(record, name=name))
     if not theirs:
         return source
-    missing = sorted(theirs - {record.name for record in ours})
-    if missing:
-        refuse(
-            shown(source.path),
-            f"no shard {rank + 1} of {shown(missing[0])}",
-            f"one for each of {workers} workers",
-        )
-    chosen = Source.of(source.path, source.format, ours, source.files, source.mark)
+    for name in sorted(theirs - {record.name for record in ours}):
+        given = f"no shard {rank + 1} of {shown(name)}"
+        refuse(shown(source.path), given, f"one for each of {workers} workers")
+    chosen = Checkpoint.of(source.path, source.format, ours, source.files, source.mark)
     return dataclasses.replace(chosen, fingerprint=f"{source.fingerprint}-{rank + 1}-of-{workers}")
 
 
-def is_presharded(source: Source) -> bool:
+def is_presharded(source: Checkpoint) -> bool:
     """Whether any name says that it is a shard."""
     return any(_PRESHARDED.fullmatch(name) for name in source.records)
 
@@ -95,17 +88,10 @@ def is_presharded(source: Source) -> bool:
 # -- shard info -----------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
-class ShardFunction:
+class ShardFunction(NamedTuple):
     """A function that is called with a weight, the numbers, and a tensor for its result.
 
-    Attributes
-    ----------
-    name : str
-    shape : tuple of int
-        Of the result; of the last one, the first dimension counts the workers.
-    dtype : str
-    numbers : tuple of int
+    Of the shape of the last function's result the first dimension counts the workers.
     """
 
     name: str
@@ -118,27 +104,20 @@ ShardInfo = dict[str, list[ShardFunction]]  # by the names of the weights
 
 
 def read_shard_info(text: str) -> ShardInfo:
-    """Read ``{NAME: [[FUNCTION, [SHAPE, DTYPE], NUMBER, ...], ...]}``.
-
-    Raises
-    ------
-    SourceError
-        It is something else.
-    """
-    where = "shard info"
+    """Read ``{NAME: [[FUNCTION, [SHAPE, DTYPE], NUMBER, ...], ...]}``, or raise CheckpointError."""
     info: ShardInfo = {}
-    for name, functions in parse_object(text.encode(), where).items():
+    for name, functions in parse_object(text.encode(), "shard info").items():
+        where = f"shard info, {shown(name)}"
         if not isinstance(functions, list):
-            refuse(f"{where}, {shown(name)}", f"{shown(functions)} given", "a list of functions")
-        info[name] = [_function(one, f"{where}, {shown(name)}") for one in functions]
+            refuse(where, f"{shown(functions)} given", "a list of functions")
+        info[name] = [_function(one, where) for one in functions]
     return info
 
 
 def _function(entry: Any, where: str) -> ShardFunction:
     try:
         name, (shape, dtype), *numbers = entry
-        sizes = [*shape, *numbers]
-        is_right = isinstance(name, str) and all(type(one) is int for one in sizes)
+        is_right = isinstance(name, str) and all(type(one) is int for one in [*shape, *numbers])
         tvm_ffi.dtype(dtype)
     except (TypeError, ValueError):
         is_right = False
@@ -147,13 +126,10 @@ def _function(entry: Any, where: str) -> ShardFunction:
     return ShardFunction(name, tuple(shape), dtype, tuple(numbers))
 
 
-def sharded(source: Source, info: ShardInfo, workers: int) -> Source:
+def sharded(source: Checkpoint, info: ShardInfo, workers: int) -> Checkpoint:
     """The source as a worker will have it: to choose from, not to read.
 
-    Raises
-    ------
-    SourceError
-        A weight is cut for another number of workers, or is not there.
+    CheckpointError if a weight is cut for another number of workers, or is not there.
     """
     records = dict(source.records)
     if source.mark is not None and any(info.values()):
@@ -181,25 +157,15 @@ def sharded(source: Source, info: ShardInfo, workers: int) -> Source:
     return dataclasses.replace(source, records=records)
 
 
-class ShardedReader(SourceReader):
-    """Reads weights, and cuts those that have shard functions.
+class ShardedReader(CheckpointReader):
+    """Reads whole weights, and keeps a worker's part of those that have shard functions.
 
-    Parameters
-    ----------
-    source : Source
-        With whole weights.
-    device : tvm.runtime.Device
-    checksum : bool
-    info : dict of str to list of ShardFunction
-    module : tvm.runtime.Module or None
-        Where the functions are looked for, before the global ones.
-    rank : int
-        Whose part is kept.
+    These are a module's, if there is one, or else global ones.
     """
 
     def __init__(
         self,
-        source: Source,
+        source: Checkpoint,
         device: Any,
         checksum: bool,
         info: ShardInfo,
@@ -224,7 +190,7 @@ class ShardedReader(SourceReader):
             call(weight, *function.numbers, result)
             weight = result
         shape = function.shape[1:]
-        nbytes = TensorType("", shape, function.dtype).nbytes or 0
+        nbytes = TensorInfo("", shape, function.dtype).nbytes or 0
         part = empty(shape, function.dtype, self._device)
         weight._create_view(shape, function.dtype, self._rank * nbytes).copyto(part)
         self._device.sync()
@@ -255,7 +221,7 @@ def shard_info_of(module: Any) -> str:
 # -- names that are numbers -----------------------------------------------------------------------
 
 
-def numbered(source: Source, names: Sequence[str]) -> Source:
+def numbered(source: Checkpoint, names: Sequence[str]) -> Checkpoint:
     """Give weights that are called ``param_0``, ``param_1``, ... these names, in this order.
 
     TVM's loader knows no other names. A source that has other ones is returned as it is.
@@ -266,5 +232,5 @@ def numbered(source: Source, names: Sequence[str]) -> Source:
     records = [
         dataclasses.replace(record, name=numbers[record.name]) for record in source.records.values()
     ]
-    named = Source.of(source.path, source.format, records, source.files, source.mark)
+    named = Checkpoint.of(source.path, source.format, records, source.files, source.mark)
     return dataclasses.replace(named, fingerprint=source.fingerprint)

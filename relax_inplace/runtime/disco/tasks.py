@@ -12,7 +12,6 @@ forgotten. The numbers are the controller's; no two of its tasks have the same.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import os
 import threading
@@ -24,10 +23,11 @@ import tvm_ffi
 from tvm.runtime.vm import VirtualMachine
 
 from ...errors import StructuredError
-from ..checkpoint.checkpoint import Checkpoint as Source
+from ...libinfo import load_library
+from ..checkpoint.checkpoint import Checkpoint
 from ..checkpoint.error import refuse
 from ..checkpoint.loading import load_params, load_selected, require_room
-from ..checkpoint.open import open_checkpoint as open_source
+from ..checkpoint.open import open_checkpoint
 from ..checkpoint.saving import save_params
 from ..checkpoint.selection import select
 from ..forget_locals import forget_locals
@@ -51,6 +51,8 @@ from .sharding import (
 
 __all__ = ["NAMES"]
 
+load_library()  # also where TVM's own entry point imports this
+
 _KEPT_SAMPLES = 64  # of memory over time, which a report may have thousands of
 
 
@@ -60,33 +62,22 @@ class _StoppedError(Exception):
 
 @dataclasses.dataclass
 class _Task:
-    """Something that a worker does.
-
-    Attributes
-    ----------
-    request : dict
-        What is to be done.
-    rank, workers : int
-    device : tvm.runtime.Device
-        The worker's own.
-    inputs : tuple
-        What the transform takes before the weights.
-    progress : Progress or None
-    outcome : dict or None
-        When it is done.
-    result : object
-        The transform or the weights.
-    """
+    """Something that a worker does; its outcome, when it is done, and what it has made."""
 
     request: dict[str, Any]
     rank: int
     workers: int
-    device: Any
+    own_device: Any
     inputs: tuple[Any, ...] = ()
     progress: Progress | None = None
     outcome: dict[str, Any] | None = None
-    result: Any = None
+    result: Any = None  # a transform, or weights
     is_stopped: bool = False
+
+    @property
+    def device(self) -> Any:
+        named = self.request.get("device")
+        return tvm.runtime.device(named) if named else self.own_device
 
     def told(self, progress: Progress) -> None:
         if self.is_stopped:
@@ -95,12 +86,10 @@ class _Task:
 
     def run(self) -> None:
         try:
-            said = _DOES[self.request["do"]](self)
-            self.outcome = {"said": said}
+            self.outcome = {"said": _DOES[self.request["do"]](self)}
         except BaseException as error:
             forget_locals(error)  # an error is no owner of weights
-            slots = _slots_after(error, self)
-            self.outcome = {"error": _described(error), "slots": slots}
+            self.outcome = {"error": _described(error), "slots": _slots_after(error, self)}
         finally:
             self.inputs = ()
 
@@ -113,15 +102,8 @@ _tasks: dict[tuple[int, int], _Task] = {}
 
 
 def _begin(number: int, request: str, *inputs: Any) -> None:
-    fields = json.loads(request)
-    device = fields.get("device")
-    task = _Task(
-        fields,
-        _worker("worker_rank"),
-        _worker("world_size"),
-        tvm.runtime.device(device) if device else _worker("device"),
-        inputs,
-    )
+    rank, workers, device = map(_worker, ("worker_rank", "world_size", "device"))
+    task = _Task(json.loads(request), rank, workers, device, inputs)
     _tasks[task.rank, number] = task
     threading.Thread(target=task.run, name=f"worker {task.rank}").start()
 
@@ -129,13 +111,8 @@ def _begin(number: int, request: str, *inputs: Any) -> None:
 def _state(number: int) -> str:
     task = _tasks[_worker("worker_rank"), number]
     outcome = task.outcome  # first: the progress is the last then
-    progress = task.progress
-    return json.dumps(
-        {
-            "progress": None if progress is None else dataclasses.asdict(progress),
-            "outcome": outcome,
-        }
-    )
+    progress = None if task.progress is None else dataclasses.asdict(task.progress)
+    return json.dumps({"progress": progress, "outcome": outcome})
 
 
 def _stop(number: int) -> None:
@@ -156,24 +133,11 @@ def _worker(what: str) -> Any:
     return tvm_ffi.get_global_func(f"runtime.disco.{what}")()
 
 
-def _harmless(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The same, but what it raises is text: an exception would end the worker."""
-
-    @functools.wraps(function)
-    def call(*args: Any) -> Any:
-        try:
-            return function(*args)
-        except Exception as error:
-            return json.dumps({"progress": None, "outcome": {"error": _described(error)}})
-
-    return call
-
-
 NAMES: dict[str, str] = {}
 for _function in (_begin, _state, _stop, _value, _forget):
     _name = _function.__name__[1:]
     NAMES[_name] = f"relax_inplace.disco.{_name}"
-    tvm_ffi.register_global_func(NAMES[_name], _harmless(_function), override=True)
+    tvm_ffi.register_global_func(NAMES[_name], _function, override=True)
 
 
 # -- what is done ---------------------------------------------------------------------------------
@@ -216,14 +180,14 @@ def _load(task: _Task) -> dict[str, Any]:
     transform = _transform_for(task)
     device = task.device if transform is None else transform.device
     source, info = _opened(task, transform)
-    checksum = task.request["checksum"]
+    options = task.request["options"]
+    options.pop("ties")
     if not info:
-        task.result = load_params(
-            source, device, transform, checksum=checksum, progress=task.told, **_names(task)
-        )
+        task.result = load_params(source, device, transform, progress=task.told, **options)
     else:
+        checksum = options.pop("checksum")
         module = None if transform is None else transform.vm.module
-        selection = select(sharded(source, info, task.workers), transform, **_names(task))
+        selection = select(sharded(source, info, task.workers), transform, **options)
         require_room(source, selection, device, checksum)
         with ShardedReader(source, device, checksum, info, module, task.rank) as reader:
             task.result = load_selected(source, selection, reader, task.told)
@@ -232,20 +196,13 @@ def _load(task: _Task) -> dict[str, Any]:
 
 def _transform(task: _Task) -> dict[str, Any]:
     params = _made_by(task, "params")
-    transform_params(
-        _made_by(task, "transform"),
-        params,
-        inputs=task.inputs,
-        strict=task.request["strict"],
-        verify=task.request["verify"],
-        progress=task.told,
-    )
+    options = {"inputs": task.inputs, "progress": task.told, **task.request["options"]}
+    transform_params(_made_by(task, "transform"), params, **options)
     return _said_of(params)
 
 
 def _stream(task: _Task) -> dict[str, Any]:
-    transform = _transform_for(task)
-    assert transform is not None
+    transform = _made_by(task, "transform")
     source, info = _opened(task, transform)
     if info:
         raise ModuleError.of(
@@ -254,22 +211,15 @@ def _stream(task: _Task) -> dict[str, Any]:
             expected="weights that are sharded in their files",
             remedy="shard them beforehand, or compile the transform without lazy=True",
         )
-    task.result = stream_params(
-        transform,
-        source,
-        transform.device,
-        inputs=task.inputs,
-        **_names(task),
-        checksum=task.request["checksum"],
-        progress=task.told,
-    )
+    options = {"inputs": task.inputs, "progress": task.told, **task.request["options"]}
+    options.pop("ties")
+    task.result = stream_params(transform, source, transform.device, **options)
     return _said_of(task.result)
 
 
 def _save(task: _Task) -> dict[str, Any]:
-    save_params(
-        _made_by(task, "params"), _path(task, "folder"), task.request["format"], progress=task.told
-    )
+    folder, format = _path(task, "folder"), task.request["format"]
+    save_params(_made_by(task, "params"), folder, format, progress=task.told)
     return {}
 
 
@@ -286,18 +236,13 @@ def _transform_for(task: _Task) -> Transform | None:
     return None if task.request["transform"] is None else _made_by(task, "transform")
 
 
-def _names(task: _Task) -> dict[str, Any]:
-    """What is said of the names in the files."""
-    return {key: task.request[key] for key in ("names", "extra")}
-
-
 def _path(task: _Task, key: str) -> str:
     return str(task.request[key]).replace("{rank}", str(task.rank))
 
 
-def _opened(task: _Task, transform: Transform | None) -> tuple[Source, ShardInfo]:
+def _opened(task: _Task, transform: Transform | None) -> tuple[Checkpoint, ShardInfo]:
     """The worker's part of a folder, and how those of its weights are cut that are whole there."""
-    whole = open_source(_path(task, "path"), ties=task.request["ties"])
+    whole = open_checkpoint(_path(task, "path"), ties=task.request["options"]["ties"])
     given: str | None = task.request["shard_info"]
     if given is not None and is_presharded(whole):
         refuse(

@@ -1,11 +1,8 @@
 """TVM's Disco, also where ``import tvm`` has left it out.
 
-``tvm/runtime/__init__.py`` imports Disco before the library that holds its classes:
-``libtvm_runtime_extra`` is loaded at the end of ``import tvm``
-(``tvm/backend/_autoload_backends.py``), and not at all where there is no compiler. So
-``tvm.runtime.disco`` is None after ``import tvm``; without the compiler it is there, but its
-classes are bound to nothing. Here the library is loaded, and what was imported too early is
-imported again.
+``tvm/runtime/__init__.py`` imports Disco before the library that holds its classes, which is loaded
+at the end of ``import tvm`` (``tvm/backend/_autoload_backends.py``), and not at all where there is
+no compiler. So ``tvm.runtime.disco`` is None, or its classes are bound to nothing.
 """
 
 from __future__ import annotations

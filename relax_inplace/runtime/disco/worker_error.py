@@ -8,6 +8,7 @@ from collections.abc import Sequence
 __all__ = ["WorkerError", "WorkerState", "WorkersInterrupted"]
 
 _LISTED = 4
+_FAILED = ("ended", "failed")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,8 +82,7 @@ def failure_of(
 ) -> WorkerError | WorkersInterrupted:
     """The error that says how a call ended on all workers."""
     # What has ended comes first: the others may have failed because of it.
-    order = ("ended", "failed")
-    failed = [one for status in order for one in workers if one.status == status]
+    failed = sorted((one for one in workers if one.status in _FAILED), key=lambda one: one.status)
     first = None if cause is not None or not failed else failed[0]
     if first is None:
         said = f"{what}: {_one_line(cause)}"

@@ -9,16 +9,17 @@ noticed at the next question, whose answer is the end of a file.
 from __future__ import annotations
 
 import contextlib
+import gc
 import itertools
 import json
 import time
 import weakref
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 from ..progress import Progress, ProgressBar, ProgressOption, progress_bar
 from ..transform import ModuleError
-from .serial_session import SerialSession
-from .sessions import SocketSession, ThreadedSession
+from .sessions import ProcessSession, ThreadedSession
 from .tasks import NAMES
 from .tvm_disco import disco
 from .worker_error import WorkerState, failure_of
@@ -43,17 +44,27 @@ class Workers:
 
     @classmethod
     def of(cls, session: Any) -> Workers:
-        """Those of a session, after a check that they can be asked.
+        """Those of a session.
 
         Raises
         ------
         TypeError
             It is no session.
         ModuleError
-            It is one whose workers do not know what they would be asked: asking would end them.
+            It is one of TVM's own: a worker that is asked for what it does not know ends, and so
+            does the controller.
         """
+        kind = type(session).__name__
         if not isinstance(session, disco.Session):
-            raise TypeError(f"expected a session of TVM's Disco, but got {type(session).__name__}")
+            raise TypeError(f"expected a session of TVM's Disco, but got {kind}")
+        if not isinstance(session, (ThreadedSession, ProcessSession)):
+            raise ModuleError.of(
+                where="relax_inplace.runtime.disco",
+                given=f"a {kind} of TVM's",
+                expected="one whose workers have the builtins, and which ends before the program",
+                remedy=f"make the session with relax_inplace.runtime.disco.{kind}",
+            )
+        _require_running("relax_inplace.runtime.disco", session)
         handle = int(session.__chandle__())
         found = cls._of_session.get(handle)
         if found is None:
@@ -64,7 +75,7 @@ class Workers:
         self.session = session
         self.count = int(session.num_workers)
         self._ended: dict[int, str] = {}
-        self._require_ours()
+        session.import_python_module(f"{__package__}.tasks")
         self._functions = {name: session.get_global_func(full) for name, full in NAMES.items()}
 
     def run(
@@ -93,32 +104,23 @@ class Workers:
         ------
         WorkerError, WorkersInterrupted
         """
-        if getattr(self.session, "is_shut_down", False):
-            raise RuntimeError(f"{what}: the session has been shut down; make a new one")
-        return self.session.lock.run(lambda: self._run(what, request, inputs, progress))
-
-    def _run(
-        self,
-        what: str,
-        request: dict[str, Any],
-        inputs: tuple[Any, ...],
-        progress: ProgressOption,
-    ) -> tuple[int, list[Any]]:
+        _require_running(what, self.session)
         number = next(_numbers)
         ends: dict[int, dict[str, Any]] = {}
         cause: BaseException | None = None
         has_begun = not self._ended
-        try:
+        with _no_collection():
+            try:
+                if has_begun:
+                    self._ask("begin", number, json.dumps(request), *inputs)
+                    self._wait(number, request["do"], ends, progress)
+            except BaseException as error:
+                cause = error
+            if cause is None and not self._failed(ends):
+                return number, [ends[rank]["said"] for rank in range(self.count)]
             if has_begun:
-                self._ask("begin", number, json.dumps(request), *inputs)
-                self._wait(number, request["do"], ends, progress)
-        except BaseException as error:
-            cause = error
-        if cause is None and not self._failed(ends):
-            return number, [ends[rank]["said"] for rank in range(self.count)]
-        if has_begun:
-            self._stop(number, ends)
-            self.forget(number)
+                self._stop(number, ends)
+                self.forget(number)
         states = [self._state(rank, ends.get(rank), has_begun) for rank in range(self.count)]
         raise failure_of(what, states, cause) from cause
 
@@ -128,30 +130,29 @@ class Workers:
 
     def forget(self, number: int) -> None:
         """Have the workers drop what they keep under a number, at once or after what they do."""
-
-        def forget() -> None:
-            with contextlib.suppress(Exception):  # the session may have ended
+        if not self.session.is_shut_down:
+            with contextlib.suppress(Exception):  # a worker may have gone
                 self._ask("forget", number)
-
-        self.session.lock.run_without_wait(forget)
 
     def _ask(self, name: str, *args: Any) -> Any:
         return self.session.call_packed(self._functions[name], *args)
 
-    def _answers(self, number: int, ends: dict[int, dict[str, Any]]) -> dict[int, Progress | None]:
+    def _answers(self, number: int, ends: dict[int, dict[str, Any]]) -> dict[int, Progress]:
         """How far those workers are that have not ended their task."""
         asked = self._ask("state", number)
-        progress: dict[int, Progress | None] = {}
+        progress: dict[int, Progress] = {}
         for rank in range(self.count):
             if rank in ends or rank in self._ended:
                 continue
             try:
                 answer = json.loads(str(asked.debug_get_from_remote(rank)))
             except Exception:  # TVM reads an end of a file
-                self._ended[rank] = self._how_it_ended(rank)
+                processes = getattr(self.session, "processes", None)
+                how = processes and processes.how_it_ended(rank)
+                self._ended[rank] = how or "it gives no answer"
                 continue
-            fields = answer["progress"]
-            progress[rank] = None if fields is None else Progress(**fields)
+            if answer["progress"] is not None:
+                progress[rank] = Progress(**answer["progress"])
             if answer["outcome"] is not None:
                 ends[rank] = answer["outcome"]
         return progress
@@ -166,8 +167,7 @@ class Workers:
         with contextlib.ExitStack() as stack:
             bar: ProgressBar | None = None
             while True:
-                found = self._answers(number, ends)
-                latest |= {rank: one for rank, one in found.items() if one is not None}
+                latest |= self._answers(number, ends)
                 # How much it is in all is known when each has done its first weight.
                 if bar is None and latest and len(latest.keys() | ends.keys()) == self.count:
                     total = sum(one.total for one in latest.values())
@@ -214,28 +214,6 @@ class Workers:
             **{state: tuple(names) for state, names in slots.items()},
         )
 
-    def _how_it_ended(self, rank: int) -> str:
-        session, node = self.session, 0
-        if isinstance(session, ThreadedSession):
-            return "it gives no answer"
-        if isinstance(session, SocketSession):
-            node, rank = divmod(rank, session.num_workers_per_node)
-        if node:
-            return f"node {node} does not answer for it"
-        return session.processes.how_it_ended(rank) or "its pipe is closed"
-
-    def _require_ours(self) -> None:
-        session = self.session
-        if isinstance(session, SerialSession):
-            return
-        kind = type(session).__name__
-        raise ModuleError.of(
-            where="relax_inplace.runtime.disco",
-            given=f"a {kind} of TVM's, for one thread alone; its processes lack the builtins",
-            expected="one that is safe where workers are threads, and has the builtins",
-            remedy=f"make the session with relax_inplace.runtime.disco.{kind}",
-        )
-
 
 class Kept:
     """What each worker keeps under a number, until this object is gone.
@@ -252,7 +230,23 @@ class Kept:
         # Not when the program ends: a worker that is a thread of it could not run Python any more.
         weakref.finalize(self, workers.forget, number).atexit = False
 
-    @property
-    def session(self) -> Any:
-        """The session whose workers they are."""
-        return self.workers.session
+
+def _require_running(what: str, session: Any) -> None:
+    """TVM would wait for an answer for ever."""
+    if session.is_shut_down:
+        raise RuntimeError(f"{what}: the session has been shut down; make a new one")
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """While workers run Python in threads of this process, these collect no garbage.
+
+    A `DRef` in it would send a message when it is destroyed, beside another one.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
