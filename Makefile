@@ -8,7 +8,7 @@
 #              fit into FUZZ_MINUTES=20 (one of them: PYTEST_ARGS="-k any_restore")
 # make mutation  break each soundness check in turn: a test has to fail
 # make docs    the pages in docs/ as HTML, in build/docs
-# make wheel   the sdist and the manylinux wheel in dist/, and the sdist's tests against the wheel
+# make wheel   the sdist and the manylinux wheels in dist/, and the sdist's tests against the wheel
 #              with each of PYTHONS="python3.10 python3.14"
 # make bench   conversions against a warm copy, TVM, numpy (and torch and jax, if they are in .venv);
 #              a fresh process's first call; TVM's ways; time to compile and to lift; cold starts
@@ -21,7 +21,7 @@ PYTHONS ?= $(PYTHON)
 BIN := .venv/bin
 PYTEST_JOBS ?= --numprocesses=auto --maxprocesses=8 --dist=worksteal
 
-.PHONY: demo cpp-host test lint format sanitize fuzz mutation docs wheel gpu-check bench zoo clean
+.PHONY: demo cpp-host test lint format sanitize fuzz mutation docs wheel wheel-aarch64 gpu-check bench zoo clean
 
 demo: .venv/pyvenv.cfg
 	$(BIN)/pip install --quiet '.[plot]'
@@ -90,25 +90,51 @@ docs: .venv/pyvenv.cfg
 	rm -rf build/docs
 	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet docs build/docs
 
-# The wheel is built from the sdist. auditwheel gives it the tag of the oldest system that has what
-# the library needs; libtvm_ffi comes with tvm-ffi's wheel. Each Python gets an environment of its
-# own, outside of the repository, with the wheel and what the sdist unpacks to.
+# The wheels are built from the sdist, the one for aarch64 by a cross compiler, if it is there
+# (apt-get install g++-aarch64-linux-gnu qemu-user): its builtins are tested under an emulator.
+# auditwheel says whether a library runs on the oldest systems that TVM's wheels are for; libtvm_ffi
+# comes with tvm-ffi's wheel. Each Python gets an environment of its own, outside of the repository,
+# with the wheel and what the sdist unpacks to.
+MANYLINUX := manylinux_2_28
 wheel: .venv/pyvenv.cfg
-	$(BIN)/pip install --quiet '.[release]'
+	$(BIN)/pip install --quiet '.[release,test]'
 	rm -rf dist build/release
 	$(BIN)/python -m build --outdir build/release .
-	PATH="$(CURDIR)/$(BIN):$$PATH" auditwheel repair --exclude libtvm_ffi.so --wheel-dir dist \
-	    build/release/*.whl
-	! $(BIN)/python -m zipfile --list dist/*.whl | grep '\.libs/' # a library that it had to bring
+	$(call repair,$(shell uname -m))
 	mv build/release/*.tar.gz dist/
+	$(if $(shell which aarch64-linux-gnu-g++),$(MAKE) wheel-aarch64)
 	set -e; for python in $(PYTHONS); do \
 	    folder=$$(mktemp -d); \
 	    tar -xzf dist/*.tar.gz --strip-components=1 -C $$folder; \
 	    $$python -m venv $$folder/.venv; \
-	    $$folder/.venv/bin/pip install --quiet "$$(ls dist/*.whl)[test]"; \
+	    $$folder/.venv/bin/pip install --quiet "$$(ls dist/*_$$(uname -m).whl)[test]"; \
 	    (cd $$folder && .venv/bin/python --version && .venv/bin/pytest $(PYTEST_JOBS) $(WHEEL_PYTEST_ARGS)); \
 	    rm -rf $$folder; \
 	done
+
+AARCH64 := build/release/aarch64
+wheel-aarch64:
+	mkdir -p $(AARCH64)
+	$(BIN)/pip download --quiet --dest $(AARCH64) --platform $(MANYLINUX)_aarch64 --only-binary=:all: --no-deps \
+	    "apache-tvm-ffi==$$($(BIN)/python -c 'import tvm_ffi; print(tvm_ffi.__version__)')"
+	$(BIN)/python -m zipfile --extract $(AARCH64)/*.whl $(AARCH64)
+	PATH="$(CURDIR)/$(BIN):$$PATH" _PYTHON_HOST_PLATFORM=linux-aarch64 \
+	$(BIN)/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir build/release dist/*.tar.gz \
+	    -C cmake.define.CMAKE_SYSTEM_NAME=Linux -C cmake.define.CMAKE_SYSTEM_PROCESSOR=aarch64 \
+	    -C cmake.define.CMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ \
+	    -C cmake.define.TVM_FFI_LIBRARY=$(CURDIR)/$(AARCH64)/tvm_ffi/lib/libtvm_ffi.so
+	$(call repair,aarch64)
+	$(BIN)/python -m zipfile --extract dist/*_aarch64.whl $(AARCH64)
+	AARCH64_PACKAGES=$(AARCH64) $(BIN)/pytest --capture=no tests/deploy/test_builtins_alone.py -k aarch64
+
+# auditwheel knows the tags of the processor that it runs on: it is told another. A second line: no
+# library that the wheel had to bring.
+define repair
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -c 'import platform, sys; \
+	    platform.machine = lambda: "$(1)"; from auditwheel.main import main; sys.exit(main())' \
+	    repair --exclude libtvm_ffi.so --plat $(MANYLINUX)_$(1) --wheel-dir dist build/release/*_$(1).whl
+	! $(BIN)/python -m zipfile --list dist/*_$(1).whl | grep '\.libs/'
+endef
 
 bench: .venv/pyvenv.cfg
 	$(BIN)/pip install --quiet '.[plot]'
