@@ -43,13 +43,13 @@ lint: .venv/pyvenv.cfg
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror cpp/*.cc cpp/*.h examples/*/*.cc tests/*/*.cc
+	$(BIN)/clang-format --dry-run --Werror cpp/*.cc cpp/*.h examples/*/*.cc examples/*/*.h tests/*/*.cc
 
 format: .venv/pyvenv.cfg
 	$(BIN)/pip install --quiet '.[lint]'
 	$(BIN)/ruff check --fix --exit-zero .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i cpp/*.cc cpp/*.h examples/*/*.cc tests/*/*.cc
+	$(BIN)/clang-format -i cpp/*.cc cpp/*.h examples/*/*.cc examples/*/*.h tests/*/*.cc
 
 # The instrumented library, beside the installed package: Python itself is not instrumented, so that
 # the sanitizer's runtime has to be there first, and leaks cannot be told from Python's own. The

@@ -1,12 +1,13 @@
 // A host without Python and without the compiler: it loads a module that `make_model.py` has
-// exported, and its weights, converts them in the memory they occupy, and runs the decoder.
+// exported, and its weights, converts them in the memory they occupy, and runs the decoder. Weights
+// that relax_inplace.runtime.save_params has saved converted are not converted again.
 //
-//   cpp_host MODEL.so WEIGHTS_FOLDER [--dump FILE]
+//   cpp_host MODEL.so WEIGHTS [--dump FILE]
 //
-// What is needed: TVM's runtime, tvm-ffi, and the builtins. They are reached as a module reaches
-// them, by tvm-ffi's global functions: relax_inplace has no headers, and those that TVM's wheel
-// ships lack one that they include (tvm/support/io.h).
-// Exit codes: 0 done, 1 refused or failed (one line on standard error), 2 wrong usage.
+// WEIGHTS is what checkpoint.h opens. What is needed: TVM's runtime, tvm-ffi, and the builtins.
+// They are reached as a module reaches them, by tvm-ffi's global functions: relax_inplace has no
+// headers, and those that TVM's wheel ships lack one that they include (tvm/support/io.h). Exit
+// codes: 0 done, 1 refused or failed (one line on standard error), 2 wrong usage.
 #include <tvm/ffi/extra/json.h>
 #include <tvm/ffi/extra/module.h>
 #include <tvm/ffi/tvm_ffi.h>
@@ -16,19 +17,22 @@
 #endif
 
 #include <algorithm>
+#include <cctype>
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
 #include <fstream>
 #include <iostream>
+#include <optional>
 #include <stdexcept>
 #include <string>
-#include <unordered_map>
 #include <vector>
 
 #if defined(__GLIBC__)
 #include <malloc.h>
 #endif
+
+#include "checkpoint.h"
 
 namespace ffi = tvm::ffi;
 namespace json = tvm::ffi::json;
@@ -95,10 +99,11 @@ static bool ResetPeak() {
 /*! \brief What the module says of its one transform: `inplace_param_map` (docs/runtime.md). */
 struct Plan {
   std::string transform;
-  json::Array weights;
-  std::unordered_map<std::string, std::string> names;  // of the new weights, by their slots
-  size_t steps = 0;                                    // slots that are written
-  int64_t peak = 0;                                    // bytes, the weights included
+  std::string layout;               // the same for transforms that compute the same
+  std::vector<TensorInfo> weights;  // what it takes
+  std::vector<TensorInfo> params;   // what it makes of them
+  size_t steps = 0;                 // slots that are written
+  int64_t peak = 0;                 // bytes, the weights included
 
   explicit Plan(const ffi::Module& vm) {
     const auto text = FunctionOf(vm, "inplace_param_map")().cast<ffi::String>();
@@ -106,57 +111,43 @@ struct Plan {
       const auto entry = value.cast<json::Object>();
       if (entry["restores"] != nullptr || entry["streamed"].cast<bool>()) continue;
       transform = name.cast<std::string>();
-      weights = entry["weights"].cast<json::Array>();
+      layout = entry["layout"].cast<std::string>();
+      weights = TensorsOf(entry["weights"].cast<json::Array>());
+      params = TensorsOf(entry["params"].cast<json::Array>());
       peak = entry["peak"].cast<int64_t>();
-      for (const ffi::Any& one : entry["params"].cast<json::Array>()) {
-        const auto param = one.cast<json::Object>();
-        names[param["slot"].cast<std::string>()] = param["name"].cast<std::string>();
-      }
       for (const ffi::Any& one : entry["steps"].cast<json::Array>()) {
         steps += one.cast<json::Object>()["writes"].cast<json::Array>().size();
       }
     }
     if (transform.empty()) throw std::runtime_error("the module has no in-place transform");
   }
+
+ private:
+  /*! \brief Tensors by their slots, of a tuple without tuples in it. */
+  static std::vector<TensorInfo> TensorsOf(const json::Array& entries) {
+    std::vector<TensorInfo> tensors;
+    for (const ffi::Any& one : entries) {
+      const auto entry = one.cast<json::Object>();
+      const auto name = entry["name"].cast<std::string>();
+      if (entry["slot"].cast<std::string>() != std::to_string(tensors.size())) {
+        throw std::runtime_error("weight `" + name + "` is in a tuple within the tuple of weights");
+      }
+      TensorInfo tensor{name, entry["dtype"].cast<std::string>(), {}};
+      for (const ffi::Any& size : entry["shape"].cast<json::Array>()) {
+        tensor.shape.push_back(size.cast<int64_t>());
+      }
+      tensors.push_back(tensor);
+    }
+    return tensors;
+  }
 };
 
-static std::string TypeText(const ffi::Shape& shape, const std::string& dtype) {
-  std::string text = dtype + " [";
-  for (size_t i = 0; i < shape.size(); ++i) {
-    text += (i > 0 ? ", " : "") + std::to_string(shape[i]);
-  }
-  return text + "]";
-}
-
-/*! \brief The weights in a folder, in the order of the module, held by the array alone. */
-static ffi::Array<ffi::Tensor> LoadWeights(const std::string& folder, const Plan& plan) {
-  if (!std::ifstream(folder + "/tensor-cache.json")) {
-    throw std::runtime_error("no weights at " + folder + ": it has no tensor-cache.json");
-  }
-  ffi::Array<ffi::String> names;
-  for (const ffi::Any& one : plan.weights) {
-    names.push_back(one.cast<json::Object>()["name"].cast<ffi::String>());
-  }
-  GlobalFunction("vm.builtin.tensor_cache.load")(folder, static_cast<int>(kDLCPU), 0);
-  const auto weights = GlobalFunction("vm.builtin.param_array_from_cache_by_name")(names)
-                           .cast<ffi::Array<ffi::Tensor>>();
-  // TVM's cache is an owner, too: what it holds would not be freed.
-  GlobalFunction("vm.builtin.tensor_cache.clear")();
-  for (size_t i = 0; i < weights.size(); ++i) {
-    const auto wanted = plan.weights[i].cast<json::Object>();
-    std::vector<int64_t> shape;
-    for (const ffi::Any& size : wanted["shape"].cast<json::Array>()) {
-      shape.push_back(size.cast<int64_t>());
-    }
-    const std::string expected = TypeText(ffi::Shape(shape), wanted["dtype"].cast<std::string>());
-    const std::string given =
-        TypeText(ffi::Shape(weights[i].shape()), ffi::DLDataTypeToString(weights[i].dtype()));
-    if (given != expected) {
-      throw std::runtime_error("weight `" + std::string(names[i]) + "` in " + folder + " is " +
-                               given + ", but the module takes " + expected);
-    }
-  }
-  return weights;
+/*! \brief Tensors of a checkpoint, held by the array alone. */
+static ffi::Array<ffi::Tensor> Load(const Checkpoint& checkpoint,
+                                    const std::vector<TensorInfo>& wanted) {
+  ffi::Array<ffi::Tensor> tensors;
+  for (const TensorInfo& one : wanted) tensors.push_back(checkpoint.Read(one));
+  return tensors;
 }
 
 static double MegabytesOf(const ffi::Array<ffi::Tensor>& tensors) {
@@ -177,9 +168,8 @@ static ffi::Array<ffi::Tensor> Convert(const ffi::Module& vm, const Plan& plan,
   const ffi::Function progress = ffi::Function::FromPacked([&](ffi::PackedArgs args, ffi::Any*) {
     const auto slot = args[0].try_cast<std::string>();
     if (!slot.has_value() || args[1].cast<int64_t>() < 0) return;
-    const auto name = plan.names.find(*slot);
     std::printf("step %zu of %zu  %-40s %8.2f MB\n", ++done, plan.steps,
-                name == plan.names.end() ? slot->c_str() : name->second.c_str(),
+                plan.params.at(std::stoul(*slot)).name.c_str(),
                 static_cast<double>(args[1].cast<int64_t>()) / kMegabyte);
   });
   const ffi::Function run = GlobalFunction("relax_inplace.RunTransform");
@@ -221,15 +211,35 @@ static void Dump(std::ofstream& file, const ffi::Tensor& tensor) {
              static_cast<std::streamsize>(ffi::GetDataSize(tensor)));
 }
 
-static void Run(const std::string& library, const std::string& folder, const std::string& dump) {
-  RequireWhole(library);
-  const ffi::Module vm =
-      FunctionOf(ffi::Module::LoadFromFile(library), "vm_load_executable")().cast<ffi::Module>();
-  FunctionOf(vm, "vm_initialization")(static_cast<int>(kDLCPU), 0, kPooled);
+/*!
+ * \brief The weights that the model's functions take, from files.
+ *
+ * What decides whether they are converted is the mark in the files, never the shapes: a square
+ * weight that was transposed looks as it did before.
+ */
+static ffi::Array<ffi::Tensor> ConvertedWeights(const ffi::Module& vm, const std::string& path) {
   const Plan plan(vm);
-  ffi::Array<ffi::Tensor> weights = LoadWeights(folder, plan);
-  std::printf("%s: %zu weights, %.1f MB\n", folder.c_str(), weights.size(), MegabytesOf(weights));
-  weights = Convert(vm, plan, weights);
+  const Checkpoint checkpoint(path);
+  const std::optional<std::string>& layout = checkpoint.layout();
+  if (layout.has_value() && (layout->empty() || *layout != plan.layout)) {
+    throw std::runtime_error("the weights in " + path + " were converted to layout `" + *layout +
+                             "`, expected weights as they were stored, or of layout `" +
+                             plan.layout + "`; load the original ones");
+  }
+  const auto weights = Load(checkpoint, layout.has_value() ? plan.params : plan.weights);
+  std::printf("%s: %zu weights, %.1f MB%s\n", path.c_str(), weights.size(), MegabytesOf(weights),
+              layout.has_value() ? ", converted before" : "");
+  return layout.has_value() ? weights : Convert(vm, plan, weights);
+}
+
+static void Run(const std::string& library, const std::string& path, const std::string& dump) {
+  RequireWhole(library);
+  // Without a slash the dynamic loader would look in the system's folders.
+  const bool has_folder = library.find('/') != std::string::npos;
+  const auto module = ffi::Module::LoadFromFile(has_folder ? library : "./" + library);
+  const ffi::Module vm = FunctionOf(module, "vm_load_executable")().cast<ffi::Module>();
+  FunctionOf(vm, "vm_initialization")(static_cast<int>(kDLCPU), 0, kPooled);
+  const ffi::Array<ffi::Tensor> weights = ConvertedWeights(vm, path);
 
   const auto prefilled =
       FunctionOf(vm, "prefill")(Tokens({1, 8, 15, 22}), weights).cast<ffi::Array<ffi::Tensor>>();
@@ -248,15 +258,18 @@ static void Run(const std::string& library, const std::string& folder, const std
 int main(int argc, char** argv) {
   const std::vector<std::string> args(argv + 1, argv + argc);
   if (args.size() != 2 && !(args.size() == 4 && args[2] == "--dump")) {
-    std::cerr << "usage: cpp_host MODEL.so WEIGHTS_FOLDER [--dump FILE]\n";
+    std::cerr << "usage: cpp_host MODEL.so WEIGHTS [--dump FILE]\n";
     return 2;
   }
   try {
     Run(args[0], args[1], args.size() == 4 ? args[3] : "");
   } catch (const std::exception& error) {  // a tvm::ffi::Error is one: its first line says it
     std::fflush(stdout);
-    const std::string text = error.what();
-    std::cerr << "cpp_host: error: " << text.substr(0, text.find('\n')) << "\n";
+    std::string line = error.what();
+    line.resize(std::min(line.size(), line.find('\n')));
+    const auto is_control = [](unsigned char c) { return std::iscntrl(c) != 0; };
+    std::replace_if(line.begin(), line.end(), is_control, '?');  // in names that files give
+    std::cerr << "cpp_host: error: " << line << "\n";
     return 1;
   }
   return 0;

@@ -37,6 +37,7 @@ NOT_RUN = [
     ("docs/deploy.md", "Cannot find ffi::Function", "tests/deploy/test_missing_builtins.py"),
     ("docs/deploy.md", "arm/librelax_inplace.a", "needs another machine's libraries and compiler"),
     ("docs/deploy.md", "cmake -S . -B build", "tests/deploy/test_cpp_host.py"),
+    ("docs/deploy.md", "cpp_host model.so", "tests/deploy/test_cpp_host.py"),
     ("docs/deploy.md", "tvm.exec.rpc_server", "tests/deploy/test_rpc.py"),
     ("docs/deploy.md", "rpc.connect(host, port", "tests/deploy/test_rpc.py"),
     ("docs/disco.md", "relax_inplace.runtime.disco.node HOST", "tests/runtime/test_disco.py"),

@@ -12,3 +12,14 @@ from examples.attention import Attention
 
 mod = relax_inplace.transform.LiftInplaceTransformParams()(Attention)
 executable = tvm.compile(mod, "llvm")
+
+# %% before: --save converted/
+import numpy as np
+import tvm
+
+from relax_inplace import runtime
+
+transform = runtime.load_transform("model.so", tvm.cpu())
+tensors = [tvm.runtime.tensor(np.ones(one.shape, one.dtype)) for one in transform.weights]
+names = [one.name for one in transform.weights]
+runtime.save_params(runtime.Params(tensors, names), "weights/", "safetensors")
