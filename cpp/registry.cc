@@ -8,7 +8,7 @@ namespace relax_inplace {
 namespace ffi = tvm::ffi;
 
 const char* const kBuiltins =  // initialised before any file registers its functions: a constant
-    "relax_inplace.builtins of version 0.1 (load librelax_inplace.so before the module, "
+    "relax_inplace.builtins of version 0.2 (load librelax_inplace.so before the module, "
     "in Python: import relax_inplace)";
 
 bool ServesProcess() {

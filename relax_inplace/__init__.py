@@ -15,6 +15,7 @@ That is the fast way with the low peak: :mod:`relax_inplace.lower.build` says ho
 from __future__ import annotations
 
 import importlib
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from . import libinfo
@@ -37,6 +38,7 @@ __all__ = [
 ]
 
 check_versions()
+__version__ = version("relax-inplace")
 register_when_tvm_is_imported()
 
 

@@ -23,7 +23,7 @@ __all__ = [
 
 # The first function that a compiled module asks for: cpp/registry.cc has the same text.
 BUILTINS = (
-    "relax_inplace.builtins of version 0.1 (load librelax_inplace.so before the module, "
+    "relax_inplace.builtins of version 0.2 (load librelax_inplace.so before the module, "
     "in Python: import relax_inplace)"
 )
 

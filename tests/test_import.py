@@ -1,13 +1,19 @@
 """What importing the package does, and does not do."""
 
+import re
 import subprocess
 import sys
 import textwrap
+from importlib import metadata
+from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 
+import relax_inplace
 from relax_inplace.versions import check_version
+
+CHANGELOG = (Path(__file__).parents[1] / "CHANGELOG.md").read_text()
 
 
 def run(program, **environment):
@@ -42,6 +48,13 @@ WRITES_THE_OP = """
     import tvm
     tvm.compile(tvm.IRModule({"f": f}), "llvm")
 """
+
+
+def test_version():
+    assert relax_inplace.__version__ == metadata.version("relax-inplace")
+    assert (
+        re.match(r"## (\S+)", CHANGELOG[CHANGELOG.index("## ") :])[1] == relax_inplace.__version__
+    )
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,23 @@ def test_version():
     assert output("--version").startswith("relax-inplace, version ")
 
 
+def completed(shell, what, **words):
+    environment = {**os.environ, "_RELAX_INPLACE_COMPLETE": f"{shell}_{what}", **words}
+    done = subprocess.run(PROGRAM, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion(shell):
+    assert f"_RELAX_INPLACE_COMPLETE={shell}_complete" in completed(shell, "source")
+
+
+def test_what_is_completed():
+    words = {"COMP_WORDS": "relax-inplace build model.py --self", "COMP_CWORD": "3"}
+    assert completed("bash", "complete", **words) == "plain,--self-contained\n"
+
+
 def test_done():
     done = ended("plan", "-", text=tvm.ir.save_json(module(TRANSFORM)))
     assert (done.exit_code, done.stderr) == (0, "")

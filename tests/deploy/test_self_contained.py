@@ -129,7 +129,7 @@ def test_functions_of_two_versions_are_not_mixed(exported, fresh_process, module
 def test_python_refuses_another_version(fresh_process):
     said = fresh_process(STRANGER + "    import tvm, relax_inplace\n", fails=True)
     assert said.strip().splitlines()[-1] == (
-        "ImportError: relax_inplace needs `relax_inplace.builtins of version 0.1`, but this process "
+        "ImportError: relax_inplace needs `relax_inplace.builtins of version 0.2`, but this process "
         "has `relax_inplace.builtins of version 0.0`: the first library or self-contained module "
         "that is loaded serves all; import relax_inplace before it, and export the module again"
     )

@@ -34,6 +34,7 @@ NOT_RUN = [
     ("README.md", "make demo", "make test is this; tests/test_examples.py runs the demonstration"),
     ("README.md", "293 weights, 496 MB", DECODER),
     ("docs/command-line.md", "--target cuda", "needs nvcc; tests/cli runs each option"),
+    ("docs/command-line.md", "_RELAX_INPLACE_COMPLETE", "needs bash; tests/cli/test_ends.py"),
     ("docs/deploy.md", "Cannot find ffi::Function", "tests/deploy/test_missing_builtins.py"),
     ("docs/deploy.md", "arm/librelax_inplace.a", "needs another machine's libraries and compiler"),
     ("docs/deploy.md", "cmake -S . -B build", "tests/deploy/test_cpp_host.py"),
