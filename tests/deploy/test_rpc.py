@@ -47,10 +47,17 @@ class Model:
 def served(tmp_path_factory):
     """Two folders: `with_library` and `alone` hold a model.so each; weights; the logits."""
     folder = tmp_path_factory.mktemp("served")
+    (folder / "model.py").write_text(MODEL)
     for name, options in {"with_library": [], "alone": ["--self-contained"]}.items():
         (folder / name).mkdir()
-        arguments = ["build", "-", *options, "-o", str(folder / name / "model.so")]
-        assert CliRunner().invoke(main, arguments, input=MODEL).exit_code == 0
+        arguments = [
+            "build",
+            str(folder / "model.py"),
+            *options,
+            "-o",
+            str(folder / name / "model.so"),
+        ]
+        assert CliRunner().invoke(main, arguments).exit_code == 0
     generator = np.random.default_rng(0)
     transform = runtime.load_transform(folder / "alone" / "model.so", tvm.cpu())
     params = runtime.Params(
