@@ -89,7 +89,10 @@ def test_the_originals_are_not_replaced(folder):
         (["nowhere.so", "--params", "{weights}"], "no compiled module at nowhere.so"),
         (["{weights}/tensor-cache.json", "--params", "{weights}"], "not loadable"),
         (["{lib}", "--params", "{weights}", "--device", "cuda:7"], "there is no such device"),
-        (["{lib}", "--params", "{weights}", "--device", "gpu?"], "--device: device 'gpu?': expected"),
+        (
+            ["{lib}", "--params", "{weights}", "--device", "gpu?"],
+            "--device: device 'gpu?': expected",
+        ),
         (["{lib}", "--params", "{weights}", "--function", "f"], "expected `f`; name one of them"),
         (["{lib}", "--params", "{lib}"], "no such file or folder|no weights there"),
         (["{lib}", "--params", "{weights}", "--save", "{lib}"], "is no folder; give another path"),
