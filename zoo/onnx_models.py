@@ -51,7 +51,7 @@ def imported(
     mod = from_onnx(model, shape_dict=given, keep_params_in_input=True)
     mod, _ = detach_params(mod)
     function = mod["main"]
-    printed = {_printed(name): name for name in arrays}
+    printed = {_printed(name): name for name in arrays} | {name: name for name in arrays}
     weights = [printed[one.name] for one in function.params[int(function.attrs["num_input"]) :]]
     return Specimen(mod, arrays, {"main": list(inputs)}, {}, weights)
 

@@ -47,7 +47,7 @@ def build(folder: Path) -> dict[str, Any]:
         "reasons": sorted({one.because for one in report.left}),
         "warnings": [str(one.message) for one in caught],
     }
-    if lifted is specimen.mod:
+    if lifted.same_as(specimen.mod):  # nothing to lift
         return {**found, "alone": True}
     start = time.perf_counter()
     tvm.compile(lifted, target).export_library(str(folder / "lifted.so"))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tvm import ir
 
     from ..analysis import LiftReport
-    from ..runtime import Checkpoint
+    from ..runtime.checkpoint import Checkpoint
 
 __all__ = ["command", "explained"]
 
@@ -89,7 +89,7 @@ def explained(mod: ir.IRModule, choices: options.Choices) -> list[LiftReport]:
 
 
 def _opened(path: str) -> Checkpoint:
-    from ..runtime import open_checkpoint
+    from ..runtime.checkpoint import open_checkpoint
 
     return open_checkpoint(path)
 

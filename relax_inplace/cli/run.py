@@ -101,11 +101,12 @@ def command(
     if "tvm" not in sys.modules:
         os.environ.setdefault("TVM_USE_RUNTIME_LIB", "1")  # the compiler is not needed
     from .. import runtime
+    from ..runtime.checkpoint import open_checkpoint
 
     device = _device(device_name)
     if save is not None:
-        source = runtime.open_checkpoint(path)
-        if source.mark is None and Path(save).resolve() == source.path.resolve().parent:
+        source = open_checkpoint(path)
+        if source.provenance is None and Path(save).resolve() == source.path.resolve().parent:
             raise RefusedError(
                 f"--save {save}: the original weights are there; give another folder"
             )
@@ -167,12 +168,12 @@ def _require_room(folder: str, transform: Any) -> None:
 
 
 def _device(name: str) -> Any:
-    import tvm
+    from ..runtime.device import device_of
 
     try:
-        device = tvm.device(name)
+        device = device_of(name)
     except ValueError as error:
-        raise RefusedError(f"--device {name}: {error}") from error
+        raise RefusedError(f"--device: {error}") from error
     if not device.exist:
         raise RefusedError(f"--device {name}: there is no such device")
     return device

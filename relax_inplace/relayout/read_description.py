@@ -324,9 +324,13 @@ def _computed(
         if param != NUMBER
     }
     chosen = bits_of_choice(body, as_bits)
+    places = {slot: key[1:] for key, slot in slots.items()}
     if chosen is not None:
-        body, own = chosen, [as_bits.get(slot, slot) for slot in own]
-    return Computed(body, tuple(own), bits_of(str(value.ty))), [key[1:] for key in slots]
+        # An element may be chosen, as bits, and stand in a condition, as it is.
+        places |= {bits: places[slot] for slot, bits in as_bits.items()}
+        body, used = chosen, tirx.analysis.undefined_vars(chosen)
+        own = [slot for slot in places if any(slot.same_as(one) for one in used)]
+    return Computed(body, tuple(own), bits_of(str(value.ty))), [places[slot] for slot in own]
 
 
 def _settled(value: ir.Expr, values: ValueReader, indices: IndexReader, numbers: bool) -> ir.Expr:

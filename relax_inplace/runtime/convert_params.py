@@ -26,6 +26,7 @@ from .checkpoint.loading import load_params
 from .checkpoint.open import open_checkpoint
 from .checkpoint.saving import SaveError, save_params
 from .checkpoint.selection import Selection, select
+from .device import device_of
 from .memory_sampler import MemorySampler
 from .params import Params
 from .progress import ProgressOption
@@ -63,9 +64,9 @@ def convert_params(
     function : Transform, VirtualMachine or module
         If it is streamed, the weights are: see :func:`stream_params`.
     path : str or path
-        See :func:`~relax_inplace.runtime.open_checkpoint`. If this transform has converted the
-        weights there, they are loaded, no more.
-    device : tvm.runtime.Device
+        See :func:`~relax_inplace.runtime.checkpoint.open_checkpoint`. If this transform has
+        converted the weights there, they are loaded, no more.
+    device : tvm.runtime.Device or str
     cache : str or path, optional
         A folder for the result. One that is there and was made from the same files, by the same
         transform, is used instead of converting; any other is replaced.
@@ -97,7 +98,7 @@ def convert_params(
     UserWarning
         The result could not be saved. It is returned all the same.
     """
-    transform = Transform.of(function)
+    transform, device = Transform.of(function), device_of(device)
     if transform.weights is None:
         raise ModuleError.of(
             where="convert_params",
@@ -113,10 +114,11 @@ def convert_params(
             remedy="compile it without lazy=True, with reference=True",
         )
     source = open_checkpoint(path, ties=ties)
-    if source.mark is not None:
+    if source.provenance is not None:
         if inputs:
             raise ConvertedError.of(
-                given=f"weights that `{source.mark.transform}` converted, maybe with other inputs",
+                given=f"weights that `{source.provenance.transform}` converted, "
+                "maybe with other inputs",
                 expected="weights as they were stored",
                 remedy="load them with load_params if they are what you want",
             )
@@ -197,10 +199,10 @@ def _as_converted(
 def _key_of(cache: str | os.PathLike[str]) -> str | None:
     """That of a saved result; None if there is none that can be read."""
     try:
-        mark = open_checkpoint(cache).mark
+        provenance = open_checkpoint(cache).provenance
     except (OSError, CheckpointError):
         return None
-    return mark.key if mark is not None else None
+    return provenance.key if provenance is not None else None
 
 
 def _key(

@@ -17,8 +17,8 @@ from typing import Any
 
 import psutil
 
-from .available_memory import used_bytes
-from .tensor_bytes import is_host
+from .device import is_host
+from .memory import used_bytes
 
 __all__ = ["MemorySampler", "Sample"]
 

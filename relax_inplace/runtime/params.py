@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 import tvm_ffi
 
 from ..weight_names import made_from, unused_name
-from .mark import Mark
+from .provenance import Provenance
+from .slots import leaf_at, leaves_of
 from .tensor_info import TensorInfo
 
 if TYPE_CHECKING:
     from .report import Report
 
-__all__ = ["Params", "in_slots", "leaf_at", "leaves_of"]
+__all__ = ["Params"]
 
 
 class Params(Sequence):
@@ -32,13 +33,13 @@ class Params(Sequence):
         Tensors, and sequences of them. An ``ffi.Array`` is kept as it is, not copied.
     names : iterable of str, optional
         One for each tensor; by default their places, such as ``3``, and ``0.3`` in a nested tuple.
-    mark : Mark, optional
+    provenance : Provenance, optional
         Of converted weights.
 
     Attributes
     ----------
     names : tuple of str
-    mark : Mark or None
+    provenance : Provenance or None
         None for weights as they were stored.
     source : str
         What they were loaded from; empty if they were not.
@@ -60,12 +61,12 @@ class Params(Sequence):
         tensors: Any,
         names: Iterable[str] | None = None,
         *,
-        mark: Mark | None = None,
+        provenance: Provenance | None = None,
         source: str = "",
     ):
         self._converted_by: str | None = None  # a thread
         self._tuple = tensors if isinstance(tensors, tvm_ffi.Array) else _array(tensors)
-        self.mark = mark
+        self.provenance = provenance
         self.source = source
         self.ignored: tuple[str, ...] = ()
         self._read_as: dict[str, str] = {}  # for what a module calls a weight its name here
@@ -166,10 +167,10 @@ class Params(Sequence):
         self._tuple = fields
         self._name(None)
 
-    def _become(self, names: Iterable[str] | None, mark: Mark | None) -> None:
+    def _become(self, names: Iterable[str] | None, provenance: Provenance | None) -> None:
         """Be weights of these names, of one layout."""
         self._name(names)
-        self.mark = mark
+        self.provenance = provenance
         self.partial = None
 
     @property
@@ -183,7 +184,7 @@ class Params(Sequence):
         return sum(one.nbytes or 0 for one in self.types)
 
     def __repr__(self) -> str:
-        state = "converted" if self.mark else "as stored"
+        state = "converted" if self.provenance else "as stored"
         if self.partial is not None:
             state = f"left in part converted by `{self.partial}`"
         return f"<Params: {len(self)} weights, {state}>"
@@ -195,41 +196,6 @@ def _types(names: Iterable[str], values: Iterable[Any]) -> list[TensorInfo]:
         for name, value in zip(names, values, strict=True)
         if isinstance(value, tvm_ffi.Tensor)
     ]
-
-
-def leaves_of(fields: Any, path: str = "") -> list[tuple[str, Any]]:
-    """The places and values of what is in a tuple, through nested ones."""
-    leaves: list[tuple[str, Any]] = []
-    for index, value in enumerate(fields):
-        slot = f"{path}.{index}" if path else str(index)
-        if isinstance(value, tvm_ffi.Array):
-            leaves += leaves_of(value, slot)
-        else:
-            leaves.append((slot, value))
-    return leaves
-
-
-def leaf_at(fields: Any, slot: str) -> Any:
-    """What is at a place in a tuple, such as ``0.3``."""
-    for index in slot.split("."):
-        fields = fields[int(index)]
-    return fields
-
-
-def in_slots(values: Iterable[Any], slots: Iterable[str]) -> tvm_ffi.Array:
-    """The tuple, which may be nested, that has each of the values at its place."""
-    below: dict[int, list[tuple[str, Any]]] = {}
-    fields: dict[int, Any] = {}
-    for value, slot in zip(values, slots, strict=True):
-        index, _, inner = slot.partition(".")
-        if inner:
-            below.setdefault(int(index), []).append((inner, value))
-        else:
-            fields[int(index)] = value
-    for position, inside in below.items():
-        inner_slots, inner_values = zip(*inside, strict=True)
-        fields[position] = in_slots(inner_values, inner_slots)
-    return tvm_ffi.Array([fields[index] for index in sorted(fields)])
 
 
 def _array(tensors: Iterable[Any]) -> tvm_ffi.Array:

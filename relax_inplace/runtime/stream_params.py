@@ -17,9 +17,10 @@ from .checkpoint.selection import select
 from .checkpoint.tied_weights import require_equal
 from .convert.observe import convert, require_memory
 from .convert.own import Ownership
-from .mark import Mark
+from .device import device_of
 from .params import Params
 from .progress import ProgressOption
+from .provenance import Provenance
 from .tensor_info import dimensions_of
 from .transform import ModuleError, Transform
 from .transform_params import ConvertedError
@@ -49,8 +50,8 @@ def stream_params(
     function : Transform, VirtualMachine or module
         A transform that was compiled with ``lazy=True``.
     path : path or Checkpoint
-        See :func:`~relax_inplace.runtime.open_checkpoint`.
-    device : tvm.runtime.Device
+        See :func:`~relax_inplace.runtime.checkpoint.open_checkpoint`.
+    device : tvm.runtime.Device or str
     inputs : sequence
         What the function takes before the weights.
     names, extra, ties, checksum, progress
@@ -71,7 +72,7 @@ def stream_params(
         The conversion failed. The originals are in the files; ``params`` of the error holds what
         was finished.
     """
-    transform = Transform.of(function)
+    transform, device = Transform.of(function), device_of(device)
     if not transform.is_streamed or transform.weights is None or transform.params is None:
         raise ModuleError.of(
             where="stream_params",
@@ -81,9 +82,9 @@ def stream_params(
         )
     source = open_checkpoint(path, ties=ties)
     selection = select(source, transform, names, extra)
-    if selection.mark is not None:
+    if selection.provenance is not None:
         raise ConvertedError.of(
-            given=f"weights that `{selection.mark.transform}` has converted, in {path}",
+            given=f"weights that `{selection.provenance.transform}` has converted, in {path}",
             expected="weights as they were stored",
             remedy="load them with load_params, and use them as they are",
         )
@@ -109,10 +110,10 @@ def stream_params(
                 progress=progress,
                 doing="convert",
             )
-            mark = Mark(transform.name, transform.layout, source.fingerprint)
+            provenance = Provenance(transform.name, transform.layout, source.fingerprint)
             params.ignored = tuple(selection.ignored)
             params._read_as.update(selection.read_as)
-            params._become(params._names_of(transform.params), mark)
+            params._become(params._names_of(transform.params), provenance)
             params.report = report
             ownership.is_done = True
         return params

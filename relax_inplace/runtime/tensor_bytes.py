@@ -8,14 +8,7 @@ import numpy as np
 
 from .tensor_info import TensorInfo
 
-__all__ = ["bytes_of", "is_host"]
-
-_CPU = 1  # kDLCPU
-
-
-def is_host(device: Any) -> bool:
-    """The process can read and write the device's memory."""
-    return device.dlpack_device_type() == _CPU
+__all__ = ["bytes_of"]
 
 
 def bytes_of(tensor: Any) -> np.ndarray:

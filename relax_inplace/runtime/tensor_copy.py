@@ -12,9 +12,9 @@ from typing import Any
 
 import tvm
 
+from .device import is_host, wait_for_stream
 from .empty_tensor import empty
-from .failed_device import wait_for_stream
-from .tensor_bytes import bytes_of, is_host
+from .tensor_bytes import bytes_of
 
 __all__ = ["copy_of", "digest_of", "on_host"]
 

@@ -14,6 +14,7 @@ from elftools.elf.elffile import ELFFile
 
 from ..errors import StructuredError
 from ..weight_names import made_from, match_names
+from .device import device_of
 from .symbolic_size import size_at
 from .tensor_info import TensorInfo
 
@@ -162,7 +163,7 @@ def load_transform(path: str | os.PathLike, device: Any, name: str | None = None
     ----------
     path : str or path
         What ``export_library`` wrote.
-    device : tvm.runtime.Device
+    device : tvm.runtime.Device or str
     name : str, optional
         Of the transform, where the module has several.
 
@@ -180,6 +181,7 @@ def load_transform(path: str | os.PathLike, device: Any, name: str | None = None
     from tvm.runtime.vm import VirtualMachine
 
     module = open_module(path)
+    device = device_of(device)
     return transform_in(VirtualMachine(module, device), name, device, str(path))
 
 

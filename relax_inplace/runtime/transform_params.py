@@ -16,10 +16,11 @@ from .convert.held import HeldWeightsError, find_held
 from .convert.observe import convert, require_memory, resident_bytes
 from .convert.own import Ownership
 from .forget_locals import forget_locals
-from .mark import Mark
-from .params import Params, leaf_at, leaves_of
+from .params import Params
 from .progress import ProgressOption
+from .provenance import Provenance
 from .report import Report
+from .slots import leaf_at, leaves_of
 from .tensor_copy import copy_of, digest_of
 from .tensor_info import TensorInfo, differences, dimensions_of
 from .transform import ModuleError, Transform
@@ -128,7 +129,7 @@ def transform_params(
             expected = _digests(transform, ownership, inputs) if verify else None
             names = _new_names(transform, owned)
             report = _run(transform, ownership, inputs, strict, progress, "convert")
-            owned._become(names, Mark(transform.name, transform.layout, owned.source))
+            owned._become(names, Provenance(transform.name, transform.layout, owned.source))
             owned.report = report
             ownership.is_done = True
             if expected is not None:
@@ -170,20 +171,20 @@ def restore_params(
     ModuleError
         The module has no function that restores.
     """
-    if not isinstance(params, Params) or params.mark is None:
+    if not isinstance(params, Params) or params.provenance is None:
         raise ConvertedError.of(
             given="weights without a mark",
             expected="weights that transform_params has converted",
             remedy="they are as they were stored, as far as is known",
         )
     _require_whole(params)
-    mark = params.mark
-    transform = Transform.of(function, restoring=mark.transform)
+    provenance = params.provenance
+    transform = Transform.of(function, restoring=provenance.transform)
     if transform.vm is not None:
-        undone = Transform.of(transform.vm, mark.transform)
-        if mark.layout and undone.layout != mark.layout:
+        undone = Transform.of(transform.vm, provenance.transform)
+        if provenance.layout and undone.layout != provenance.layout:
             raise ConvertedError.of(
-                given=f"weights in layout {mark.layout}",
+                given=f"weights in layout {provenance.layout}",
                 expected=f"layout {undone.layout}, which `{transform.name}` undoes",
                 remedy="restore them with the module that converted them",
             )
@@ -245,8 +246,8 @@ def _require_originals(params: Params) -> None:
     _require_whole(params)
     load_library()
     converter = tvm_ffi.get_global_func("relax_inplace.ConvertedBy")(params._fields())
-    if params.mark is not None:
-        converter = params.mark.transform
+    if params.provenance is not None:
+        converter = params.provenance.transform
     if converter is not None:
         raise ConvertedError.of(
             given=f"weights that `{converter}` has converted",

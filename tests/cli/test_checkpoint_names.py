@@ -7,7 +7,7 @@ import pytest
 from commands import TRANSFORM, error, output, run
 from safetensors.numpy import save_file
 
-from relax_inplace.runtime import open_checkpoint
+from relax_inplace.runtime.checkpoint import open_checkpoint
 
 # As torch.export and TVM's front end call the parameters of a Linear and a BatchNorm.
 MODULE = """\

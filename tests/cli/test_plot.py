@@ -7,7 +7,8 @@ from commands import MODEL, SYMBOLIC, module
 
 from relax_inplace.analysis import explain_lift, plan_memory
 from relax_inplace.plot import plot_plan, plot_report
-from relax_inplace.runtime import Report, Sample
+from relax_inplace.runtime import Report
+from relax_inplace.runtime.memory_sampler import Sample
 
 MB = 10**6
 

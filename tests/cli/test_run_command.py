@@ -16,7 +16,8 @@ import pytest
 import tvm
 from commands import MODEL, error, output, run
 
-from relax_inplace.runtime import Params, open_checkpoint, save_params
+from relax_inplace.runtime import Params, save_params
+from relax_inplace.runtime.checkpoint import open_checkpoint
 
 MODULE = MODEL.replace(
     'params: R.Tuple(R.Tensor((32, 64), "float16"), R.Tensor((32, 64), "int8"))',
@@ -52,7 +53,7 @@ def test_convert_save_and_use_again(folder, tmp_path):
     arguments = "run", folder / "lib.so", "--params", folder / "weights"
     said = output(*arguments, "--save", tmp_path / "new", "--plot", tmp_path / "memory.svg")
     assert said.startswith("inplace_transform_params: 0.0 MB converted in ")
-    assert open_checkpoint(tmp_path / "new").mark.transform == "inplace_transform_params"
+    assert open_checkpoint(tmp_path / "new").provenance.transform == "inplace_transform_params"
     assert (tmp_path / "memory.svg").read_text().startswith("<?xml")
     again = output("run", folder / "lib.so", "--params", tmp_path / "new")
     assert "nothing to convert" in again
@@ -62,7 +63,7 @@ def test_json(folder):
     said = json.loads(
         output("run", folder / "lib.so", "--params", folder / "weights", "--json", "--verify")
     )
-    assert (said["converted"], said["verified"], said["cached"]) == (6144, True, None)
+    assert (said["converted"], said["verified"], said["read_from"]) == (6144, True, None)
 
 
 def test_cache(folder, tmp_path):
@@ -88,7 +89,10 @@ def test_the_originals_are_not_replaced(folder):
         (["nowhere.so", "--params", "{weights}"], "no compiled module at nowhere.so"),
         (["{weights}/tensor-cache.json", "--params", "{weights}"], "not loadable"),
         (["{lib}", "--params", "{weights}", "--device", "cuda:7"], "there is no such device"),
-        (["{lib}", "--params", "{weights}", "--device", "gpu?"], "--device gpu?"),
+        (
+            ["{lib}", "--params", "{weights}", "--device", "gpu?"],
+            "--device: device 'gpu?': expected",
+        ),
         (["{lib}", "--params", "{weights}", "--function", "f"], "expected `f`; name one of them"),
         (["{lib}", "--params", "{lib}"], "no such file or folder|no weights there"),
         (["{lib}", "--params", "{weights}", "--save", "{lib}"], "is no folder; give another path"),

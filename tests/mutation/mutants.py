@@ -2861,6 +2861,92 @@ NAMES = [
         ),
     ),
     *_mutants(
+        "runtime/convert/signals.py",
+        ("runtime/test_ownership.py",),
+        (
+            "what a handler raises is not held",
+            "        except BaseException as error:\n            self.hold(error)\n",
+            "        except ZeroDivisionError as error:\n            self.hold(error)\n",
+        ),
+        (
+            "handlers are not put back",
+            "                if signal.getsignal(number) == self._hold:",
+            "                if False:",
+        ),
+        (
+            "only Ctrl-C is held",
+            "for number in signal.valid_signals()",
+            "for number in (signal.SIGINT,)",
+        ),
+    ),
+    *_mutants(
+        "runtime/convert/run.py",
+        ("runtime/test_ownership.py", "runtime/test_failures.py"),
+        (
+            "a stop does not wait until each weight is whole",
+            'return "lost" not in states and "original" in states',
+            'return "original" in states',
+        ),
+        (
+            "a run whose last update is made is stopped",
+            'return "lost" not in states and "original" in states',
+            'return "lost" not in states',
+        ),
+        (
+            "a weight that is lost in part is called converted",
+            "        if not lost:\n",
+            "        if len(lost) < len(made):\n",
+        ),
+        (
+            "converted tensors are not marked",
+            "            mark([slots[one]",
+            "            str([slots[one]",
+        ),
+        (
+            "a run begins though it was asked to stop",
+            "        if self._signals.error is not None:  # nothing has changed yet\n",
+            "        if False:\n",
+        ),
+    ),
+    *_mutants(
+        "runtime/convert/own.py",
+        ("runtime/test_ownership.py", "runtime/test_threads.py"),
+        (
+            "a list is not refilled",
+            "            self._container.extend(self.params._fields())\n",
+            "            pass\n",
+        ),
+        (
+            "what was held is not raised",
+            "        if error is None and self.signals.error is not None:\n",
+            "        if False:\n",
+        ),
+        (
+            "an interrupt after the last mark has no names",
+            "        if not self.is_done or not is_interrupt or",
+            "        if True or",
+        ),
+        (
+            "a virtual machine is used by two threads",
+            '            used["the virtual machine is"]',
+            '            {}["the virtual machine is"]',
+        ),
+        (
+            "weights stay in use",
+            "                del _in_use[key]\n",
+            "                pass\n",
+        ),
+    ),
+    *_mutants(
+        "runtime/transform_params.py",
+        ("runtime/test_ownership.py",),
+        (
+            "converted tensors are converted again",
+            "    if converter is not None:\n",
+            "    if params.provenance is not None:\n",
+        ),
+    ),
+    *_mutants(
         "runtime/convert/observe.py",
         ("runtime/test_transform_params.py",),
         (

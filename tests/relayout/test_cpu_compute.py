@@ -362,6 +362,29 @@ def test_either_input_but_not_any_of_both():
     assert_right(scheduled, arrays, run(built(kernel), kernel, arrays))
 
 
+@pytest.mark.parametrize("dtype", ["int64", "float32", "int8", "float16", "bfloat16"])
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        lambda a, b: tirx.Select(a < b, b, a),  # in the condition as numbers, chosen as bits
+        lambda a, b: tirx.Select(a < b, tirx.Select(b < a * a, a, b), b),
+        lambda a, b: tirx.Select(a < b, tirx.const(0, a.dtype), b),
+        lambda a, b: tirx.Select(a < b, a + b, a),
+        lambda a, b: tirx.if_then_else(a < b, b, a),
+    ],
+)
+def test_what_numbers_choose(chosen, dtype):
+    """The choice of ``R.where`` is by elements; what it chooses moves, or is computed."""
+    kernel = te_kernel(
+        lambda a, b: te.compute((20, 6), lambda i, j: chosen(a[i, j], b[i, j])),
+        *[((20, 6), dtype)] * 2,
+    )
+    arrays = [random_array(np.random.default_rng(i), (20, 6), dtype) for i in range(2)]
+    expected = run(built(kernel), kernel, arrays)
+    scheduled = schedule_cpu_compute(kernel, TARGET)
+    assert_right(kernel if scheduled is None else scheduled, arrays, expected)
+
+
 def test_several_outputs():
     def make(a, b, c):
         return (

@@ -25,8 +25,10 @@ from safetensors import SafetensorError, safe_open
 from weight_files import BYTES, HEADER, MANIFEST, content_of, safetensors_bytes
 
 from relax_inplace import runtime
-from relax_inplace.runtime import CheckpointError, TensorInfo
-from relax_inplace.runtime.checkpoint import reading
+from relax_inplace.runtime import CheckpointError
+from relax_inplace.runtime.checkpoint import open_checkpoint, reading
+from relax_inplace.runtime.provenance import Provenance
+from relax_inplace.runtime.tensor_info import TensorInfo
 
 CPU = tvm.cpu()
 _load = sys.modules["relax_inplace.runtime.checkpoint.loading"]
@@ -92,7 +94,7 @@ def check(files, change=lambda folder: None):
         change(folder)
         with watched(folder):
             try:
-                checkpoint = runtime.open_checkpoint(folder)
+                checkpoint = open_checkpoint(folder)
                 params = runtime.load_params(folder, CPU, progress=False)
             except CheckpointError as error:
                 assert str(error).isprintable() and len(str(error)) < 2000
@@ -220,7 +222,7 @@ def test_any_file_of_a_tensor_cache(manifest, content):
     check({"tensor-cache.json": manifest, "params_shard_0.bin": content})
 
 
-_METADATA = {"format": "pt", "relax_inplace.converted": runtime.Mark("f", "L").to_json()}
+_METADATA = {"format": "pt", "relax_inplace.converted": Provenance("f", "L").to_json()}
 
 
 @given(
@@ -380,7 +382,7 @@ def test_a_file_that_changes_at_any_moment(kind, before, checksum):
         folder = Path(path)
         (folder / "tensor-cache.json").write_text(json.dumps(MANIFEST))
         (folder / "params_shard_0.bin").write_bytes(BYTES)
-        checkpoint = runtime.open_checkpoint(folder)
+        checkpoint = open_checkpoint(folder)
         expected = {name: stored(record) for name, record in checkpoint.records.items()}
         left = before
         preadv = os.preadv
@@ -447,7 +449,7 @@ def test_any_cache_of_a_conversion(manifest, flip, kinds, format):
             )
 
         converted()
-        found = runtime.open_checkpoint(cache)
+        found = open_checkpoint(cache)
         victims = [found.path, found.files[0].path]
         if manifest is not None:
             victims[0].write_bytes(manifest)

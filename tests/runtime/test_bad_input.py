@@ -22,13 +22,10 @@ from weight_files import (
 )
 
 from relax_inplace import runtime
-from relax_inplace.runtime import (
-    CheckpointError,
-    CheckpointReader,
-    TensorInfo,
-    Transform,
-    open_checkpoint,
-)
+from relax_inplace.runtime import CheckpointError, Transform
+from relax_inplace.runtime.checkpoint import CheckpointReader, open_checkpoint
+from relax_inplace.runtime.provenance import Provenance
+from relax_inplace.runtime.tensor_info import TensorInfo
 
 CPU = tvm.cpu()
 
@@ -272,7 +269,7 @@ def test_a_weight_in_two_files(of_a, expected, tmp_path):
 
 
 def test_files_converted_in_different_ways(tmp_path, no_memory):
-    marks = [runtime.Mark("f", layout).to_json() for layout in ("1", "2")]
+    marks = [Provenance("f", layout).to_json() for layout in ("1", "2")]
     one = {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]}
     first, second = (
         safetensors_bytes({"__metadata__": {"relax_inplace.converted": mark}, name: one}, b"0000")
@@ -585,7 +582,7 @@ def test_names_that_are_printed_the_same(tmp_path, no_memory):
 
 @pytest.mark.parametrize(("layout", "given"), [("other", "'other'"), ("", "''")])
 def test_converted_already(layout, given, tmp_path, no_memory):
-    mark = runtime.Mark("inplace_transform_params", layout).to_json()
+    mark = Provenance("inplace_transform_params", layout).to_json()
     write_tensor_cache(tmp_path, lambda m: m.update(metadata={"relax_inplace.converted": mark}))
     refused(tmp_path, f"has converted, layout {given}, expected weights as", transform(*GOOD))
 

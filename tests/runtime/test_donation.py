@@ -15,9 +15,9 @@ from relax_inplace.runtime import (
     Transform,
     TransformError,
     TransformInterrupted,
-    TransformStep,
     transform_params,
 )
+from relax_inplace.runtime.transform import TransformStep
 
 load_library()
 update = tvm_ffi.get_global_func("vm.builtin.inplace_update_tuple")

@@ -117,7 +117,7 @@ def check(error, originals, names):
             assert np.array_equal(params[name].numpy(), originals[i])
         else:
             assert params[name] is None
-    assert (params.mark is None) == bool(error.original or error.lost)
+    assert (params.provenance is None) == bool(error.original or error.lost)
 
 
 def fails_at(transform, step, progress=None):

@@ -16,6 +16,7 @@ from safetensors import safe_open
 from weight_files import content_of, tensor_of
 
 from relax_inplace import runtime
+from relax_inplace.runtime.checkpoint import open_checkpoint
 
 CPU = tvm.cpu()
 FORMATS = ["tensor-cache", "safetensors"]
@@ -49,7 +50,7 @@ def put(folder, *names):
         one_file = 1 << 20 if name == "model.safetensors" else 40
         format = "safetensors" if "safetensors" in name else "tensor-cache"
         runtime.save_params(some(seed), made, format, shard_bytes=one_file)
-        source = runtime.open_checkpoint(made)
+        source = open_checkpoint(made)
         whole = source.files[0].path if name == "model.safetensors" else source.path
         whole.rename(made / name)
         for file in source.files if whole is source.path else ():
@@ -70,7 +71,7 @@ def hugging_face(folder):
     if (folder / "model.safetensors").exists() or not index.exists():
         return loaded(folder / "model.safetensors")
     found = {}
-    for file in runtime.open_checkpoint(index).files:
+    for file in open_checkpoint(index).files:
         with safe_open(folder / file.name, "np") as opened:
             found |= {name: opened.get_tensor(name).tobytes() for name in opened.keys()}  # noqa: SIM118
     return found
@@ -87,7 +88,7 @@ def found(folder):
 
 
 def require_its_own_files_alone(folder):
-    source = runtime.open_checkpoint(folder)
+    source = open_checkpoint(folder)
     assert set(os.listdir(folder)) == {source.path.name, *(file.name for file in source.files)}
 
 
@@ -163,7 +164,7 @@ def test_killed_at_every_step(format, old, tmp_path):
         was_killed = ended(killed(lambda: save(folder), lambda at=step: kill_at(at)))
         if not old and not any(one.endswith(".json") for one in os.listdir(folder)):
             with pytest.raises(runtime.CheckpointError, match="and no manifest"):
-                runtime.open_checkpoint(folder)
+                open_checkpoint(folder)
         else:
             pairs = zip(before, after, found(folder), strict=True)
             assert all(one in (was, becomes) for was, becomes, one in pairs), step

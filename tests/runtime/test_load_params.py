@@ -23,14 +23,10 @@ from weight_files import (
 )
 
 from relax_inplace import runtime
-from relax_inplace.runtime import (
-    CheckpointError,
-    CheckpointReader,
-    Mark,
-    Params,
-    open_checkpoint,
-)
-from relax_inplace.runtime.checkpoint import reading
+from relax_inplace.runtime import CheckpointError, Params
+from relax_inplace.runtime.checkpoint import CheckpointReader, open_checkpoint, reading
+from relax_inplace.runtime.provenance import Provenance
+from relax_inplace.runtime.tensor_info import TensorInfo
 
 CPU = tvm.cpu()
 
@@ -42,7 +38,7 @@ def test_tensor_cache(tmp_path):
     assert params["bias"].numpy().tolist() == [1.0, -2.0]  # bfloat16, at an odd place
     assert params["layers.0.weight"].shape == (3, 4)
     assert content_of(params["layers.0.weight"]) == bytes(range(24))
-    assert params.mark is None
+    assert params.provenance is None
     assert params.source == open_checkpoint(tmp_path).fingerprint
 
 
@@ -88,7 +84,7 @@ def test_what_tvm_writes(encoding, tmp_path):
     assert set(params.names) == set(arrays)
     for name, tensor in params.items():
         assert content_of(tensor) == content_of(get(name))
-    runtime.clear_cache()
+    tvm_ffi.get_global_func("vm.builtin.tensor_cache.clear")()
     assert get("w") is None
 
 
@@ -153,9 +149,7 @@ def test_names(name, tmp_path):
 
 def described(*types_of_weights, params=(), layout="L"):
     def as_objects(weights):
-        return [
-            runtime.TensorInfo(name, shape, dtype, slot) for name, shape, dtype, slot in weights
-        ]
+        return [TensorInfo(name, shape, dtype, slot) for name, shape, dtype, slot in weights]
 
     return runtime.Transform(
         function=None,
@@ -181,23 +175,23 @@ def test_a_module_says_order_names_and_nesting(tmp_path):
 
 
 def test_converted_weights_are_what_the_transform_makes(tmp_path):
-    mark = Mark("inplace_transform_params", "L", "from", "key")
+    mark = Provenance("inplace_transform_params", "L", "from", "key")
     write_tensor_cache(
         tmp_path, lambda m: m.update(metadata={"relax_inplace.converted": mark.to_json()})
     )
     module = described(("w", (9,), "int8", "0"), params=STORED)
     params = runtime.load_params(tmp_path, CPU, module)
-    assert params.mark == mark
-    assert runtime.load_params(tmp_path, CPU).mark == mark  # it is not lost without a module
+    assert params.provenance == mark
+    assert runtime.load_params(tmp_path, CPU).provenance == mark  # it is not lost without a module
 
 
 def test_the_mark_of_one_file_is_that_of_all(tmp_path):
-    mark = Mark("f", "L")
+    mark = Provenance("f", "L")
     one = {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]}
     first = safetensors_bytes(
         {"__metadata__": {"relax_inplace.converted": mark.to_json()}, "a": one}, b"aaaa"
     )
-    assert runtime.load_params(write_index(tmp_path, first=first), CPU).mark == mark
+    assert runtime.load_params(write_index(tmp_path, first=first), CPU).provenance == mark
 
 
 def test_the_fingerprint_is_of_the_files(tmp_path):
@@ -264,7 +258,7 @@ def test_tvms_own_cache_is_not_used(tmp_path):
     update("codes", tensor_of((1,), "int8"), True)
     runtime.load_params(write_tensor_cache(tmp_path), CPU)
     assert get("codes").shape == (1,) and get("bias") is None
-    runtime.clear_cache()
+    tvm_ffi.get_global_func("vm.builtin.tensor_cache.clear")()
     assert get("codes") is None
 
 
@@ -313,3 +307,12 @@ def write_decoded(folder):
 def test_peak_memory_of_decoded_weights(tmp_path):
     in_fresh_process(write_decoded, tmp_path / "w")
     assert 63 <= in_fresh_process(extra_of_load, tmp_path / "w", {}) < 64 + 1.5
+
+
+def test_a_device_by_its_name(tmp_path):
+    runtime.save_params(Params([tvm.runtime.tensor(np.ones(2, "int8"))], ["a"]), tmp_path)
+    assert runtime.load_params(tmp_path, "cpu")["a"].device == tvm.cpu()
+    with pytest.raises(
+        ValueError, match=r"device 'gpu': expected a device .* or its name: cpu, cuda"
+    ):
+        runtime.load_params(tmp_path, "gpu")

@@ -11,7 +11,6 @@ from safetensors.numpy import save_file
 from tvm import relax
 from tvm.script import from_source
 
-from relax_inplace import runtime
 from relax_inplace.runtime import (
     CheckpointError,
     MismatchError,
@@ -19,12 +18,13 @@ from relax_inplace.runtime import (
     Transform,
     convert_params,
     load_params,
-    open_checkpoint,
     restore_params,
     save_params,
     stream_params,
     transform_params,
 )
+from relax_inplace.runtime.checkpoint import open_checkpoint
+from relax_inplace.runtime.tensor_info import TensorInfo
 from relax_inplace.transform import InplaceTransformParams, LiftInplaceTransformParams
 
 CPU = tvm.cpu()
@@ -74,7 +74,7 @@ def test_found(how, lazy, tmp_path):
     save_params(params, tmp_path / "out", "safetensors")
     assert set(open_checkpoint(tmp_path / "out").records) == set(names)
     again = load_params(tmp_path / "out", CPU, transform, names=given)
-    assert again.mark == params.mark
+    assert again.provenance == params.provenance
     assert is_transposed(again, transform)
     cached = convert_params(transform, folder, CPU, names=given, cache=tmp_path / "cache")
     assert cached.report.read_from is not None
@@ -303,7 +303,7 @@ def test_ties_in_metadata(tmp_path):
 
 def described(*weights):
     types = [
-        runtime.TensorInfo(name, shape, dtype, str(slot))
+        TensorInfo(name, shape, dtype, str(slot))
         for slot, (name, shape, dtype) in enumerate(weights)
     ]
     return Transform(function=None, name="inplace_transform_params", weights=types, params=types)

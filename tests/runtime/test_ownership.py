@@ -274,7 +274,7 @@ return (c, t)
     assert raised.value.lost == []
     assert len(raised.value.converted) == 3
     assert len(params) == 2
-    assert params.mark is not None
+    assert params.provenance is not None
     np.testing.assert_array_equal(params[0].numpy(), np.concatenate(given[1:], axis=1))
     np.testing.assert_array_equal(params[1].numpy(), given[0].T)
 

@@ -7,7 +7,8 @@ import pytest
 import tvm
 from weight_files import BYTES, content_of, references, write_tensor_cache
 
-from relax_inplace.runtime import CheckpointError, CheckpointReader, Prefetcher, open_checkpoint
+from relax_inplace.runtime import CheckpointError
+from relax_inplace.runtime.checkpoint import CheckpointReader, Prefetcher, open_checkpoint
 
 NAMES = ["codes", "bias", "layers.0.weight"]
 

@@ -5,7 +5,7 @@ import tvm
 from weight_files import write_tensor_cache
 
 from relax_inplace import runtime
-from relax_inplace.runtime import Progress
+from relax_inplace.runtime.progress import Progress
 
 
 @pytest.mark.parametrize(

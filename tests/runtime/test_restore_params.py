@@ -58,14 +58,14 @@ def test_back_bit_by_bit():
     ]
     params = given(transform)
     names = params.names
-    assert transform_params(transform, params).mark is not None
+    assert transform_params(transform, params).provenance is not None
     assert restore_params(transform, params) is params
-    assert params.mark is None
+    assert params.provenance is None
     assert params.names == names
     for one, original in zip(params, arrays(transform), strict=True):
         assert np.array_equal(one.numpy(), original)
     assert params.report.transform == "inplace_restore_params"
-    assert transform_params(transform, params).mark is not None
+    assert transform_params(transform, params).provenance is not None
 
 
 def test_back_from_files(tmp_path):
@@ -151,7 +151,7 @@ def test_a_wrong_bit_is_found(field, monkeypatch):
     with pytest.raises(VerificationError, match=rf"1 of 3 fields differ .*: w{field}") as caught:
         transform_params(transform, weights(transform), verify=True)
     assert caught.value.names == [f"w{field}"]
-    assert caught.value.params.mark is not None
+    assert caught.value.params.provenance is not None
 
 
 def test_a_module_without_a_reference():
@@ -176,7 +176,7 @@ def test_a_failure_while_verifying_changes_nothing(monkeypatch):
     params = Params(weights(transform))
     with pytest.raises(MemoryError, match="no room for a copy"):
         transform_params(transform, params, verify=True)
-    assert (params.mark, params.partial) == (None, None)
+    assert (params.provenance, params.partial) == (None, None)
     unchanged = map(np.array_equal, (one.numpy() for one in params), arrays(transform))
     assert list(unchanged) == [True] * 3
     monkeypatch.undo()

@@ -25,16 +25,18 @@ from weight_files import (
 )
 
 from relax_inplace import runtime
-from relax_inplace.runtime import Mark, Params, SaveError
+from relax_inplace.runtime import Params, SaveError
+from relax_inplace.runtime.checkpoint import open_checkpoint
 from relax_inplace.runtime.checkpoint.safetensors import DTYPES as SAFETENSORS_DTYPES
 from relax_inplace.runtime.checkpoint.tensor_cache import DTYPES as TENSOR_CACHE_DTYPES
+from relax_inplace.runtime.provenance import Provenance
 
 CPU = tvm.cpu()
 FORMATS = ["tensor-cache", "safetensors"]
-MARK = Mark("inplace_transform_params", "9f0c", "source")
+MARK = Provenance("inplace_transform_params", "9f0c", "source")
 
 
-def some(seed=0, mark=None):
+def some(seed=0, provenance=None):
     weights = {
         "a": tensor_of((3, 5), "float16", seed),
         "layers.0.b": tensor_of((7,), "int8", seed + 1),
@@ -42,7 +44,7 @@ def some(seed=0, mark=None):
         "empty": tensor_of((0, 4), "float32"),
         "c": tensor_of((33,), "bfloat16", seed + 3),
     }
-    return Params(weights.values(), weights, mark=mark)
+    return Params(weights.values(), weights, provenance=provenance)
 
 
 def contents(params):
@@ -52,11 +54,11 @@ def contents(params):
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("shard_bytes", [1, 40, 1 << 20])
 def test_round_trip(format, shard_bytes, tmp_path):
-    params = some(mark=MARK)
+    params = some(provenance=MARK)
     runtime.save_params(params, tmp_path / "new" / "folder", format, shard_bytes=shard_bytes)
     found = runtime.load_params(tmp_path / "new" / "folder", CPU, params.names)
     assert contents(found) == contents(params)
-    assert found.mark == MARK
+    assert found.provenance == MARK
 
 
 @pytest.mark.parametrize(
@@ -80,11 +82,11 @@ def test_tvm_reads_it(tmp_path):
     assert {name: content_of(get(name)) for name in params.names} == {
         name: content_of(one) for name, one in params.items()
     }
-    runtime.clear_cache()
+    tvm_ffi.get_global_func("vm.builtin.tensor_cache.clear")()
 
 
 def test_hugging_face_reads_it(tmp_path):
-    params = some(mark=MARK)
+    params = some(provenance=MARK)
     runtime.save_params(params, tmp_path, "safetensors", shard_bytes=40)
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
     assert index["metadata"]["total_size"] == params.nbytes
@@ -93,7 +95,7 @@ def test_hugging_face_reads_it(tmp_path):
             assert checked.get_tensor(name).tobytes() == content_of(params[name])
             assert checked.metadata()["format"] == "pt"
         # A file on its own is known as converted, too.
-        assert runtime.load_params(tmp_path / file, CPU).mark == MARK
+        assert runtime.load_params(tmp_path / file, CPU).provenance == MARK
 
 
 @pytest.mark.parametrize(
@@ -115,7 +117,7 @@ def test_saving_again(format, tmp_path):
     for seed in (1, 2):
         runtime.save_params(some(seed), tmp_path, format, shard_bytes=40)
         names = set(os.listdir(tmp_path))
-        source = runtime.open_checkpoint(tmp_path)
+        source = open_checkpoint(tmp_path)
         assert names == {
             "notes.txt",
             "params_shard_9.bin",
@@ -132,7 +134,7 @@ def test_a_manifest_that_would_be_found_first_goes(tmp_path):
         "model",
         "model.safetensors.index.json",
     ]
-    assert runtime.open_checkpoint(tmp_path).format == "safetensors"
+    assert open_checkpoint(tmp_path).format == "safetensors"
 
 
 def test_one_that_would_be_found_later_stays(tmp_path):
@@ -141,7 +143,7 @@ def test_one_that_would_be_found_later_stays(tmp_path):
     before = set(os.listdir(tmp_path))
     runtime.save_params(some(), tmp_path)
     assert before < set(os.listdir(tmp_path))
-    assert runtime.open_checkpoint(tmp_path).format == "tensor-cache"
+    assert open_checkpoint(tmp_path).format == "tensor-cache"
 
 
 def test_files_that_another_manifest_names_stay(tmp_path):
@@ -184,8 +186,8 @@ def test_an_old_manifest_that_is_damaged(format, tmp_path):
 
 
 def test_a_key(tmp_path):
-    runtime.save_params(some(mark=MARK), tmp_path, key="k")
-    assert runtime.load_params(tmp_path, CPU).mark == Mark(
+    runtime.save_params(some(provenance=MARK), tmp_path, key="k")
+    assert runtime.load_params(tmp_path, CPU).provenance == Provenance(
         "inplace_transform_params", "9f0c", "source", "k"
     )
 
@@ -274,7 +276,7 @@ def test_a_failure_at_every_step(format, error, tmp_path):
             break
         assert found in (old, new)
         if found == old:
-            source = runtime.open_checkpoint(tmp_path)
+            source = open_checkpoint(tmp_path)
             assert set(os.listdir(tmp_path)) == {source.path.name} | {
                 file.name for file in source.files
             }

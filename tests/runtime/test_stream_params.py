@@ -19,11 +19,11 @@ from relax_inplace.runtime import (
     TransformError,
     convert_params,
     load_params,
-    open_checkpoint,
     save_params,
     stream_params,
     transform_params,
 )
+from relax_inplace.runtime.checkpoint import open_checkpoint
 
 CPU = tvm.cpu()
 FORMATS = ["tensor-cache", "safetensors"]
@@ -54,8 +54,11 @@ def test_streamed(tmp_path, format):
     seen = []
     params = stream_params(transform, saved(transform, tmp_path, format), CPU, progress=seen.append)
     assert is_converted(params, transform)
-    assert (params.mark.transform, params.mark.layout) == (transform.name, transform.layout)
-    assert params.mark.source == open_checkpoint(tmp_path).fingerprint
+    assert (params.provenance.transform, params.provenance.layout) == (
+        transform.name,
+        transform.layout,
+    )
+    assert params.provenance.source == open_checkpoint(tmp_path).fingerprint
     assert params.report.weights_before == 0
     assert params.report.weights_after == params.report.converted == params.nbytes
     # The plan takes the largest first: its original is gone when most of the results are there.
@@ -144,9 +147,9 @@ def test_the_second_time_nothing_is_converted(tmp_path, format, lazy):
     assert is_converted(second, transform)
     assert second.report.read_from == str(cache)
     assert second.report.converted == 0
-    assert second.mark == open_checkpoint(cache).mark
+    assert second.provenance == open_checkpoint(cache).provenance
     assert "nothing to convert" in str(second.report)
-    assert json.loads(second.report.to_json())["cached"] == str(cache)
+    assert json.loads(second.report.to_json())["read_from"] == str(cache)
 
 
 def test_a_cache_of_something_else_is_replaced(tmp_path):
@@ -218,7 +221,7 @@ def test_a_cache_does_not_replace_the_originals(tmp_path):
     (tmp_path / "link").symlink_to(weights)
     with pytest.raises(ValueError, match="holds the original weights"):
         convert_params(transform, weights, CPU, cache=tmp_path / "link")
-    assert open_checkpoint(weights).mark is None
+    assert open_checkpoint(weights).provenance is None
 
 
 def test_converted_files_are_not_converted_again(tmp_path):

@@ -15,13 +15,13 @@ from tvm.script import from_source
 from relax_inplace.runtime import (
     ConvertedError,
     HeldWeightsError,
-    Mark,
     MismatchError,
     ModuleError,
     Params,
     Transform,
     transform_params,
 )
+from relax_inplace.runtime.provenance import Provenance
 from relax_inplace.transform import LiftInplaceTransformParams
 
 
@@ -88,7 +88,7 @@ def test_a_function_without_its_module():
     assert is_transposed(params, originals)
     assert params.names == ("0", "1", "2")
     assert params.report.predicted_peak is None
-    assert params.mark == Mark("transform")
+    assert params.provenance == Provenance("transform")
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ def test_weights_are_converted_once():
     transform = transposes()
     params = Params(weights(transform), ["w0", "w1", "w2"], source="abc")
     transform_params(transform, params)
-    assert params.mark == Mark("inplace_transform_params", transform.layout, "abc")
+    assert params.provenance == Provenance("inplace_transform_params", transform.layout, "abc")
     assert len(transform.layout) == 16
     message = (
         "weights that `inplace_transform_params` has converted, expected weights as they were "
@@ -229,7 +229,7 @@ def test_a_variable():
     before = kept.numpy()
     with pytest.raises(HeldWeightsError, match=r"slot 1 `w1` \(144 bytes\) is held by something"):
         transform_params(transform, params, strict=True)
-    assert params.mark is None
+    assert params.provenance is None
     assert params[1].same_as(kept)
     assert held_by(transform, params) == [f"slot 1 `w1` (144 bytes) is held by {OUTSIDE}"]
     assert np.array_equal(kept.numpy(), before)
@@ -270,7 +270,7 @@ def test_the_tensor_cache_of_tvm():
     tvm.get_global_func("vm.builtin.tensor_cache.update")("w0", params[0], True)
     try:
         assert held_by(transform, params) == [
-            "slot 0 `w0` (128 bytes) is held by TVM's tensor cache (runtime.clear_cache() empties it)"
+            "slot 0 `w0` (128 bytes) is held by TVM's tensor cache (vm.builtin.tensor_cache.clear empties it)"
         ]
     finally:
         tvm.get_global_func("vm.builtin.tensor_cache.clear")()

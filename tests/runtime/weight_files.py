@@ -9,7 +9,7 @@ import struct
 import numpy as np
 import tvm
 
-from relax_inplace.runtime import TensorInfo
+from relax_inplace.runtime.tensor_info import TensorInfo
 
 # A float32 stored as bfloat16 at an odd place, behind an int8: TVM's writer aligns nothing, and
 # stamps `f32-to-bf16` on both.

@@ -16,7 +16,7 @@
 
 from .checkpoint import Checkpoint
 from .error import CheckpointError
-from .loading import clear_cache, load_params
+from .loading import load_params
 from .open import open_checkpoint
 from .prefetching import Prefetcher
 from .reading import CheckpointReader
@@ -32,7 +32,6 @@ __all__ = [
     "Prefetcher",
     "SaveError",
     "StoredTensor",
-    "clear_cache",
     "load_params",
     "open_checkpoint",
     "save_params",

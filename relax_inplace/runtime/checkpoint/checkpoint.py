@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from ..mark import Mark
+from ..provenance import Provenance
 from ..shown import shown
 from .error import refuse
 from .stored_tensor import CheckpointFile, StoredTensor
@@ -29,7 +29,7 @@ class Checkpoint:
     records : dict of str to StoredTensor
         In the order in which they lie in the files.
     files : tuple of CheckpointFile
-    mark : Mark or None
+    provenance : Provenance or None
         Of converted weights.
     fingerprint : str
         Another one once a manifest, a header, a file's name, size or time of change is another.
@@ -41,7 +41,7 @@ class Checkpoint:
     format: str
     records: dict[str, StoredTensor]
     files: tuple[CheckpointFile, ...]
-    mark: Mark | None
+    provenance: Provenance | None
     fingerprint: str
     ties: dict[str, str] = dataclasses.field(default_factory=dict)
 
@@ -52,7 +52,7 @@ class Checkpoint:
         format: str,
         records: Iterable[StoredTensor],
         files: Iterable[CheckpointFile],
-        mark: Mark | None,
+        provenance: Provenance | None,
         manifest: bytes = b"",
         ties: Mapping[str, str] | None = None,
     ) -> Checkpoint:
@@ -78,7 +78,7 @@ class Checkpoint:
             for name, other in (ties or {}).items()
             if name not in by_name and other in by_name
         }
-        return cls(path, format, by_name, files, mark, fingerprint, known)
+        return cls(path, format, by_name, files, provenance, fingerprint, known)
 
     def with_ties(self) -> Checkpoint:
         """The checkpoint with a record for each name that is another weight's."""

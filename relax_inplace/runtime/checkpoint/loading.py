@@ -5,15 +5,14 @@ from __future__ import annotations
 import os
 from typing import Any
 
-import tvm_ffi
-
 from ...weight_names import GivenNames
-from ..available_memory import available_bytes
+from ..device import device_of, is_host
 from ..forget_locals import forget_locals
-from ..params import Params, in_slots
+from ..memory import available_bytes
+from ..params import Params
 from ..progress import ProgressOption, progress_bar
 from ..shown import shown
-from ..tensor_bytes import is_host
+from ..slots import in_slots
 from .checkpoint import Checkpoint
 from .error import refuse
 from .open import open_checkpoint
@@ -21,7 +20,7 @@ from .reading import CheckpointReader
 from .selection import Selection, select
 from .tied_weights import require_equal
 
-__all__ = ["clear_cache", "load_params", "load_selected", "require_room"]
+__all__ = ["load_params", "load_selected", "require_room"]
 
 
 def load_params(
@@ -44,7 +43,8 @@ def load_params(
     ----------
     path : path or Checkpoint
         See :func:`open_checkpoint`.
-    device : tvm.runtime.Device
+    device : tvm.runtime.Device or str
+        Such as ``tvm.cuda(1)`` or ``"cuda:1"``.
     transform : Transform or sequence of str, optional
         What a compiled module says of itself: its weights must be there, of its shapes and dtypes.
         Or the names of some weights, in the order of the tuple. By default all, in the order of the
@@ -67,8 +67,8 @@ def load_params(
     Returns
     -------
     Params
-        Nothing else refers to a tensor in it. Its ``mark`` is that of the files, and so are its
-        names. Weights that the transform takes for one (``tied=``) are one tensor; where the files
+        Nothing else refers to a tensor in it. Its ``provenance`` and its names are those of the
+        files. Weights that the transform takes for one (``tied=``) are one tensor; where the files
         hold several, they have to be equal.
 
     Raises
@@ -76,6 +76,7 @@ def load_params(
     CheckpointError
         The files are damaged, are not what is asked for, or need more memory than is free.
     """
+    device = device_of(device)
     checkpoint = open_checkpoint(path, ties=ties)
     selection = select(checkpoint, transform, names, extra)
     require_room(checkpoint, selection, device, checksum)
@@ -100,7 +101,7 @@ def load_selected(
         params = Params(
             in_slots((tensors[one.name] for one in selection.records), selection.slots),
             selection.names,
-            mark=selection.mark,
+            provenance=selection.provenance,
             source=checkpoint.fingerprint,
         )
         params.ignored = tuple(selection.ignored)
@@ -110,11 +111,6 @@ def load_selected(
         tensors.clear()
         forget_locals(error)  # one of them is the weight that was being read
         raise
-
-
-def clear_cache() -> None:
-    """Empty TVM's own cache of weights, for those who have filled it: it is an owner, too."""
-    tvm_ffi.get_global_func("vm.builtin.tensor_cache.clear")()
 
 
 def require_room(checkpoint: Checkpoint, selection: Selection, device: Any, checksum: bool) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, NoReturn, TypeVar
 
 import msgspec
 
-from ..mark import MARK, Mark
+from ..provenance import MARK, Provenance
 from ..shown import shown
 from .error import refuse
 from .files import read_whole
@@ -70,11 +70,11 @@ def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no number")
 
 
-def mark_in(metadata: object, where: str) -> Mark | None:
+def mark_in(metadata: object, where: str) -> Provenance | None:
     """The mark of converted weights; None if there is none."""
     if not isinstance(metadata, dict) or MARK not in metadata:
         return None
-    mark = Mark.from_json(metadata[MARK])
-    if mark is None:  # taken for weights as stored, they might be converted twice
+    provenance = Provenance.from_json(metadata[MARK])
+    if provenance is None:  # taken for weights as stored, they might be converted twice
         refuse(where, f"{MARK!r} is {shown(metadata[MARK])}", "the mark of converted weights")
-    return mark
+    return provenance

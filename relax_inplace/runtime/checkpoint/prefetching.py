@@ -9,7 +9,7 @@ from typing import Any
 
 import tvm_ffi
 
-from ..failed_device import give_up_if_failed
+from ..device import give_up_if_failed
 from .reading import CheckpointReader
 
 __all__ = ["Prefetcher"]

@@ -14,11 +14,11 @@ import tvm
 import tvm_ffi
 
 from ...libinfo import load_library
+from ..device import give_up_if_failed, is_host
 from ..empty_tensor import empty
-from ..failed_device import give_up_if_failed
 from ..forget_locals import forget_locals
 from ..shown import shown
-from ..tensor_bytes import bytes_of, is_host
+from ..tensor_bytes import bytes_of
 from .checkpoint import Checkpoint
 from .error import refuse
 from .files import open_regular, read_into

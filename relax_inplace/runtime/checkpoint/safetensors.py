@@ -19,8 +19,8 @@ import msgspec
 import numpy as np
 import tvm_ffi
 
-from ..mark import MARK, Mark
 from ..progress import ProgressBar
+from ..provenance import MARK, Provenance
 from ..shown import shown
 from .checkpoint import Checkpoint
 from .error import refuse
@@ -71,8 +71,8 @@ def read_safetensors(path: Path) -> Checkpoint:
     """What one file holds."""
     real = Path(os.path.realpath(path))
     file, records, metadata = _read_file(real, path.name, shown(path))
-    mark = mark_in(metadata, shown(path))
-    return Checkpoint.of(path, "safetensors", records, [file], mark, ties=metadata)
+    provenance = mark_in(metadata, shown(path))
+    return Checkpoint.of(path, "safetensors", records, [file], provenance, ties=metadata)
 
 
 def read_safetensors_index(path: Path) -> Checkpoint:
@@ -96,8 +96,8 @@ def read_safetensors_index(path: Path) -> Checkpoint:
     marks.discard(None)
     if len(marks) > 1:
         refuse(where, "files converted in different ways", "one mark of converted weights")
-    mark = marks.pop() if marks else None
-    return Checkpoint.of(path, "safetensors", records, files, mark, raw, ties)
+    provenance = marks.pop() if marks else None
+    return Checkpoint.of(path, "safetensors", records, files, provenance, raw, ties)
 
 
 def _read_file(
@@ -157,11 +157,14 @@ def _header(descriptor: int, where: str) -> bytes:
 
 
 def write_safetensors(
-    update: FolderUpdate, shards: list[list[Weight]], mark: Mark | None, bar: ProgressBar
+    update: FolderUpdate,
+    shards: list[list[Weight]],
+    provenance: Provenance | None,
+    bar: ProgressBar,
 ) -> None:
     """Write weights and their index into a folder."""
     # Hugging Face's libraries refuse a file that does not say "pt", "tf", "flax" or "mlx".
-    metadata = {"format": "pt"} | ({} if mark is None else {MARK: mark.to_json()})
+    metadata = {"format": "pt"} | ({} if provenance is None else {MARK: provenance.to_json()})
     names = {dtype: name for name, dtype in DTYPES.items()}
     weight_map = {}
     total = 0

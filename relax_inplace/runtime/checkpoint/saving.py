@@ -70,7 +70,7 @@ def save_params(
         Of a file, at most; a larger weight gets one of its own. Weights on another device take so
         much host memory; those on the host take none.
     key : str, optional
-        For the mark, of converted weights: see :class:`Mark`.
+        For the mark, of converted weights: see :class:`Provenance`.
     progress : bool or callable, optional
         See :func:`progress_bar`.
 
@@ -104,11 +104,11 @@ def _save(
             "weights of one layout",
             "load them again",
         )
-    mark = params.mark
+    provenance = params.provenance
     if key is not None:
-        if mark is None:
+        if provenance is None:
             _refuse(folder, "a key and weights without a mark", "converted weights", "omit the key")
-        mark = dataclasses.replace(mark, key=key)
+        provenance = dataclasses.replace(provenance, key=key)
     weights = _checked(params, folder, format, dtypes)
     needed = sum(one.nbytes for one in weights)
     whole = "what the folder holds is whole, old or new: make room, or choose another folder"
@@ -118,7 +118,7 @@ def _save(
             free = shutil.disk_usage(folder).free
             if needed > free:
                 _refuse(folder, f"the disk has {free:,} bytes free", expected, whole)
-            write(update, _shards(weights, shard_bytes), mark, bar)
+            write(update, _shards(weights, shard_bytes), provenance, bar)
     except OSError as error:
         _refuse(folder, f"{system_text(error)}, {_free(folder)}", expected, whole, error)
 

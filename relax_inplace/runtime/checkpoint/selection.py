@@ -18,7 +18,7 @@ from ...weight_names import (
     near_names,
     unused_name,
 )
-from ..mark import Mark
+from ..provenance import Provenance
 from ..shown import shown
 from ..tensor_info import Difference, differences
 from .checkpoint import Checkpoint
@@ -65,7 +65,7 @@ class Selection:
         Of tied weights the same one.
     slots : list of str
         Places in the tuple: ``3``, or ``0.3`` in a nested one.
-    mark : Mark or None
+    provenance : Provenance or None
     read_as : dict of str to str
         For what the module calls a weight its name here.
     ignored : list of str
@@ -77,7 +77,7 @@ class Selection:
     names: list[str]
     records: list[StoredTensor]
     slots: list[str]
-    mark: Mark | None
+    provenance: Provenance | None
     read_as: dict[str, str] = dataclasses.field(default_factory=dict)
     ignored: list[str] = dataclasses.field(default_factory=list)
     tied: list[tuple[StoredTensor, ...]] = dataclasses.field(default_factory=list)
@@ -111,12 +111,16 @@ def select(
             "transform, too, or the names alone as the third argument"
         )
     if wanted is None:
-        return _flat(list(checkpoint.records), list(checkpoint.records.values()), checkpoint.mark)
+        return _flat(
+            list(checkpoint.records), list(checkpoint.records.values()), checkpoint.provenance
+        )
     return _named(checkpoint, list(wanted))
 
 
-def _flat(names: list[str], records: list[StoredTensor], mark: Mark | None) -> Selection:
-    return Selection(names, records, [str(index) for index in range(len(names))], mark)
+def _flat(
+    names: list[str], records: list[StoredTensor], provenance: Provenance | None
+) -> Selection:
+    return Selection(names, records, [str(index) for index in range(len(names))], provenance)
 
 
 def _named(checkpoint: Checkpoint, names: list[str]) -> Selection:
@@ -125,7 +129,7 @@ def _named(checkpoint: Checkpoint, names: list[str]) -> Selection:
     missing = [name for name in names if name not in found]
     unused = [name for name in checkpoint.records if name not in set(found.values())]
     refuse_mismatch(shown(checkpoint.path), "the names given", missing, [], [], near=unused)
-    return _flat(names, [checkpoint.records[found[name]] for name in names], checkpoint.mark)
+    return _flat(names, [checkpoint.records[found[name]] for name in names], checkpoint.provenance)
 
 
 def _of_transform(
@@ -133,12 +137,12 @@ def _of_transform(
 ) -> Selection:
     wanted, of = transform.weights, f"the weights of {transform.name}"
     own = [one.name for one in wanted]
-    if checkpoint.mark is not None:
-        if not checkpoint.mark.layout or checkpoint.mark.layout != transform.layout:
+    if checkpoint.provenance is not None:
+        if not checkpoint.provenance.layout or checkpoint.provenance.layout != transform.layout:
             refuse(
                 shown(checkpoint.path),
-                f"weights that {shown(checkpoint.mark.transform)} has converted, "
-                f"layout {shown(checkpoint.mark.layout)}",
+                f"weights that {shown(checkpoint.provenance.transform)} has converted, "
+                f"layout {shown(checkpoint.provenance.layout)}",
                 f"weights as they were stored, or of layout {shown(transform.layout)}",
                 "load the original weights: converted ones are not converted again",
             )
@@ -181,7 +185,7 @@ def _of_transform(
         names,
         list(records.values()),
         [one.slot for one in wanted],
-        checkpoint.mark,
+        checkpoint.provenance,
         dict(zip(records, names, strict=True)),
         extras,
         [tuple(checkpoint.records[name] for name in group) for group in groups if len(group) > 1],

@@ -20,8 +20,8 @@ from typing import Annotated, Any
 
 import msgspec
 
-from ..mark import MARK, Mark
 from ..progress import ProgressBar
+from ..provenance import MARK, Provenance
 from ..shown import shown
 from .checkpoint import Checkpoint
 from .error import refuse
@@ -83,8 +83,8 @@ def read_tensor_cache(path: Path) -> Checkpoint:
         if files.setdefault(str(PurePosixPath(file.name)), file) is not file:
             refuse(at, f"the file {shown(file.name)} is given twice", "a file for each shard")
         records += _in_order(_tensors(file, shard, at), at)
-    mark = mark_in(manifest.metadata, where)
-    return Checkpoint.of(path, "tensor-cache", records, files.values(), mark, raw)
+    provenance = mark_in(manifest.metadata, where)
+    return Checkpoint.of(path, "tensor-cache", records, files.values(), provenance, raw)
 
 
 def _file(manifest: Path, shard: _Shard, where: str) -> CheckpointFile:
@@ -130,7 +130,10 @@ def _in_order(records: Iterable[StoredTensor], where: str) -> list[StoredTensor]
 
 
 def write_tensor_cache(
-    update: FolderUpdate, shards: list[list[Weight]], mark: Mark | None, bar: ProgressBar
+    update: FolderUpdate,
+    shards: list[list[Weight]],
+    provenance: Provenance | None,
+    bar: ProgressBar,
 ) -> None:
     """Write weights and their manifest into a folder."""
     written = []
@@ -143,5 +146,5 @@ def write_tensor_cache(
             records.append(_Record(one.name, one.shape, one.dtype, "raw", one.nbytes, offset))
             offset += one.nbytes
         written.append(_Shard(name, "raw-shard", offset, records, md5.hexdigest()))
-    metadata = {} if mark is None else {MARK: mark.to_json()}
+    metadata = {} if provenance is None else {MARK: provenance.to_json()}
     update.commit(TENSOR_CACHE, _Manifest(written, metadata))

@@ -10,7 +10,7 @@ import tvm_ffi
 
 from ...errors import StructuredError
 from ...libinfo import load_library
-from ..params import leaf_at, leaves_of
+from ..slots import leaf_at, leaves_of
 from ..tensor_info import TensorInfo
 
 __all__ = ["HeldWeight", "HeldWeightsError", "find_held"]
@@ -80,7 +80,7 @@ def find_held(
         if first[leaf] != leaf:
             by = f"slot {slots[first[leaf]]}, which holds the same tensor"
         elif _is_in_cache(tensor, name):
-            by = "TVM's tensor cache (runtime.clear_cache() empties it)"
+            by = "TVM's tensor cache (vm.builtin.tensor_cache.clear empties it)"
         else:
             by = "something outside: a variable, a container, or an array that shares its memory"
         held.append(HeldWeight(slot, name, _nbytes(tensor), by))

@@ -8,8 +8,7 @@ from typing import Any
 
 import tvm_ffi
 
-from ..available_memory import available_bytes
-from ..heap import trim_heap
+from ..memory import available_bytes, trim_heap
 from ..memory_sampler import MemorySampler
 from ..params import Params
 from ..progress import ProgressOption, progress_bar

@@ -10,7 +10,8 @@ import tvm_ffi
 
 from ...weight_names import match_names
 from ..checkpoint.selection import names_in_slots, refuse_mismatch, tied_names
-from ..params import Params, in_slots
+from ..params import Params
+from ..slots import in_slots
 from ..transform import Transform
 from .failure import TransformInterrupted, failure
 from .signals import HeldSignals

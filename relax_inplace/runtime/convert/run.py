@@ -21,10 +21,11 @@ from typing import Any
 import tvm_ffi
 
 from ...libinfo import load_library
-from ..available_memory import available_bytes
-from ..failed_device import give_up_if_failed, wait_for_stream
+from ..device import give_up_if_failed, wait_for_stream
 from ..forget_locals import forget_locals
-from ..params import Params, leaves_of
+from ..memory import available_bytes
+from ..params import Params
+from ..slots import leaves_of
 from ..transform import Transform
 from .failure import failure
 from .signals import HeldSignals

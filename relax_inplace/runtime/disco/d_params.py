@@ -137,8 +137,9 @@ def load_params(
     ----------
     session : ThreadedSession, ProcessSession or SocketSession
     path : path
-        On the workers' machines; see :func:`~relax_inplace.runtime.open_checkpoint`. ``{rank}`` is
-        the worker's number. Of names such as ``w_shard-1-of-2`` each worker takes its own.
+        On the workers' machines; see
+        :func:`~relax_inplace.runtime.checkpoint.open_checkpoint`. ``{rank}`` is the worker's
+        number. Of names such as ``w_shard-1-of-2`` each worker takes its own.
     transform : DTransform, optional
         Whose weights they are: then there must be those and no others, of its shapes and dtypes.
     shard_info : str or dict, optional

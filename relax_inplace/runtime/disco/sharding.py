@@ -76,7 +76,7 @@ def shards_for(source: Checkpoint, rank: int, workers: int) -> Checkpoint:
     for name in sorted(theirs - {record.name for record in ours}):
         given = f"no shard {rank + 1} of {shown(name)}"
         refuse(shown(source.path), given, f"one for each of {workers} workers")
-    chosen = Checkpoint.of(source.path, source.format, ours, source.files, source.mark)
+    chosen = Checkpoint.of(source.path, source.format, ours, source.files, source.provenance)
     return dataclasses.replace(chosen, fingerprint=f"{source.fingerprint}-{rank + 1}-of-{workers}")
 
 
@@ -132,10 +132,10 @@ def sharded(source: Checkpoint, info: ShardInfo, workers: int) -> Checkpoint:
     CheckpointError if a weight is cut for another number of workers, or is not there.
     """
     records = dict(source.records)
-    if source.mark is not None and any(info.values()):
+    if source.provenance is not None and any(info.values()):
         refuse(
             shown(source.path),
-            f"weights that {shown(source.mark.transform)} has converted",
+            f"weights that {shown(source.provenance.transform)} has converted",
             "weights as they were stored, if they are to be cut",
             "load those that each worker has saved in a folder of its own",
         )
@@ -232,5 +232,5 @@ def numbered(source: Checkpoint, names: Sequence[str]) -> Checkpoint:
     records = [
         dataclasses.replace(record, name=numbers[record.name]) for record in source.records.values()
     ]
-    named = Checkpoint.of(source.path, source.format, records, source.files, source.mark)
+    named = Checkpoint.of(source.path, source.format, records, source.files, source.provenance)
     return dataclasses.replace(named, fingerprint=source.fingerprint)

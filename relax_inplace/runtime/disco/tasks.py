@@ -253,9 +253,9 @@ def _opened(task: _Task, transform: Transform | None) -> tuple[Checkpoint, Shard
         )
     source = shards_for(whole, task.rank, task.workers)
     if transform is not None and transform.weights is not None and transform.params is not None:
-        types = transform.weights if source.mark is None else transform.params
+        types = transform.weights if source.provenance is None else transform.params
         source = numbered(source, [one.name for one in types])
-    is_whole = source.mark is None and not is_presharded(whole)
+    is_whole = source.provenance is None and not is_presharded(whole)
     if given is None and transform is not None and is_whole:
         given = shard_info_of(transform.vm.module)
     return source, {} if given is None else read_shard_info(given)
@@ -269,7 +269,7 @@ def _said_of(params: Params) -> dict[str, Any]:
     return {
         "weights": len(params),
         "nbytes": params.nbytes,
-        "is_converted": params.mark is not None,
+        "is_converted": params.provenance is not None,
         "report": report,
     }
 
@@ -300,6 +300,6 @@ def _slots_after(error: BaseException, task: _Task) -> dict[str, list[str]] | No
         return None
     params = _made_by(task, "params")  # it was refused, or was verified afterwards
     for name, value in params.items():
-        state = "converted" if params.mark is not None else "original"
+        state = "converted" if params.provenance is not None else "original"
         found["lost" if value is None else state].append(name)
     return found

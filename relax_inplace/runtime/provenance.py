@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 
-__all__ = ["MARK", "Mark"]
+__all__ = ["MARK", "Provenance"]
 
 MARK = "relax_inplace.converted"  # its key in a file's metadata
 
 
 @dataclasses.dataclass(frozen=True)
-class Mark:
+class Provenance:
     """What converted a set of weights, to which layout, and from which source.
 
     Attributes
@@ -38,7 +38,7 @@ class Mark:
         return json.dumps(dataclasses.asdict(self))
 
     @classmethod
-    def from_json(cls, text: object) -> Mark | None:
+    def from_json(cls, text: object) -> Provenance | None:
         """Read a mark; None for what is none."""
         try:
             fields = json.loads(text)  # type: ignore[arg-type]

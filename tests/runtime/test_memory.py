@@ -4,7 +4,7 @@ import psutil
 import pytest
 import tvm
 
-from relax_inplace.runtime.available_memory import _left_in_cgroups, available_bytes
+from relax_inplace.runtime.memory import _left_in_cgroups, available_bytes
 
 
 def test_host():

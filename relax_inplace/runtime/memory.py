@@ -1,17 +1,24 @@
-"""How much memory a device has free, and how much is used, as far as it says."""
+"""How much memory a device has free, and how much is used, as far as it says; and the C heap.
+
+glibc serves blocks below a threshold, which rises up to 32 MB as blocks are freed, from its heap,
+and keeps the holes that they leave: a freed weight stays resident until one that fits is allocated.
+What this package allocates is not there (:mod:`.empty_tensor`); what numpy and others did may be.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
 import tvm_ffi
 
-from .tensor_bytes import is_host
+from .device import is_host
 
-__all__ = ["available_bytes", "used_bytes"]
+__all__ = ["available_bytes", "trim_heap", "used_bytes"]
 
 _CGROUPS = Path("/sys/fs/cgroup")
 
@@ -90,3 +97,18 @@ def _left(folder: Path, limit: str, usage: str, prefix: str) -> int | None:
     # Of files: reading weights fills the cgroup with them, and the kernel gives them up.
     cached = sum(int(pages.get(f"{prefix}{kind}_file", 0)) for kind in ("active", "inactive"))
     return max(0, int(allowed) - max(0, used - cached))
+
+
+def trim_heap() -> None:
+    """Give free pages of the heap back to the system, where the C library can."""
+    trim = _malloc_trim()
+    if trim is not None:
+        trim(0)
+
+
+@functools.cache
+def _malloc_trim() -> Callable[[int], int] | None:
+    try:
+        return ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):
+        return None
