@@ -1,49 +1,44 @@
 """The program of a node that is not the controller's.
 
-    python -m relax_inplace.runtime.disco.node HOST PORT [WORKERS]
+    python -m relax_inplace.runtime.disco.node HOST PORT
 
 It connects to a `SocketSession`, starts the node's workers, of which it is the first, and ends when
-the session does. ``WORKERS`` is the most that it may start.
+the session does.
 """
 
 from __future__ import annotations
 
-import os
-import signal
+import secrets
 import subprocess
 import sys
 
 from .nodes import connect_worker
+from .processes import worker_command
 from .worker import serve
 
-_KEY = "RELAX_INPLACE_DISCO_NODE"  # the name of a variable, for the other workers of the node
-_PATIENCE = 60.0  # seconds that the controller may need until it listens
 
-
-def main() -> int:
+def main() -> None:
     """Be a worker of a node, until the controller hangs up."""
-    if len(sys.argv) not in (3, 4):
-        print(f"usage: python -m {__spec__.name} HOST PORT [WORKERS]", file=sys.stderr)
-        return 2
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    key = os.environ.get(_KEY)
-    connection, place = connect_worker(sys.argv[1], int(sys.argv[2]), key, _PATIENCE)
-    nodes, groups, workers = place["sizes"]
-    if len(sys.argv) == 4 and int(sys.argv[3]) < workers:
-        raise ValueError(f"{sys.argv[3]} workers given, expected {workers}, as the session has")
-    if key is None:
-        command = [sys.executable, "-m", __spec__.name, *sys.argv[1:]]
-        for _ in range(workers - 1):
-            subprocess.Popen(command, env={**os.environ, _KEY: place["key"]})
-    descriptor = connection.detach()
-    serve(
-        *(place["local"], workers, 1, descriptor, descriptor),
-        *(nodes, place["node"], groups, workers),
-    )
+    if len(sys.argv) != 3:
+        sys.exit(f"usage: python -m {__spec__.name} HOST PORT")
+    host, port, key = sys.argv[1], int(sys.argv[2]), secrets.token_hex(16)
+    first, place = connect_worker(host, port, key)
+    arguments = _arguments(first.fileno(), place)
+    for _ in range(place["place"][-1] - 1):
+        other, place = connect_worker(host, port, key)
+        with other:
+            given = other.fileno()
+            subprocess.Popen(worker_command(_arguments(given, place)), pass_fds=[given])
+    serve(arguments)
+
+
+def _arguments(descriptor: int, place: dict) -> list[str]:
+    numbers = [place["local"], place["place"][-1], 1, descriptor, descriptor, *place["place"]]
+    return list(map(str, numbers))
 
 
 if __name__ == "__main__":
     try:
-        sys.exit(main())
+        main()
     except (OSError, ValueError) as error:
         sys.exit(f"node: {error}")
