@@ -16,6 +16,7 @@ import hmac
 import json
 import logging
 import os
+import secrets
 import signal
 import socket
 import sys
@@ -24,7 +25,7 @@ import time
 from importlib import metadata
 from typing import Any
 
-__all__ = ["accept_workers", "connect_worker"]
+__all__ = ["accept_workers", "connect_workers"]
 
 TOKEN = "RELAX_INPLACE_DISCO_TOKEN"  # the name of a variable
 _GREETED_WITHIN = 10.0  # seconds for all of it
@@ -38,7 +39,7 @@ def accept_workers(
     num_nodes: int, num_workers_per_node: int, num_groups: int, host: str, port: int
 ) -> list[socket.socket]:
     """Wait for the workers of the nodes 1, 2, ...; the connections are by rank."""
-    version, token = _greeting()
+    version, token = _version(), os.environ.get(TOKEN, "")
     keys: list[str] = []  # of the nodes
     workers: dict[tuple[int, int], socket.socket] = {}  # by node, and number on it
     lock = threading.Lock()
@@ -72,35 +73,37 @@ def accept_workers(
     return [workers[place] for place in sorted(workers)]
 
 
-def connect_worker(host: str, port: int, key: str) -> tuple[socket.socket, dict[str, Any]]:
-    """Connect to a controller, which may not listen yet, and ask for a place.
-
-    Raises OSError or ValueError.
-    """
-    version, token = _greeting()
+def connect_workers(host: str, port: int) -> list[tuple[socket.socket, list[str]]]:
+    """A node's connections to a controller, which may not listen yet, and what to `serve` each."""
+    version, token, key = _version(), os.environ.get(TOKEN, ""), secrets.token_hex(16)
     give_up = time.monotonic() + _LISTENS_WITHIN
-    while True:
+    workers: list[tuple[socket.socket, list[str]]] = []
+    wanted = 1
+    while len(workers) < wanted:
         try:
             connection = socket.create_connection((host, port), timeout=_GREETED_WITHIN)
-            break
         except OSError:
             if time.monotonic() > give_up:
                 raise
             time.sleep(0.1)
-    try:
-        _say(connection, {"version": version, "token": token, "key": key})
-        return connection, _line(connection)
-    except ValueError as error:
-        raise ValueError(
-            f"{host}:{port}: {error}; the controller takes nodes of relax_inplace {version}, with "
-            f"its {TOKEN}, and says in its log why it has dropped one"
-        ) from None
-    finally:
+            continue
+        try:
+            _say(connection, {"version": version, "token": token, "key": key})
+            said = _line(connection)
+        except ValueError as error:
+            raise ValueError(
+                f"{host}:{port}: {error}; the controller takes nodes of relax_inplace {version}, "
+                f"with its {TOKEN}, and says in its log why it has dropped one"
+            ) from None
         connection.settimeout(None)
+        wanted, descriptor = said["place"][-1], connection.fileno()
+        numbers = [said["local"], wanted, 1, descriptor, descriptor, *said["place"]]
+        workers.append((connection, list(map(str, numbers))))
+    return workers
 
 
-def _greeting() -> tuple[str, str]:
-    return metadata.version("relax-inplace"), os.environ.get(TOKEN, "")
+def _version() -> str:
+    return metadata.version("relax-inplace")
 
 
 def _say(connection: socket.socket, said: dict[str, Any]) -> None:

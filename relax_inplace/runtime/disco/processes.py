@@ -32,20 +32,9 @@ def worker_command(arguments: Iterable[object]) -> list[str]:
 
 
 class WorkerProcess:
-    """A process that reads what a worker is told from a pipe, and writes its answers to one.
+    """A process of a worker; its command is given two descriptors, and maybe one that is inherited.
 
-    Parameters
-    ----------
-    command : list of str
-        The two descriptors are appended.
-    inherited
-        Descriptors of the command.
-
-    Attributes
-    ----------
-    reading, writing : int
-        The ends that are the controller's.
-    pid : int
+    ``reading`` and ``writing`` are the ends of its pipes that are the controller's.
     """
 
     def __init__(self, command: list[str], *inherited: int):

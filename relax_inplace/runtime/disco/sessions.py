@@ -48,7 +48,9 @@ _PATIENCE = 5.0  # seconds that workers have to stop, once one has failed
 _running: list[Session] = []
 _all: weakref.WeakSet[Session] = weakref.WeakSet()  # also those that are shut down, and referred to
 
-_ORDER = ("ended", "failed", "stopped", "running", "done", "not asked")
+# Of a worker after a call has failed. What has ended comes first: others may have failed because of
+# it. Who is running was told to stop, and has not yet.
+_STATUS = ("ended", "failed", "stopped", "running", "done", "not asked")
 _Outcomes = dict[int, dict[str, Any]]  # by rank: how workers have ended their task
 
 
@@ -60,11 +62,8 @@ class _Failure:
     rank : int or None
         The worker that failed; None if it was the caller's ``progress``, or Ctrl-C.
     workers : list of dict
-        By rank. ``status`` is ``done``; ``failed``; ``stopped``, since another one has failed;
-        ``ended``: its process has gone, and all that it had; ``running``: it was told to stop, and
-        has not yet. ``message`` is what it says, in a line, and ``kind`` the class of its error.
-        After a conversion ``converted``, ``original`` and ``lost`` are the names of weights: their
-        slots hold the new one, the old one, and None.
+        By rank: its ``status`` (`_STATUS`), the ``kind`` of its error and the ``message``; and of a
+        conversion the names of weights that are ``converted``, ``original`` and ``lost``.
     """
 
     rank: int | None
@@ -108,17 +107,15 @@ class Session(disco.Session):
         self,
         do: str,
         *given: Any,
-        what: str | None = None,
         progress: ProgressOption = None,
         **request: Any,
     ) -> tuple[Any, list[dict[str, Any]]]:
-        """Have each worker do something (`worker.py`), and wait.
+        """Have each worker do something (`worker.py`): the task, and what each says of it.
 
         What is given Disco can pass on, and the rest JSON; a task stands for what it has made.
-        Returns a DRef of the task, and what each worker says of it.
         """
         if self.is_shut_down:  # TVM would wait for an answer for ever
-            raise RuntimeError(f"{what or do}: the session has been shut down; make a new one")
+            raise RuntimeError(f"{do}: the session has been shut down; make a new one")
         text = json.dumps(request, default=os.fspath)
         outcomes = dict(self._ended)
         task = None
@@ -132,17 +129,13 @@ class Session(disco.Session):
                     task = self._ask("begin", do, text, *given)
                     self._wait(task, do, outcomes, progress)
             except BaseException as error:  # Ctrl-C, or the caller's progress
-                raise self._failure(what or do, task, outcomes, error) from error
+                raise self._failure(do, task, outcomes, error) from error
             if any(one["status"] != "done" for one in outcomes.values()):
-                raise self._failure(what or do, task, outcomes)
+                raise self._failure(do, task, outcomes)
         finally:
             if collects:
                 gc.enable()
         return task, [outcomes[rank] for rank in range(self.num_workers)]
-
-    def _value(self, task: Any) -> Any:
-        """A DRef of what the workers have made."""
-        return self._ask("value", task)
 
     def _ask(self, name: str, *args: Any) -> Any:
         return self.call_packed(self._get_cached_method(PREFIX + name), *args)
@@ -188,7 +181,7 @@ class Session(disco.Session):
                 pause = min(2 * pause, _LONGEST_PAUSE)
 
     def _failure(
-        self, what: str, task: Any, outcomes: _Outcomes, cause: BaseException | None = None
+        self, do: str, task: Any, outcomes: _Outcomes, cause: BaseException | None = None
     ) -> WorkerError | WorkersInterrupted:
         """Stop those that are still at it, at their next weight, and say how all have ended."""
         give_up = time.monotonic() + _PATIENCE
@@ -199,15 +192,16 @@ class Session(disco.Session):
                 time.sleep(_FIRST_PAUSE)
         unknown = {"status": "running" if task is not None else "not asked"}
         workers = [outcomes.get(rank, unknown) for rank in range(self.num_workers)]
-        # What has ended comes first: others may have failed because of it.
-        order = sorted(enumerate(workers), key=lambda one: _ORDER.index(one[1]["status"]))
+        order = sorted(enumerate(workers), key=lambda one: _STATUS.index(one[1]["status"]))
         rank = order[0][0] if cause is None else None
         said = [one_line(cause)] if cause is not None else []
         for number, one in order:
+            if "message" not in one and one["status"] != "running":
+                continue
             remedy = "; make a new session, and load again" if one["status"] == "ended" else ""
             parts = [f"worker {number} {one['status']}", one.get("kind"), one.get("message")]
             said.append(": ".join(filter(None, parts)) + remedy)
-        message = f"{what}: {'; '.join(said)}"
+        message = f"{do}: {'; '.join(said)}"
         is_interrupt = isinstance(cause, KeyboardInterrupt)
         error = WorkersInterrupted(message) if is_interrupt else WorkerError(message)
         error.rank, error.workers = rank, workers
@@ -215,12 +209,7 @@ class Session(disco.Session):
 
 
 class ThreadedSession(Session, disco.ThreadedSession):
-    """TVM's: each worker is a thread of this process.
-
-    Parameters
-    ----------
-    num_workers, num_groups : int
-    """
+    """TVM's: each worker is a thread of this process."""
 
     def __init__(self, num_workers: int, num_groups: int = 1):
         disco.ThreadedSession.__init__(self, num_workers, num_groups)
@@ -228,12 +217,7 @@ class ThreadedSession(Session, disco.ThreadedSession):
 
 
 class ProcessSession(Session, disco.ProcessSession):
-    """TVM's, with processes of this package; worker 0 is a thread of this one.
-
-    Parameters
-    ----------
-    num_workers, num_groups : int
-    """
+    """TVM's, with processes of this package; worker 0 is a thread of this one."""
 
     def __init__(self, num_workers: int, num_groups: int = 1):
         self._start(num_workers, num_groups, ())
@@ -272,16 +256,10 @@ class ProcessSession(Session, disco.ProcessSession):
 
 
 class SocketSession(ProcessSession):
-    """The same, with the workers of other machines.
+    """The same, with the workers of other machines; this one is node 0.
 
-    This machine is node 0; the others run `relax_inplace.runtime.disco.node`.
-
-    Parameters
-    ----------
-    num_nodes, num_workers_per_node, num_groups : int
-    host, port
-        Where the other nodes connect; the call returns when all have. Who does not say at once
-        that it is a node is dropped, and logged.
+    The others run `relax_inplace.runtime.disco.node`. The call returns when all have connected. Who
+    does not say at once that it is a node is dropped, and logged.
     """
 
     def __init__(

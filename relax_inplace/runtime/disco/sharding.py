@@ -76,69 +76,62 @@ def _shard_of_each(
 
 
 def _part_of_each(source: Checkpoint, module: Any, rank: int, workers: int) -> list[StoredTensor]:
-    preprocs: dict[str, list[dict[str, Any]]] = {}
+    preprocs: dict[str, Any] = {}
     # Another "_metadata" is not MLC-LLM's.
     with contextlib.suppress(AttributeError, KeyError, TypeError, ValueError):
-        for one in json.loads(module["_metadata"]())["params"]:
-            preprocs[one["name"]] = one.get("preprocs") or []
-    return [
-        _part(source, record, steps, module, rank, workers)
-        if (steps := preprocs.get(record.name))
-        else record
-        for record in source.records.values()
-    ]
+        described = json.loads(module["_metadata"]())["params"]
+        preprocs = {one["name"]: one["preprocs"] for one in described if one.get("preprocs")}
+    ours = []
+    for record in source.records.values():
+        if record.name in preprocs:
+            try:
+                cut = _Cut(preprocs[record.name], module, rank)
+            except (KeyError, TypeError, ValueError):
+                cut = None
+            if cut is None or cut.parts != workers:
+                refuse(
+                    f"{shown(source.path)}, {shown(record.name)}",
+                    f"preprocs {shown(preprocs[record.name])}",
+                    f"functions of which the last makes {workers} parts, one for each worker",
+                    "compile the model for as many workers as the session has, and import what "
+                    "registers its functions on each",
+                )
+            record = dataclasses.replace(
+                record, shape=cut.shape, dtype=cut.dtype, whole=record, cut=cut
+            )
+        ours.append(record)
+    return ours
 
 
-def _part(
-    source: Checkpoint,
-    record: StoredTensor,
-    preprocs: list[dict[str, Any]],
-    module: Any,
-    rank: int,
-    workers: int,
-) -> StoredTensor:
-    try:
-        steps = [
-            (one["func_name"], tuple(map(int, one["out_shape"])), one["out_dtype"])
+class _Cut:
+    """Makes a worker's part of a weight."""
+
+    def __init__(self, preprocs: list[dict[str, Any]], module: Any, rank: int):
+        self._steps = [
+            (
+                _function(one["func_name"], module),
+                tuple(map(int, one["out_shape"])),
+                one["out_dtype"],
+            )
             for one in preprocs
         ]
-        _, (parts, *lengths), dtype = steps[-1]
-        part = TensorInfo(record.name, tuple(lengths), dtype)
-        if parts != workers:
-            raise ValueError("another number of workers")
-    except (KeyError, TypeError, ValueError):
-        refuse(
-            f"{shown(source.path)}, {shown(record.name)}",
-            f"preprocs {shown(preprocs)}",
-            f"functions of which the last makes {workers} parts, one for each worker",
-            "compile the model for as many workers as the session has",
-        )
+        _, (self.parts, *shape), self.dtype = self._steps[-1]
+        self.shape = tuple(shape)
+        self._offset = rank * (TensorInfo("", self.shape, self.dtype).nbytes or 0)
 
-    functions = [_function(name, module) for name, _, _ in steps]
-
-    def cut(weight: Any) -> Any:
-        for function, (_, shape, dtype) in zip(functions, steps, strict=True):
+    def __call__(self, weight: Any) -> Any:
+        for function, shape, dtype in self._steps:
             made = empty(shape, dtype, weight.device)
             function(weight, made)
             weight = made
-        ours = empty(part.shape, part.dtype, weight.device)
-        offset = rank * (part.nbytes or 0)
-        weight._create_view(part.shape, part.dtype, offset).copyto(ours)
+        part = empty(self.shape, self.dtype, weight.device)
+        weight._create_view(self.shape, self.dtype, self._offset).copyto(part)
         weight.device.sync()
-        return ours
-
-    return dataclasses.replace(record, shape=part.shape, dtype=dtype, whole=record, cut=cut)
+        return part
 
 
 def _function(name: str, module: Any) -> Callable[..., Any]:
+    """One of the module, or one that is registered; ValueError if there is none."""
     with contextlib.suppress(AttributeError):  # what tvm-ffi raises where there is none
         return module.get_function(name, query_imports=True)
-    found = tvm_ffi.get_global_func(name, allow_missing=True)
-    if found is None:
-        refuse(
-            "preprocs of the module",
-            f"the function {shown(name)}",
-            "one of the module or one that is registered on the workers",
-            "import what registers it on each worker",
-        )
-    return found
+    return tvm_ffi.get_global_func(name)

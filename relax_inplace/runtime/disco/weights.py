@@ -16,7 +16,6 @@ from typing import Any
 
 from ..convert.held import HeldWeight
 from ..memory_sampler import Sample
-from ..progress import ProgressOption
 from ..report import Report
 from .sessions import Session
 from .tvm_disco import disco
@@ -48,7 +47,7 @@ class DTransform:
     def __init__(self, session: Session, task: Any, said: Sequence[Mapping[str, Any]]):
         self._session, self._task = session, task
         self.name = said[0]["name"]
-        self.module = disco.DModule(session._value(task), session)
+        self.module = disco.DModule(session._ask("value", task), session)
 
 
 class DParams:
@@ -79,7 +78,7 @@ class DParams:
     @property
     def fields(self) -> Any:
         """A DRef of the tuple, for a function of all workers: it refers to no weight by itself."""
-        return self._session._value(self._task)
+        return self._session._ask("value", self._task)
 
     def __len__(self) -> int:
         return self._count
@@ -129,28 +128,20 @@ def load_params(
 
 
 def convert_params(
-    transform: DTransform,
-    path: _Path,
-    *,
-    inputs: Sequence[Any] = (),
-    strict: bool = False,
-    verify: bool = False,
-    progress: ProgressOption = None,
-    **options: Any,
+    transform: DTransform, path: _Path, *, inputs: Sequence[Any] = (), **options: Any
 ) -> DParams:
     """Load each worker's weights and convert them; one by one, if the transform is streamed.
 
     Weights in the files that this transform has converted are loaded, no more. Parameters are those
     of :func:`load_params` and :func:`transform_params`.
     """
-    how: dict[str, Any] = {"strict": strict, "verify": verify}
-    options |= {"path": path, "then": how, "progress": progress}
-    session = transform._session
-    made = session._run("load_params", transform._task, *inputs, what="convert_params", **options)
-    params = DParams(session, *made)
+    given = (transform._task, *inputs)
+    made = transform._session._run("convert_params", *given, path=path, **options)
+    params = DParams(transform._session, *made)
     if params.is_converted:
         return params
-    return transform_params(transform, params, inputs=inputs, progress=progress, **how)
+    how = {name: options[name] for name in ("strict", "verify", "progress") if name in options}
+    return transform_params(transform, params, inputs=inputs, **how)
 
 
 def transform_params(
@@ -204,10 +195,10 @@ def save_params(params: DParams, folder: _Path, **options: Any) -> None:
 
 def _checked(session: Any) -> Session:
     if not isinstance(session, Session):
+        given = f"{type(session).__module__}.{type(session).__name__}"
         raise TypeError(
-            "expected a session of relax_inplace.runtime.disco, such as ProcessSession, but got a "
-            f"{type(session).__module__}.{type(session).__name__}: TVM's own workers lack what is "
-            "asked of them, and a worker that is asked for that ends"
+            f"expected a session of relax_inplace.runtime.disco, but got a {given}: TVM's own "
+            "workers lack what is asked of them, and end"
         )
     return session
 

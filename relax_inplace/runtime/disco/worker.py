@@ -102,19 +102,17 @@ class Task:
         match self._do:
             case "load_transform":
                 return self._transform(path, **self._request)
-            case "load_params":
+            case "load_params" | "convert_params":
                 return self._params(path, *given, **options)
             case "save_params":
-                return runtime.save_params(*given, path, **options)
-        function = getattr(runtime, self._do)  # transform_params, restore_params
-        return function(*given[:2], inputs=given[2:], **options)
+                return runtime.save_params(given[0], path, **options)
+        transform, params, *inputs = given
+        return getattr(runtime, self._do)(transform, params, inputs=inputs, **options)
 
     def _transform(self, path: str, device: str | None, name: str | None) -> Transform:
         on = self.device if device is None else tvm.runtime.device(device)
-        state = None
-        if os.path.exists(path):
-            found = os.stat(path)
-            state = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+        found = os.stat(path) if os.path.exists(path) else None
+        state = found and (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
         with _loading:
             library = _library(os.path.realpath(path), state)
         return transform_in(VirtualMachine(library, on), name, on, path)
@@ -125,17 +123,17 @@ class Task:
         transform: Transform | None,
         *inputs: Any,
         ties: bool = False,
-        then: dict[str, Any] | None = None,
         **options: Any,
     ) -> Params:
-        """Load weights; convert them as they come, if that is to be done then, and can be."""
+        """Load weights; and convert them, if that is asked for, and they come one by one."""
+        how = {name: options.pop(name) for name in ("strict", "verify") if name in options}
         whole = runtime.open_checkpoint(path, ties=ties)
         source = part_of(whole, self.rank, self.workers, transform)
         if transform is None:
             return runtime.load_params(source, self.device, **options)
         on = transform.device
-        if then is not None and (transform.is_streamed or source.mark is not None):
-            return runtime.convert_params(transform, source, on, inputs=inputs, **options, **then)
+        if self._do == "convert_params" and (transform.is_streamed or source.mark is not None):
+            return runtime.convert_params(transform, source, on, inputs=inputs, **how, **options)
         return runtime.load_params(source, on, transform, **options)
 
 
