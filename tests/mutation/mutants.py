@@ -2520,8 +2520,13 @@ JSON_MODULES = [
 NODES = _mutants(
     "runtime/disco/nodes.py",
     ("runtime/test_disco.py", "-k", "strangers"),
-    ("a stranger is no node", "or not _is_token(", "and not _is_token("),
-    ("nor one that says nothing", "if not isinstance(found, dict):", "if False:"),
+    ("a stranger is no node", "or not is_ours:", "and not is_ours:"),
+    ("nor one that says no end", "or len(said) > _LONGEST ", ""),
+    (
+        "nor one that takes too long",
+        "or time.monotonic() > give_up:\n            raise V",
+        ":\n            raise V",
+    ),
 )
 
 GPU_KERNELS = [

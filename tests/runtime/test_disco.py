@@ -27,6 +27,7 @@ from tvm.script import from_source
 
 from relax_inplace import runtime
 from relax_inplace.runtime import Params, disco
+from relax_inplace.runtime.checkpoint.tied_weights import require_equal
 from relax_inplace.runtime.disco import nodes
 from relax_inplace.runtime.disco.sharding import part_of
 from relax_inplace.transform import InplaceTransformParams, LiftInplaceTransformParams
@@ -89,7 +90,7 @@ def built(tmp_path_factory):
     stock = module(types(), body("R.permute_dims({})"))
     programs = {
         "model": LiftInplaceTransformParams(max_resident=1.0)(model),
-        "stock": InplaceTransformParams(reference=True)(stock),
+        "stock": InplaceTransformParams(reference=True, restore=True)(stock),
         "streamed": InplaceTransformParams(lazy=True)(stock),
         "kernels": InplaceTransformParams()(module(types(), body(kernel))),
     }
@@ -251,6 +252,15 @@ def test_saved_and_not_converted_again(session, built, tmp_path):
     assert ask(session, "digest", again.fields) == [converted(one) for one in weights]
 
 
+def test_restored(session, built, tmp_path):
+    weights = [arrays(0), arrays(1)]
+    transform = disco.load_transform(session, built / "stock.so")
+    params = disco.convert_params(transform, write_each(tmp_path, weights))
+    assert disco.restore_params(transform, params) is params
+    assert not params.is_converted
+    assert ask(session, "digest", params.fields) == [digest_of(one) for one in weights]
+
+
 # -- sharded weights -------------------------------------------------------------------------------
 
 
@@ -340,6 +350,29 @@ def test_whole_weights_are_cut(session, built, tmp_path, library):
     assert ask(session, "digest", params.fields) == expected
 
 
+def transform_with(preprocs):
+    """Of a module that has these, and no function."""
+    transform = Mock()
+    described = [{"name": name, "preprocs": one} for name, one in preprocs.items()]
+    transform.vm.module = MagicMock(get_function=Mock(side_effect=AttributeError))
+    transform.vm.module.__getitem__.return_value = lambda: json.dumps({"params": described})
+    return transform
+
+
+def test_what_is_cut_alike(tmp_path):
+    """Tied weights are compared as they are stored, if they are cut alike; or else they differ."""
+    write(tmp_path, [arrays(0)[0]] * 3, ["a", "b", "c"])
+    other = preproc("add_one", 2, 4, COLUMNS)
+    half = preproc("split_rows", 2, ROWS // 2, COLUMNS)
+    transform = transform_with({"a": [half], "b": [half], "c": [other]})
+    part = part_of(runtime.open_checkpoint(tmp_path), 1, 2, transform)
+    a, b, c = part.records.values()
+    assert a.shape == (ROWS // 2, COLUMNS)
+    require_equal(part, [(a, b)])
+    with pytest.raises(runtime.CheckpointError, match="'a' and 'c' differ"):
+        require_equal(part, [(a, c)])
+
+
 @pytest.mark.parametrize(
     ("preprocs", "message"),
     [
@@ -352,10 +385,7 @@ def test_whole_weights_are_cut(session, built, tmp_path, library):
 )
 def test_preprocs_that_do_not_fit(tmp_path, preprocs, message):
     write(tmp_path, arrays(0))
-    transform = Mock()
-    said = json.dumps({"params": [{"name": "w0", "preprocs": preprocs}]})
-    transform.vm.module = MagicMock(get_function=Mock(side_effect=AttributeError))
-    transform.vm.module.__getitem__.return_value = lambda: said
+    transform = transform_with({"w0": preprocs})
     with pytest.raises(runtime.CheckpointError, match=message):
         part_of(runtime.open_checkpoint(tmp_path), 0, 2, transform)
 

@@ -81,11 +81,13 @@ def _part_of_each(source: Checkpoint, module: Any, rank: int, workers: int) -> l
     with contextlib.suppress(AttributeError, KeyError, TypeError, ValueError):
         described = json.loads(module["_metadata"]())["params"]
         preprocs = {one["name"]: one["preprocs"] for one in described if one.get("preprocs")}
+    cuts: dict[str, _Cut] = {}  # one for weights that are cut alike: they may be tied
     ours = []
     for record in source.records.values():
         if record.name in preprocs:
             try:
-                cut = _Cut(preprocs[record.name], module, rank)
+                text = json.dumps(preprocs[record.name])
+                cut = cuts.setdefault(text, _Cut(preprocs[record.name], module, rank))
             except (KeyError, TypeError, ValueError):
                 cut = None
             if cut is None or cut.parts != workers:
