@@ -640,17 +640,17 @@ def test_nodes_with_several_workers(built, tmp_path):
 
 
 def greeting(**changed):
-    said = {"version": metadata.version("relax-inplace"), "token": "", **changed}
+    said = {"version": metadata.version("relax-inplace"), "token": "", "key": "a", **changed}
     return json.dumps(said).encode() + b"\n"
 
 
 STRANGERS = {
     "another program": b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
     "silence": b"",
-    "another version": greeting(version="0.0.1"),
+    "another version": greeting(version="0.0.1", token="secret"),
     "no token": greeting(),
     "another token": greeting(token="guessed"),
-    "no key": greeting(token="secret"),
+    "tokens": greeting(token=["secret"]),
     "no object": b"[]\n",
     "nested": b"[" * 4000 + b"\n",
     "no text": b"\xff\n",
