@@ -43,7 +43,7 @@ _MADE_BY = ("relax-inplace", "apache-tvm")
 
 def convert_params(
     function: Any,
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | Checkpoint,
     device: Any,
     *,
     cache: str | os.PathLike[str] | None = None,
@@ -63,7 +63,7 @@ def convert_params(
     ----------
     function : Transform, VirtualMachine or module
         If it is streamed, the weights are: see :func:`stream_params`.
-    path : str or path
+    path : path or Checkpoint
         See :func:`~relax_inplace.runtime.checkpoint.open_checkpoint`. If this transform has
         converted the weights there, they are loaded, no more.
     device : tvm.runtime.Device or str
@@ -191,7 +191,7 @@ def _as_converted(
         None,
         memory.samples,
         memory.peak,
-        read_from=str(Path(path)),
+        read_from=str(path.path if isinstance(path, Checkpoint) else Path(path)),
     )
     return params
 
