@@ -27,6 +27,7 @@ from tvm.script import from_source
 
 from relax_inplace import runtime
 from relax_inplace.runtime import Params, disco
+from relax_inplace.runtime.checkpoint import open_checkpoint
 from relax_inplace.runtime.checkpoint.tied_weights import require_equal
 from relax_inplace.runtime.disco import nodes
 from relax_inplace.runtime.disco.sharding import part_of
@@ -365,7 +366,7 @@ def test_what_is_cut_alike(tmp_path):
     other = preproc("add_one", 2, 4, COLUMNS)
     half = preproc("split_rows", 2, ROWS // 2, COLUMNS)
     transform = transform_with({"a": [half], "b": [half], "c": [other]})
-    part = part_of(runtime.open_checkpoint(tmp_path), 1, 2, transform)
+    part = part_of(open_checkpoint(tmp_path), 1, 2, transform)
     a, b, c = part.records.values()
     assert a.shape == (ROWS // 2, COLUMNS)
     require_equal(part, [(a, b)])
@@ -387,7 +388,7 @@ def test_preprocs_that_do_not_fit(tmp_path, preprocs, message):
     write(tmp_path, arrays(0))
     transform = transform_with({"w0": preprocs})
     with pytest.raises(runtime.CheckpointError, match=message):
-        part_of(runtime.open_checkpoint(tmp_path), 0, 2, transform)
+        part_of(open_checkpoint(tmp_path), 0, 2, transform)
 
 
 @pytest.mark.parametrize(
