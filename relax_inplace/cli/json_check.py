@@ -1,4 +1,4 @@
-"""What a ``.json`` module may hold: it is data, while it is read and while it is compiled.
+"""The allowed content of a ``.json`` module: data, while it is read and while it is compiled.
 
 Guaranteed
 ----------
@@ -77,7 +77,7 @@ def check_types(nodes: Any) -> None:
 
 
 def check_module(mod: ir.IRModule) -> None:
-    """Check what code generators interpret.
+    """Check the text that code generators interpret.
 
     Raises
     ------
