@@ -6,7 +6,7 @@ that pass, ``tvm.compile`` and ``tvm.relax.build`` remove the marks before any o
 (:mod:`.ir.marks`), so the compiled code is that of the model without marks.
 
 TVM's passes leave a mark where it is. It has no ``FLegalize``, so it becomes no kernel, and nothing
-is fused across it. Its type inference is that of TVM's own ``relax.builtin.stop_lift_params``, which
+is fused across it. Its type inference is that of TVM's ``relax.builtin.stop_lift_params``, which
 has the opposite meaning. For layouts and mixed precision it has the attributes of
 ``relax.negative``, another op of one tensor, so that both pass through it.
 """
