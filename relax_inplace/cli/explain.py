@@ -123,7 +123,7 @@ def _as_text(checkpoint: Checkpoint, names: Sequence[tuple[str, str | None, str]
     used = {stored for _, stored, _ in names}
     extra = [escaped(name) for name in checkpoint.records if name not in used]
     if extra:
-        text += f"\n\nnot wanted ({len(extra)}): {', '.join(extra[:8])}"
+        text += f"\n\nnot used ({len(extra)}): {', '.join(extra[:8])}"
         text += ", ..." if len(extra) > 8 else ""
     return text + "\n"
 

@@ -110,7 +110,7 @@ def _check(where: str, root: Any, in_kernel: bool = False) -> None:
 
 
 def _parts(where: str, node: Any, in_kernel: bool) -> Iterator[Any]:
-    """What is to be checked of a node, whose own attributes are."""
+    """The parts of a node that are to be checked; its attributes have been."""
     if isinstance(node, (ir.Span, ir.GlobalVar, ir.Op)):
         return
     if isinstance(node, Target):

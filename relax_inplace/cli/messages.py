@@ -58,7 +58,7 @@ class Messages:
             self._say(text)
 
     def progress(self, text: str) -> None:
-        """Say what takes a while, if a person sees it: on a terminal."""
+        """Say that something takes a while, on a terminal only."""
         if sys.stderr.isatty():
             self.note(text)
 

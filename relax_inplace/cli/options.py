@@ -135,7 +135,7 @@ class Choices(dict[str, Any]):
         given = [name.replace("_", "-") for name, value in self.lifting.items() if value]
         if given and not lift:
             raise click.UsageError(
-                f"--{given[0]} is for what is lifted: add --lift", click.get_current_context()
+                f"--{given[0]} needs a lifted transform: add --lift", click.get_current_context()
             )
 
 

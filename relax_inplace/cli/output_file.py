@@ -50,7 +50,7 @@ def output_file(path: str) -> Iterator[Path]:
         yield temporary
         os.replace(temporary, target)
     except OSError as error:
-        raise RefusedError(f"{path}: {error.strerror}; what was there is unchanged") from error
+        raise RefusedError(f"{path}: {error.strerror}; an old file is unchanged") from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()

@@ -127,7 +127,7 @@ def planned(
     bounds: Mapping[str, int] | None = None,
     target: tvm.target.Target | None = None,
 ) -> list[Planned]:
-    """The plans of transforms, or of what is lifted, for a target; none if that is nothing."""
+    """The plans of a module's transforms, or of the lifted one, for a target."""
     from ..analysis import functions_that_update, plan_memory
 
     updating = {gvar.name_hint for gvar in functions_that_update(mod)}

@@ -41,7 +41,7 @@ def run_file(file: str, name: str | None, said: Messages) -> ir.IRModule:
     Raises
     ------
     RefusedError
-        The file cannot be read; what it raises, with the place in it; or it has no such module.
+        The file cannot be read, raises an exception (with its place), or has no such module.
     """
     try:
         with open(file, "rb"):

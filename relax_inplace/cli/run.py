@@ -140,7 +140,7 @@ def command(
     for warning in caught:
         said.note(f"warning: {warning.message}")
     if params.ignored:
-        said.note(f"not wanted, and not read: {_listed(params.ignored)}")
+        said.note(f"not used, and not read: {_listed(params.ignored)}")
     report = params.report
     assert report is not None
     if as_json:

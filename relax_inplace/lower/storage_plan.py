@@ -75,7 +75,7 @@ class StoragePlan:
         allocated = sum(one.takes is None for one in self.storages)
         head = (
             f"{self.function}: of {len(self.storages)} new tensors {allocated} are allocated, "
-            f"{len(self.storages) - allocated - in_place} take a spent storage, {in_place} are "
+            f"{len(self.storages) - allocated - in_place} reuse a storage, {in_place} are "
             "written in place"
         )
         if self.peak is not None:

@@ -107,8 +107,8 @@ def convert_params(
         raise ModuleError.of(
             where="convert_params",
             given="a function without its module",
-            expected="what says which weights it takes",
-            remedy="give the virtual machine, or what load_transform returns",
+            expected="a transform with its module, which describes the weights",
+            remedy="give the virtual machine, or the result of load_transform",
         )
     if verify and transform.is_streamed:
         raise ModuleError.of(
@@ -124,7 +124,7 @@ def convert_params(
                 given=f"weights that `{source.provenance.transform}` converted, "
                 "maybe with other inputs",
                 expected="weights as they were stored",
-                remedy="load them with load_params if they are what you want",
+                remedy="load them with load_params to use them as they are",
             )
         return _as_converted(
             *(transform, path, device, checksum, progress), names=names, extra=extra

@@ -277,7 +277,7 @@ def _find(
             where=where,
             given=f"no function `{_PARAM_MAP}`",
             expected="one with an in-place transform",
-            remedy="compile what InplaceTransformParams or LiftInplaceTransformParams returns",
+            remedy="compile the result of InplaceTransformParams or LiftInplaceTransformParams",
         )
     entries: dict[str, Any] = json.loads(module[_PARAM_MAP]())
     if name is not None:

@@ -125,8 +125,8 @@ def require_memory(transform: Transform, before: int, device: Any) -> None:
     needed = transform.peak + _read_ahead(transform) - before
     if available is not None and needed > available:
         raise MemoryError(
-            f"`{transform.name}` needs {needed:,} bytes beside what is loaded ({transform.peak:,} "
-            f"by its plan), but {available:,} are free on {device}. No field has changed; compile "
+            f"`{transform.name}` needs {needed:,} bytes beside the loaded weights "
+            f"({transform.peak:,} by its plan), but {available:,} are free on {device}. No field has changed; compile "
             "it with memory_limit, or stream the weights"
         )
 
