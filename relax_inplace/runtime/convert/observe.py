@@ -126,8 +126,8 @@ def require_memory(transform: Transform, before: int, device: Any) -> None:
     if available is not None and needed > available:
         raise MemoryError(
             f"`{transform.name}` needs {needed:,} bytes beside the loaded weights "
-            f"({transform.peak:,} by its plan), but {available:,} are free on {device}. No field has "
-            "changed; compile it with memory_limit, or stream the weights"
+            f"({transform.peak:,} by its plan), but {available:,} are free on {device}. No field "
+            "has changed; compile it with memory_limit, or stream the weights"
         )
 
 
