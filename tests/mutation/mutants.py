@@ -557,8 +557,8 @@ LIMIT = _mutants(
     ("inplace/test_memory_limit.py", "-k", "not any and not resident and not eight_temporaries"),
     (
         "what does not fit is refused",
-        "        if peak > limit:\n            raise",
-        "        if False:\n            raise",
+        "        if peak > limit:\n            weights",
+        "        if False:\n            weights",
     ),
     (
         "what is not known in bytes is refused",
