@@ -1,15 +1,27 @@
-"""In-place conversion of a model's weights: an extension of Apache TVM's Relax.
+"""Convert a model's weights in the memory they already occupy: an extension of Apache TVM's Relax.
 
-``import relax_inplace`` makes ``R.inplace_update_tuple`` and ``R.lift_param`` known to TVM. It does
-not import TVM itself: :mod:`relax_inplace.libinfo` serves processes that have no compiler, too.
-Where ``tvm`` is not imported yet, the registration waits until it is.
+From a model to converted weights:
 
 >>> import relax_inplace
->>> from tvm.script import relax as R
->>> mod = relax_inplace.transform.InplaceTransformParams()(mod)
->>> tvm.compile(mod, "llvm")
+>>> from relax_inplace import runtime
+>>> mod = relax_inplace.transform.LiftInplaceTransformParams()(mod)
+>>> tvm.compile(mod, "llvm").export_library("lib.so")
+>>> transform = runtime.load_transform("lib.so", tvm.cpu())
+>>> params = runtime.load_params("weights/", tvm.cpu(), transform)
+>>> runtime.transform_params(transform, params)
 
-That is the fast way with the low peak: :mod:`relax_inplace.lower.build` says how.
+The parts:
+
+- :mod:`~relax_inplace.transform`: the passes;
+- :mod:`~relax_inplace.analysis`: reports and plans of a module, and the errors of the passes;
+- :mod:`~relax_inplace.layout`: weight layouts as Relax expressions;
+- :mod:`~relax_inplace.runtime`: load, own, convert and save weights;
+- :mod:`~relax_inplace.libinfo`: the paths of the shared library;
+- :func:`~relax_inplace.inplace_update_tuple`: the op that replaces a field of a tuple;
+- :func:`~relax_inplace.lift_param`: the mark of a value that is to be stored.
+
+``import relax_inplace`` does not import TVM. It registers ``R.inplace_update_tuple`` and
+``R.lift_param`` with TVM as soon as ``tvm`` is imported.
 """
 
 from __future__ import annotations
@@ -43,7 +55,7 @@ register_when_tvm_is_imported()
 
 
 def __getattr__(name: str) -> Any:
-    """Import what needs the compiler when it is asked for (PEP 562)."""
+    """Import a part of the API when it is asked for: some need TVM's compiler (PEP 562)."""
     if name == "inplace_update_tuple":
         from .op import inplace_update_tuple
 

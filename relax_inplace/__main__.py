@@ -1,4 +1,4 @@
-"""``python -m relax_inplace``: the command line, where ``relax-inplace`` is not on the path."""
+"""``python -m relax_inplace`` runs the command line without ``relax-inplace`` on the path."""
 
 from .cli import main
 

@@ -1,4 +1,4 @@
-"""What is known of a function before it is changed. Reads IR, changes none."""
+"""Reports, plans and checks of a module, and the errors of the passes. Nothing here changes IR."""
 
 from .inplace.memory_limit import MemoryLimitError
 from .inplace.memory_plan import MemoryPlan, plan_memory

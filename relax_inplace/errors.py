@@ -1,7 +1,7 @@
 """Errors that keep their structure on the way through TVM.
 
-A pass runs inside TVM's C++, through which an exception travels as the name of its class and its
-message. So the message is the whole of such an error, and its attributes are read back from it.
+A pass runs inside TVM's C++. An exception passes through it as the name of its class and its
+message, nothing else. So such an error reads its attributes back from its message.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ __all__ = ["StructuredError"]
 
 
 class StructuredError(ValueError):
-    """A ValueError of one line, made from and read as the fields of ``template``.
+    """A ValueError of one line. ``template`` makes the line from fields, and reads them back.
 
     Attributes
     ----------
     fields : dict of str to str
-        Also attributes of the error itself. Empty if the message was not made by :meth:`of`.
+        The fields, which are also attributes of the error. Empty if the message is not of the
+        template's form.
     """
 
     template: ClassVar[str] = ""
@@ -43,7 +44,7 @@ class StructuredError(ValueError):
 
     @classmethod
     def of(cls, **fields: str) -> StructuredError:
-        """Make the error; its fields are these, also if one contains what separates them."""
+        """Make the error. It keeps these fields, also if a field contains text of the template."""
         error = cls(cls.template.format(**fields))
         error.fields = fields
         return error

@@ -1,6 +1,6 @@
-"""Where the libraries are, and loading them: without the compiler, without ``import tvm``.
+"""The paths of the libraries, and loading them: without the compiler, without ``import tvm``.
 
-The builtins are there twice: as a shared library, which a process loads before a module, and as an
+The builtins come in two forms: a shared library, which a process loads before a module, and an
 archive, which is linked into a module (``self_contained_options``) or into a program (CMake).
 """
 

@@ -1,14 +1,14 @@
-"""The op ``relax.lift_param``: the author of a model says what is stored.
+"""The op ``relax.lift_param``: the author of a model marks the values that are to be stored.
 
-``R.lift_param(x)`` is ``x``. Where a model has it, :func:`.transform.LiftInplaceTransformParams`
-lifts what stands in it, and nothing else. Without that pass ``tvm.compile`` and ``tvm.relax.build``
-take it away before any pass runs (:mod:`.ir.marks`), so that what is compiled is the model without
-it.
+``R.lift_param(x)`` is ``x``. In a model with marks,
+:func:`.transform.LiftInplaceTransformParams` lifts the marked values, and nothing else. Without
+that pass, ``tvm.compile`` and ``tvm.relax.build`` remove the marks before any other pass runs
+(:mod:`.ir.marks`), so the compiled code is that of the model without marks.
 
-TVM's passes leave it where it is. It has no ``FLegalize``, so it becomes no kernel, and nothing is
-fused across it. It has the type inference of TVM's own ``relax.builtin.stop_lift_params``, which
-says the opposite; and what ``relax.negative``, also of one tensor, has for layouts and mixed
-precision: both go through it.
+TVM's passes leave a mark where it is. It has no ``FLegalize``, so it becomes no kernel, and nothing
+is fused across it. Its type inference is that of TVM's ``relax.builtin.stop_lift_params``, which
+has the opposite meaning. For layouts and mixed precision it has the attributes of
+``relax.negative``, another op of one tensor, so that both pass through it.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ _LIKE = {
 
 
 def lift_param(x: Any) -> Any:
-    """Mark what is made from weights alone as what is to be stored.
+    """Mark a value that is made from weights alone: it is to be stored.
 
-    With marks in the functions that share weights, ``LiftInplaceTransformParams`` lifts what is
-    marked, and what that is made from; the functions compute the rest themselves. A weight that is
-    marked itself is stored as it is. Without the pass the mark is the identity, and costs nothing:
-    it is not in what is compiled.
+    If the functions that share weights have marks, ``LiftInplaceTransformParams`` lifts the marked
+    values, with the computations that lead to them. The functions compute the rest themselves. A
+    weight that is marked itself is stored as it is. Without the pass the mark is the identity, and
+    costs nothing: the compiled code does not have it.
 
-    A mark is for the functions that take the weights. Where it is given what depends on an input,
-    or stands in a function that is called, it has no effect, and the pass says so.
+    A mark has an effect only in a function that takes the weights, and only on a value that depends
+    on weights alone. The pass warns of any other mark.
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ def lift_param(x: Any) -> Any:
     Returns
     -------
     nn.Tensor or relax.Call
-        The same, marked: what is used is to be this.
+        The same tensor, marked. Use this one.
 
     Examples
     --------
@@ -92,7 +92,7 @@ def the_op() -> ir.Op:
 
 
 def _lower(_builder: relax.BlockBuilder, call: relax.Call) -> relax.Call:
-    """Another register, for a pipeline that is run by hand to its end."""
+    """A copy of the register, for a pipeline that is run by hand to its end."""
     return relax.Call(relax.ExternFunc("vm.builtin.copy"), call.args, None, [call.ty], call.span)
 
 

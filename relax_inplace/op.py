@@ -1,14 +1,13 @@
 """The op ``relax.inplace_update_tuple``: constructor, type inference, normalisation, lowering.
 
-``R.inplace_update_tuple(tuple, index, value)`` replaces a field of the tuple *object* that it is
-given and returns that object. It consumes the name it is given: see
-:mod:`relax_inplace.lower.ownership`.
+``R.inplace_update_tuple(tuple, index, value)`` replaces a field of the tuple *object* and returns
+that object. It consumes the name of the tuple: see :mod:`relax_inplace.lower.ownership`.
 
-Its type is the tuple's type with that field's type replaced by the value's. A call may carry the
-type of its result instead, as ``ty_args=(T,)``. With a void type it is a statement, which leaves
-the name valid but for that field: so a long transform does not have n tuple types of n fields. With
-its type a call may be given a tuple of unknown type, as :mod:`relax_inplace.lower.tuple_objects`
-does: the VM checks it.
+The type of a call is the tuple's type, with the field's type replaced by the value's. A call may
+also carry the type of its result, as ``ty_args=(T,)``. With a void type it is a statement: the name
+stays valid, but for that field. So a long transform does not have n tuple types of n fields. With a
+type, the tuple may have an unknown type: :mod:`relax_inplace.lower.tuple_objects` makes such calls,
+and the VM checks them.
 """
 
 from __future__ import annotations
@@ -43,10 +42,10 @@ VOID = relax.TupleType([])  # what TVM's code generators take for "no result" (H
 def inplace_update_tuple(tuple: relax.Expr, index: int, value: relax.Expr) -> relax.Call:
     """Replace a field of a tuple, in place.
 
-    The field of the tuple object is replaced and the same object is returned; the old field is
-    freed if nothing else refers to it. The name that the tuple was given by may not be used
-    afterwards, only the result may: using it is a compile-time error. Variables that fields were
-    read into before stay valid.
+    The call replaces the field in the tuple object and returns the same object. The old field is
+    freed if nothing else refers to it. The call consumes the name of the tuple: a later use is a
+    compile-time error, and the result takes its place. Variables that hold fields of the tuple stay
+    valid.
 
     The call is impure. It is refused in a pure function and in a dataflow block.
 
@@ -55,22 +54,30 @@ def inplace_update_tuple(tuple: relax.Expr, index: int, value: relax.Expr) -> re
     tuple : relax.Expr
         An expression of tuple type.
     index : int
-        The field, a constant, ``-n <= index < n`` for a tuple of ``n`` fields.
+        The index of the field, a constant: ``-n <= index < n`` for a tuple of ``n`` fields.
     value : relax.Expr
         The new field: a tensor, shape, prim value, tuple, or ``R.null_value()``, which empties
-        the slot. Need not have the type of the old one.
+        the slot. It may have another type than the old field.
 
     Returns
     -------
     relax.Call
-        Of the tuple's type, with the field's type replaced by the value's.
+        The same tuple. Its type is that of ``tuple``, with the type of the field replaced.
 
     Raises
     ------
     TypeError
-        ``tuple`` is no tuple, or ``index`` is not a constant integer.
+        ``tuple`` is not a tuple, or ``index`` is not a constant integer.
     IndexError
         ``index`` is out of range.
+
+    Examples
+    --------
+    Replace the first weight by its transpose, and return the same tuple:
+
+    >>> w0 = R.permute_dims(params[0])
+    >>> p0 = R.inplace_update_tuple(params, 0, w0)
+    >>> return p0  # and no more use of `params`
     """
     return _make_call(tuple, index, value)
 
@@ -92,7 +99,7 @@ def the_op() -> ir.Op:
 
 
 def is_statement(var: relax.Var) -> bool:
-    """Whether the variable of a binding is void: the binding is there for its effect."""
+    """Whether the variable of a binding is void, so that the binding is there for its effect."""
     return isinstance(var.ty, relax.TupleType) and len(var.ty.fields) == 0
 
 
@@ -182,12 +189,12 @@ def _array_with_item() -> tvm_ffi.Function:
 
 
 def register() -> None:
-    """Register the op with the compiler, by the library's packed function; again is harmless.
+    """Register the op with the compiler, by the library's packed function. May be called again.
 
-    ``FLowerBuiltin`` keeps the update an op until ``LowerRuntimeBuiltin``. It lowers what our part
-    of ``tvm.relax.build`` has made of an update (:mod:`.lower.tuple_objects`), and refuses any
-    other: a pipeline that is run by hand to its end would go round the ownership check, and keep
-    every original.
+    ``FLowerBuiltin`` keeps the update an op until ``LowerRuntimeBuiltin``. It lowers the form that
+    our part of ``tvm.relax.build`` gives an update (:mod:`.lower.tuple_objects`), and refuses any
+    other. A pipeline that is run by hand to its end would skip the ownership check, and keep every
+    original.
     """
     load_library()
     tvm_ffi.get_global_func("relax_inplace.RegisterOp")(

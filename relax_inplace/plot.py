@@ -1,7 +1,8 @@
-"""Pictures: the memory that a conversion needs by its plan, and that one needed as measured.
+"""Pictures of a conversion's memory: as planned, and as measured.
 
-It needs matplotlib: ``pip install 'relax_inplace[plot]'``. No state of pyplot is touched. The same
-plan gives the same bytes: no date, no settings of the user, and in SVG the letters are outlines.
+They need matplotlib: ``pip install 'relax_inplace[plot]'``. The state of pyplot stays as it is. The
+same plan gives the same file: without a date or the user's settings, and with outlines for the
+letters of an SVG.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ __all__ = ["plot_plan", "plot_report"]
 
 
 def plot_plan(plan: MemoryPlan, file: str | os.PathLike[str]) -> None:
-    """Draw the live bytes at each step of a plan, against those of a conversion out of place.
+    """Draw the live bytes at each step of a plan, with the line of a conversion out of place.
 
     Parameters
     ----------
@@ -61,7 +62,7 @@ def plot_plan(plan: MemoryPlan, file: str | os.PathLike[str]) -> None:
 
 
 def plot_report(report: Report, file: str | os.PathLike[str]) -> None:
-    """Draw the memory of a conversion over time, against what it would take out of place.
+    """Draw the memory of a conversion over time, with the line of one out of place.
 
     Parameters
     ----------
@@ -125,7 +126,7 @@ _SETTINGS: dict[str, Any] = {
 
 
 class _Unit:
-    """MB of 10**6 bytes, as in a report, or what fits the largest size."""
+    """The unit of a picture, which fits its largest size: MB of 10**6 bytes and the like."""
 
     def __init__(self, most: float):
         self.bytes, self.name = next(
@@ -135,7 +136,7 @@ class _Unit:
         )
 
     def of(self, size: Any) -> str:
-        """A size, in three digits or more."""
+        """A size in this unit, with three digits or more."""
         value = size / self.bytes
         digits = 0 if value >= 100 or self.bytes == 1 else 1 if value >= 10 else 2
         return f"{value:,.{digits}f} {self.name}"
@@ -143,7 +144,7 @@ class _Unit:
 
 @contextmanager
 def _axes(file: str | os.PathLike[str], most: float) -> Iterator[tuple[Any, _Unit]]:
-    """Axes for sizes up to the largest one; the file is written after."""
+    """Yield axes for sizes up to the largest one, then write the file."""
     ending = os.path.splitext(os.fspath(file))[1].lower()
     if ending not in _FORMATS:
         raise ValueError(f"{os.fspath(file)}: expected a file that ends in .svg, .png or .pdf")
@@ -197,7 +198,7 @@ def _level(axes: Any, y: float, text: str, color: str, below: bool = False) -> N
 
 
 def _beside(axes: Any, low: float, high: float, text: str, color: str) -> None:
-    """A label under a curve, or over it where there is no room under it, at the right."""
+    """A label at the right, under a curve, or over it if there is no room."""
     under = low > 0.15 * axes.get_ylim()[1]
     axes.annotate(
         text,

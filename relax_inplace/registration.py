@@ -1,4 +1,4 @@
-"""Registers the ops, their TVMScript and their part in compilation, as soon as TVM is there."""
+"""Register the ops, their TVMScript and their part in compilation, as soon as TVM is imported."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ __all__ = ["register", "register_when_tvm_is_imported"]
 
 
 def register() -> None:
-    """Make our operators known to the TVM of this process; again is harmless.
+    """Register our operators with the TVM of this process. May be called again.
 
-    A TVM that runs without its compiler (``TVM_USE_RUNTIME_LIB=1``, or no ``libtvm_compiler``)
-    is left as it is: there the builtin is all there is to know.
+    A TVM without its compiler (``TVM_USE_RUNTIME_LIB=1``, or no ``libtvm_compiler``) is left as
+    it is: it needs the builtins alone.
     """
     import tvm
 
@@ -36,7 +36,7 @@ def register() -> None:
 
 
 def register_when_tvm_is_imported() -> None:
-    """Call :func:`register`: now if ``tvm`` is imported, else as soon as it has been."""
+    """Call :func:`register`, now or as soon as ``tvm`` has been imported."""
     if "tvm" in sys.modules:
         register()
     elif not any(isinstance(finder, _AfterImportOfTVM) for finder in sys.meta_path):
@@ -44,10 +44,10 @@ def register_when_tvm_is_imported() -> None:
 
 
 def _register_while_importing() -> None:
-    """Call :func:`register` where a module of this package may be what has imported ``tvm``.
+    """Call :func:`register`, also while a module of this package imports ``tvm``.
 
-    It is not finished then, so that what is registered cannot import it. That imports it anew, and
-    the import system takes what stands in ``sys.modules`` in the end.
+    That module is not finished then, so the registered modules cannot import it. They import it
+    anew, and the import system takes the one in ``sys.modules`` at the end.
     """
     begun = {
         name: module
@@ -64,7 +64,7 @@ def _register_while_importing() -> None:
 
 
 class _AfterImportOfTVM(importlib.abc.MetaPathFinder):
-    """Finds ``tvm`` where it would have been found, and registers once it has been executed."""
+    """Finds ``tvm`` as the other finders do, and registers once it has been executed."""
 
     def find_spec(self, fullname: str, path: Any, target: Any = None) -> ModuleSpec | None:
         if fullname != "tvm":

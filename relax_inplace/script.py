@@ -1,7 +1,7 @@
 """TVMScript: ``R.inplace_update_tuple`` and ``R.lift_param`` in the parser and in the IR builder.
 
-The printer needs nothing: TVM prints a call to the op ``relax.x`` as ``R.x``, type arguments and
-all (src/relax/script/printer/call.cc), which is what is parsed here.
+The printer needs no change: TVM prints a call to the op ``relax.x`` as ``R.x``, with its type
+arguments (src/relax/script/printer/call.cc). The functions here parse that form.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from .op import _make_call
 
 __all__ = ["register"]
 
-# Every module that TVM's star imports copy the names of Relax's IR builder to: what
-# tvm.script.ir_builder.relax, tvm.script.parser.relax and tvm.script.relax resolve to.
+# TVM's star imports copy the names of Relax's IR builder to these modules, to which
+# tvm.script.ir_builder.relax, tvm.script.parser.relax and tvm.script.relax resolve.
 _NAMESPACES = (
     "tvm.relax.script.builder.ir",
     "tvm.relax.script.builder",
@@ -33,16 +33,50 @@ _NAMESPACES = (
 def inplace_update_tuple(
     tuple: relax.Expr, index: int, value: relax.Expr, ty_args: Sequence[Any] = ()
 ) -> relax.Call:
-    """Replace a field of a tuple, in place: see :func:`relax_inplace.inplace_update_tuple`.
+    """Replace a field of a tuple, in place.
 
-    ``ty_args`` is the type of the result, where it is not what inference would give; passes write
-    it, people need not.
+    The call replaces the field in the tuple object and returns the same object. The old field is
+    freed if nothing else refers to it. The call consumes the name of the tuple: a later use is a
+    compile-time error, and the result takes its place. Variables that hold fields of the tuple stay
+    valid.
+
+    The call is impure. The function has to be ``@R.function(pure=False)``, and the call may not be
+    in a dataflow block.
+
+    Parameters
+    ----------
+    tuple : relax.Expr
+        An expression of tuple type.
+    index : int
+        The index of the field, a constant: ``-n <= index < n`` for a tuple of ``n`` fields.
+    value : relax.Expr
+        The new field: a tensor, shape, prim value, tuple, or ``R.null_value()``, which empties
+        the slot. It may have another type than the old field.
+    ty_args : sequence of types
+        The type of the result, if inference would give another one. Passes write it.
+
+    Returns
+    -------
+    relax.Call
+        The same tuple. Its type is that of ``tuple``, with the type of the field replaced.
 
     Raises
     ------
+    TypeError
+        ``tuple`` is not a tuple, or ``index`` is not a constant integer.
+    IndexError
+        ``index`` is out of range.
     ValueError
-        In a pure function, and in a dataflow block. TVM's check of the whole module would say that
-        it is not well-formed, and no more.
+        The call is in a pure function or in a dataflow block. (TVM's own check would only say that
+        the module is not well-formed.)
+
+    Examples
+    --------
+    Replace the first weight by its transpose, and return the same tuple:
+
+    >>> w0 = R.permute_dims(params[0])
+    >>> p0 = R.inplace_update_tuple(params, 0, w0)
+    >>> return p0  # and no more use of `params`
     """
     _print_diagnostics()
     _require_impure()
@@ -50,7 +84,7 @@ def inplace_update_tuple(
 
 
 def _require_impure() -> None:
-    """Refuse an update where the function or the block that is being parsed is a pure one."""
+    """Refuse an update in a pure function, and in a dataflow block, that is being parsed."""
     if not IRBuilder.is_in_scope():
         return
     for frame in reversed(IRBuilder.current().frames[:]):
@@ -67,10 +101,10 @@ def _require_impure() -> None:
 
 @functools.cache
 def _print_diagnostics() -> None:
-    """Print what is wrong in a script that has an update, as an error that nobody catches.
+    """Print the text of a diagnostic that nobody catches, in a process that has parsed an update.
 
     TVM's own hook prints a note on TVM_BACKTRACE instead (tvm/__init__.py, tvm_wrap_excepthook). It
-    is replaced as soon as an update is parsed, and not before: where none is, nothing changes.
+    is replaced when the first update is parsed. Without an update, nothing changes.
     """
     others = sys.excepthook
 
@@ -90,7 +124,7 @@ def _as_type(ty: Any) -> ir.Type:
 
 
 def register() -> None:
-    """Add the names where TVMScript looks for them."""
+    """Add the names to the modules in which TVMScript looks them up."""
     for namespace in _NAMESPACES:
         module = importlib.import_module(namespace)
         exported = getattr(module, "__all__", None)

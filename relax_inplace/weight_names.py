@@ -1,17 +1,17 @@
-"""What weights are called, in a module and in a checkpoint, and which is which. All rules are here.
+"""The names of weights in a module and in a checkpoint, and how they are matched: all rules.
 
-A module calls a weight, in this order:
+The name of a weight in a module is the first of these:
 
-- what ``names=`` says: a mapping from the module's names, a sequence in the order of the tuple, a
-  callable, or a JSON file with an object or a list;
-- what MLC-LLM's metadata says, if the module has some;
-- as a function calls the parameter, or the variable that it reads the field into first;
-- ``params[3]``, if it gives the field no name of its own (``gv4`` is one that TVM has made up).
+- the one that ``names=`` gives: a mapping from the module's names, a sequence in the order of the
+  tuple, a callable, or a JSON file with an object or a list;
+- the one in MLC-LLM's metadata, if the module has some;
+- the name of the function's parameter, or of the variable that it reads the field into first;
+- ``params[3]``, if the field has no name of its own (``gv4`` is a name that TVM made up).
 
-A checkpoint may call it otherwise, by the :data:`RULES`. Each is tried for all weights of a module
-together, and holds only if it gives exactly one answer for every one of them.
+The name in a checkpoint is found by the :data:`RULES`. Each rule is tried for all weights of a
+module together. The first rule that gives exactly one answer for every weight holds.
 
-What is made from a weight has its name, the second that is made from it that name and ``.1``.
+A new weight has the name of the weight that it is made from. A second one has that name and ``.1``.
 """
 
 from __future__ import annotations
@@ -43,13 +43,14 @@ GivenNames: TypeAlias = (
     Mapping[str, str] | Sequence[str] | Callable[[str], str] | str | os.PathLike[str]
 )
 
-# In the order in which they are tried.
+# In the order in which they are tried. TVM's script printer writes `_` as in the second. The later
+# rules compare names in that form, too.
 RULES = (
     "equal",
-    "equal with `_` for what cannot be in a name of Python, as TVM's script printer writes it",
-    "the same without torch.export's `p_`, `b_` or `c_` and its small letters",
-    "the same under one prefix that all names of the file have, such as `model.`",
-    "the same under one prefix that all names of the module have",
+    "equal, with `_` for each character that a Python name cannot have",
+    "equal in lower case, without torch.export's prefix `p_`, `b_` or `c_`",
+    "equal after one prefix that all names of the file have, such as `model.`",
+    "equal after one prefix that all names of the module have",
 )
 _EQUAL, _PRINTED, _EXPORTED, _FILE_PREFIX, _MODULE_PREFIX = RULES
 
@@ -68,7 +69,7 @@ def is_made_up(name: str) -> bool:
 
 
 def own_names(called: Iterable[str], bundle: str) -> list[str]:
-    """The names of the fields of a tuple, by what functions call them; "" for those they do not.
+    """Unique names for the fields of a tuple; ``called`` are the functions' names for them, or "".
 
     A name that is taken gets the number of its field.
     """
@@ -84,7 +85,7 @@ def own_names(called: Iterable[str], bundle: str) -> list[str]:
 
 
 def made_from(name: str, called: Mapping[str, str]) -> str:
-    """What is made from a weight, where weights are called otherwise: `w.1` is `v.1` then."""
+    """The name of a new weight once the old ones are renamed: `w.1` is `v.1` if `w` is `v`."""
     if name in called:
         return called[name]
     stem, _, number = name.rpartition(".")
@@ -92,7 +93,7 @@ def made_from(name: str, called: Mapping[str, str]) -> str:
 
 
 def unused_name(name: str, taken: set[str]) -> str:
-    """The name, or ``name.1``, ``name.2``, ...: the first that is not taken, which it is then."""
+    """The first of ``name``, ``name.1``, ``name.2``, ... that is not taken; added to ``taken``."""
     number, free = 0, name
     while free in taken:
         number += 1
@@ -101,16 +102,16 @@ def unused_name(name: str, taken: set[str]) -> str:
     return free
 
 
-# -- that somebody gives --------------------------------------------------------------------------
+# -- given by the user ----------------------------------------------------------------------------
 
 
 def read_names(path: str | os.PathLike[str]) -> dict[str, str] | list[str]:
-    """Names in a JSON file: an object from the module's names, or a list in the tuple's order.
+    """Read a JSON file: an object from the module's names, or a list in the tuple's order.
 
     Raises
     ------
     ValueError
-        It cannot be read, or holds neither.
+        The file cannot be read, or holds neither.
     """
     shown = os.fspath(path)
     try:
@@ -131,21 +132,21 @@ def read_names(path: str | os.PathLike[str]) -> dict[str, str] | list[str]:
 
 
 def given_names(given: GivenNames | None, own: Sequence[str], of: str) -> list[str]:
-    """The names of weights, by what is given.
+    """The names of a module's weights, with those that the user gives.
 
     Parameters
     ----------
     given : mapping, sequence, callable or path, optional
-        A mapping may leave out some: they keep their names.
+        A mapping may leave out names: those weights keep theirs.
     own : sequence of str
-        What the module calls them.
+        The module's names.
     of : str
-        Whose weights they are, for errors.
+        The owner of the weights, for errors.
 
     Raises
     ------
     ValueError
-        There are too many, too few, one twice, or none that is the module's.
+        There are too many names, too few, one twice, or none of the module's.
     """
     if given is None:
         return list(own)
@@ -177,7 +178,7 @@ def given_names(given: GivenNames | None, own: Sequence[str], of: str) -> list[s
 def names_to_look_for(
     given: GivenNames | None, own: Sequence[str], stored: Iterable[str], of: str
 ) -> list[str]:
-    """The same, where a checkpoint is there to look in: a mapping may be either way round."""
+    """As :func:`given_names`, to look up in a checkpoint: a mapping may be either way round."""
     if given is None:
         return list(own)
     given = _opened(given)
@@ -202,14 +203,14 @@ def _opened(
 
 
 class Matched(NamedTuple):
-    """Which names of a checkpoint are those of a module.
+    """The names of a module, matched with those of a checkpoint.
 
     Attributes
     ----------
     found : dict of str to str
-        For a name of the module that of the checkpoint.
+        From a name of the module to that of the checkpoint.
     rules : dict of str to str
-        By which of the :data:`RULES`.
+        From a name of the module to the one of the :data:`RULES` that found it.
     """
 
     found: dict[str, str]
@@ -221,13 +222,16 @@ def match_names(
 ) -> Matched:
     """Find the names of a module in a checkpoint, by the first rule that finds all.
 
-    Where none does, those are found that are equal or printed the same.
+    If no rule finds all, the result has the names that the first two rules find.
 
     Parameters
     ----------
-    wanted, stored : names
+    wanted : sequence of str
+        The module's names.
+    stored : iterable of str
+        The checkpoint's names.
     tied : iterable of iterable of str
-        Names of the module of which the checkpoint may hold any.
+        Groups of the module's names. The checkpoint may hold any one of a group.
     """
     stored = list(stored)
     groups = _groups(wanted, tied)
@@ -239,12 +243,13 @@ def match_names(
 
 
 def near_names(missing: Sequence[str], stored: Sequence[str]) -> tuple[str, str, int] | None:
-    """An example of names that differ by a rule that does not hold for all, and how many do so.
+    """An example of names that match by a rule that does not hold for all, for an error message.
 
     Returns
     -------
     tuple of str, str and int, or None
-        The checkpoint's name, the module's, how many; None if it is less than half.
+        The checkpoint's name, the module's name, and the number of such pairs; None if they are
+        less than half.
     """
     asked = list(missing[:16])
     exported = [name for name in asked if name.startswith(_EXPORT_PREFIXES)]
@@ -258,7 +263,7 @@ def near_names(missing: Sequence[str], stored: Sequence[str]) -> tuple[str, str,
 
 
 def _groups(wanted: Sequence[str], tied: Iterable[Iterable[str]]) -> list[list[str]]:
-    """The names that are wanted, together if one of them will do."""
+    """The wanted names in groups: of each group the checkpoint need hold only one."""
     group_of = {name: [name] for name in wanted}
     for names in tied:
         together: list[str] = []
@@ -280,7 +285,7 @@ def _equal_or_printed(wanted: Sequence[str], stored: Sequence[str]) -> Matched:
 def _others(
     wanted: Sequence[str], stored: Sequence[str], groups: Sequence[Sequence[str]]
 ) -> Iterator[Matched]:
-    """What the other rules find."""
+    """The names that each of the other rules finds."""
     with_prefix = [name for name in wanted if name.startswith(_EXPORT_PREFIXES)]
     if with_prefix:
         others = [name for name in wanted if not name.startswith(_EXPORT_PREFIXES)]
@@ -294,7 +299,7 @@ def _others(
         yield Matched(found, dict.fromkeys(found, prefixes.rule))
 
 
-_Keys: TypeAlias = dict[str, list[str]]  # of a key the names that have it
+_Keys: TypeAlias = dict[str, list[str]]  # from a key to the names that have it
 
 
 def _keys(names: Iterable[str], key_of: Callable[[str], str]) -> _Keys:
@@ -313,12 +318,12 @@ def _small(name: str) -> str:
 
 
 def _exported(name: str) -> str:
-    """As torch.export makes it of the name in a ``state_dict``, once its prefix is gone."""
+    """A name of torch.export, without its prefix: in the form of :func:`_small`."""
     return _small(name[2:])
 
 
 def _paired(ours: _Keys, theirs: _Keys) -> dict[str, str]:
-    """Of the names that alone have a key on their side."""
+    """Pairs of names with the same key, if no other name on either side has it."""
     return {
         names[0]: theirs[key][0]
         for key, names in ours.items()
@@ -327,15 +332,16 @@ def _paired(ours: _Keys, theirs: _Keys) -> dict[str, str]:
 
 
 class _Prefixes:
-    """Names that are the same, but for a prefix of whole parts.
+    """Names that are equal but for a prefix of whole parts.
 
     Parameters
     ----------
     rule : str
-    stored : names
-        Of the checkpoint.
+        One of the :data:`RULES`.
+    stored : sequence of str
+        The checkpoint's names.
     key_of, key_of_stored : callable
-        What is the same of a name of the module, and of one of the checkpoint.
+        The keys that are compared: of a name of the module, and of one of the checkpoint.
     """
 
     def __init__(
@@ -351,7 +357,7 @@ class _Prefixes:
         self.stored = _keys(stored, key_of_stored)
 
     def before(self, name: str) -> Iterator[str]:
-        """The prefixes under which there is a name."""
+        """The prefixes by which a name differs from one of the checkpoint."""
         key = self.key_of(name)
         for other, (stored, *_) in self.stored.items():
             long, short = (other, key) if self.is_in_file else (key, other)
@@ -360,13 +366,13 @@ class _Prefixes:
                 yield long[:length]
 
     def _is_end(self, stored: str, long: str, length: int) -> bool:
-        """Whether a prefix ends where a part of the name does."""
+        """Whether a prefix ends at the end of a part of the name."""
         if not self.is_in_file or "." not in stored:
             return long[length - 1] == "_"
         return stored[length - 1] in "./"
 
     def under(self, prefix: str, names: Iterable[str]) -> dict[str, str]:
-        """The checkpoint's names under a prefix."""
+        """The checkpoint's names that match after a prefix; empty if two match one."""
         found = {}
         for name in names:
             key = self.key_of(name)
@@ -378,7 +384,7 @@ class _Prefixes:
         return found if len(set(found.values())) == len(found) else {}
 
     def of_all(self, groups: Sequence[Sequence[str]]) -> dict[str, str]:
-        """What is found under the one prefix that is that of all; nothing if there are two."""
+        """The names that match after one prefix of all; empty if there are two such prefixes."""
         if not groups:
             return {}
         names = [name for group in groups for name in group]
@@ -391,7 +397,7 @@ class _Prefixes:
         return complete[0] if len(complete) == 1 else {}
 
     def of_most(self, names: Sequence[str]) -> dict[str, str]:
-        """What is found under the prefix that most of the names have."""
+        """The names that match after the prefix that most of the names have."""
         count = Counter(prefix for name in names for prefix in self.before(name))
         return self.under(count.most_common(1)[0][0], names) if count else {}
 

@@ -1,4 +1,4 @@
-"""``relax-inplace build``: from a model to a library that converts its own weights."""
+"""``relax-inplace build``: compile a model to a library that converts its own weights."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 
-@click.command("build", short_help="From a model to a library that converts its own weights.")
+@click.command("build", short_help="Compile a model to a library that converts its weights.")
 @options.module
-@options.target("llvm", "What to compile for")
+@options.target("llvm", "The target")
 @click.option(
     "--pipeline",
     type=click.Choice(["inplace", "default"]),
@@ -38,12 +38,12 @@ __all__ = ["command"]
 @click.option(
     "--lift/--no-lift",
     default=None,
-    help="Lift what the functions do to their weights; by default if they have weights.",
+    help="Lift the computations on weights out of the functions. Default: if they have weights.",
 )
 @click.option(
     "--self-contained",
     is_flag=True,
-    help="Put the builtins into the library: TVM's runtime alone runs it, and no librelax_inplace.",
+    help="Put the builtins into the library, so that it needs TVM's runtime alone.",
 )
 @options.json_output
 @options.functions
@@ -65,9 +65,9 @@ def command(
 ) -> None:
     """Lift, rewrite and compile a module, and write it as a library.
 
-    TVM's default pipeline for the target compiles it, but folds no constants: that would run
-    kernels of the module. A library for llvm, where the target names no processor, is for this
-    machine's.
+    TVM's default pipeline for the target compiles it, but folds no constants, because that would
+    run kernels of the module. If the target is llvm and names no processor, the library is for the
+    processor of this machine.
 
     \b
       relax-inplace build model.py -o lib.so
@@ -121,7 +121,7 @@ def command(
 
 @dataclasses.dataclass
 class Built:
-    """What was made."""
+    """The library that was built."""
 
     library: str
     target: str
@@ -163,14 +163,14 @@ def _summary(plan: MemoryPlan, mod: ir.IRModule) -> dict[str, Any]:
 
 
 def _compiles_cuda() -> bool:
-    """Or else TVM keeps the source (src/backend/cuda/codegen/cuda_fallback_module.h)."""
+    """Whether TVM makes machine code; if not, it keeps source (cuda_fallback_module.h)."""
     import tvm_ffi
 
     return tvm_ffi.get_global_func("ffi.Module.create.cuda", allow_missing=True) is not None
 
 
 def _has_weights(mod: ir.IRModule, choices: options.Choices) -> bool:
-    """Whether there is something to lift from."""
+    """Whether the module has functions to lift from."""
     from ..analysis import LiftError, functions_that_update
     from ..lift.shared_weights import find_shared_weights
 
@@ -188,7 +188,7 @@ def _has_weights(mod: ir.IRModule, choices: options.Choices) -> bool:
 
 
 def _functions(mod: ir.IRModule) -> list[str]:
-    """Those of Relax that a caller finds in the library."""
+    """The Relax functions that a caller finds in the library."""
     from tvm import relax
 
     return sorted(

@@ -1,4 +1,4 @@
-"""A command goes on in a child process, whose end by a signal is an error of one line."""
+"""Continue a command in a child process: its end by a signal becomes an error of one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the commands have TVM do: rewrite, and compile, without running what is in the module."""
+"""Rewrite and compile a module with TVM, without running its code."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["compiled", "rewritten", "running_nothing", "target_of"]
 
 
 def target_of(text: str) -> tvm.target.Target:
-    """A target, with a host where it needs one; ``llvm`` alone is this machine's processor."""
+    """A target, with a host if it needs one; plain ``llvm`` gets this machine's processor."""
     import tvm
 
     given: Any = text
@@ -38,7 +38,7 @@ def target_of(text: str) -> tvm.target.Target:
 def rewritten(
     mod: ir.IRModule, choices: Choices, lifts: bool, target: tvm.target.Target
 ) -> ir.IRModule:
-    """The module in place, lifted before or not, for a target and TVM's pipeline for it."""
+    """The module, lifted if asked for, and rewritten to work in place on a target."""
     from ..lift.transpositions import FusionWarning
     from ..transform import InplaceTransformParams, LiftInplaceTransformParams
 
@@ -53,7 +53,7 @@ def rewritten(
 def running_nothing() -> tvm.transform.PassContext:
     """A context in which TVM runs no kernel of a module while it compiles it.
 
-    FoldConstant does (src/relax/transform/fold_constant.cc); the pipelines that fuse have it.
+    FoldConstant runs kernels (src/relax/transform/fold_constant.cc); pipelines that fuse have it.
     """
     import tvm
 

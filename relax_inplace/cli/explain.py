@@ -1,4 +1,4 @@
-"""``relax-inplace explain``: what would be lifted from a model, and where it goes."""
+"""``relax-inplace explain``: show what would be lifted from a model, and where it goes."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 __all__ = ["command", "explained"]
 
 
-@click.command("explain", short_help="What would be lifted from a model, and where it goes.")
+@click.command("explain", short_help="Show what would be lifted from a model, and where it goes.")
 @options.module
 @click.option(
-    "--params", "path", metavar="PATH", help="Also say what each weight is called in these files."
+    "--params", "path", metavar="PATH", help="Also show the names of the weights in these files."
 )
 @options.json_output
 @options.every
@@ -39,9 +39,10 @@ __all__ = ["command", "explained"]
 def command(
     said: Messages, module: str, path: str | None, as_json: bool, every: bool, **chosen: Any
 ) -> None:
-    """Say what would be lifted from which functions, where it goes, and what stays, and why.
+    """Show the computations that would be lifted, and their new slots.
 
-    Of more than 16 weights, a summary, and those that change.
+    The report also lists the computations that stay in the model, with the reason. For more than 16
+    weights, a summary is shown, and the weights that change.
 
     \b
       relax-inplace explain model.py
@@ -49,8 +50,8 @@ def command(
       relax-inplace explain model.json --function prefill --function decode --json
       relax-inplace explain model.py --params weights/
 
-    A file may call a weight otherwise than the module: by the first of these rules that finds all
-    weights, each once. Names that differ in other ways are given by --names, here or to run.
+    A file may name a weight otherwise than the module. The first of these rules that finds all
+    weights, each once, matches the names. For other differences, use --names, here or with run.
     """  # noqa: D301  click wants the character
     choices = options.Choices(**chosen)
     mod = read_module(module, said)
@@ -97,7 +98,7 @@ def _opened(path: str) -> Checkpoint:
 def _names_in(
     checkpoint: Checkpoint, names: Sequence[str], tied: Sequence[Sequence[str]]
 ) -> list[tuple[str, str | None, str]]:
-    """For each weight what it is called in files, None if it is not there, and by which rule."""
+    """For each weight its name in the files, or None, and the rule that found it."""
     found, rules = match_names(names, checkpoint.records, tied)
     others = {name: [one for one in group if one != name] for group in tied for name in group}
     rows: list[tuple[str, str | None, str]] = []
@@ -122,12 +123,12 @@ def _as_text(checkpoint: Checkpoint, names: Sequence[tuple[str, str | None, str]
     used = {stored for _, stored, _ in names}
     extra = [escaped(name) for name in checkpoint.records if name not in used]
     if extra:
-        text += f"\n\nnot wanted ({len(extra)}): {', '.join(extra[:8])}"
+        text += f"\n\nnot used ({len(extra)}): {', '.join(extra[:8])}"
         text += ", ..." if len(extra) > 8 else ""
     return text + "\n"
 
 
-# From where the rules are defined, once more for a reader of the help.
+# The rules are defined once, in weight_names; the help repeats them.
 command.help = f"{inspect.cleandoc(command.help or '')}\n\n\b\n" + "\n".join(
     f"  {number}. {rule}" for number, rule in enumerate(RULES, 1)
 )

@@ -1,4 +1,4 @@
-"""What a ``.json`` module may hold: it is data, while it is read and while it is compiled.
+"""The allowed content of a ``.json`` module: data, while it is read and while it is compiled.
 
 Guaranteed
 ----------
@@ -77,7 +77,7 @@ def check_types(nodes: Any) -> None:
 
 
 def check_module(mod: ir.IRModule) -> None:
-    """Check what code generators interpret.
+    """Check the text that code generators interpret.
 
     Raises
     ------
@@ -110,7 +110,7 @@ def _check(where: str, root: Any, in_kernel: bool = False) -> None:
 
 
 def _parts(where: str, node: Any, in_kernel: bool) -> Iterator[Any]:
-    """What is to be checked of a node, whose own attributes are."""
+    """The parts of a node that are to be checked; its attributes have been."""
     if isinstance(node, (ir.Span, ir.GlobalVar, ir.Op)):
         return
     if isinstance(node, Target):

@@ -28,7 +28,7 @@ def read_json(text: str, file: str, said: Messages) -> ir.IRModule:
     Raises
     ------
     RefusedError
-        It is no JSON, or no module, or holds what could act while it is compiled.
+        The text is not JSON, not a module, or could run code while it is compiled.
     """
     try:
         given = json.loads(text)

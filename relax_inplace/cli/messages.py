@@ -1,4 +1,4 @@
-"""What the command line says on standard error: one line for each error, warning and note.
+"""Standard error of the command line: one line for each error, warning and note.
 
 TVM speaks in many lines: a diagnostic with the source, a check with a backtrace, warnings of its
 C++ that go to file descriptor 2. They are condensed here, or kept away.
@@ -24,11 +24,11 @@ _LONGEST = 600
 
 
 class RefusedError(Exception):
-    """A file, or what is in it, cannot be used. The message is for a person, and one line."""
+    """A file, or its content, cannot be used. The message is one line, for a person."""
 
 
 class Messages:
-    """Where a command says what is not its result.
+    """The messages of a command: everything but its result.
 
     Attributes
     ----------
@@ -53,18 +53,18 @@ class Messages:
         self._say(f"error: {text}")
 
     def note(self, text: str) -> None:
-        """Say what a person may want to know."""
+        """Say something that a person may want to know."""
         if not self.quiet:
             self._say(text)
 
     def progress(self, text: str) -> None:
-        """Say what takes a while, to who sits in front of it."""
+        """Say that something takes a while, on a terminal only."""
         if sys.stderr.isatty():
             self.note(text)
 
     @contextlib.contextmanager
     def tvm_speaks(self) -> Iterator[None]:
-        """Let Python's warnings through as lines, and what C++ writes to stderr not at all."""
+        """Print Python's warnings as lines, and drop the output of C++ on stderr."""
         if self.debug:
             yield
             return
@@ -86,7 +86,7 @@ class Messages:
 
 
 def escaped(text: str) -> str:
-    """A text as one line that a terminal shows and does not obey."""
+    """A text as one line, with control characters escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
@@ -115,9 +115,9 @@ def condensed(text: str) -> str:
 
 
 def _forget_variables(error: BaseException | None) -> None:
-    """Free what the frames of an error hold, while nobody sees what TVM says to that.
+    """Free the variables in the frames of an error, while TVM's output is dropped.
 
-    A BlockBuilder that is not finished warns (src/relax/ir/block_builder.cc).
+    An unfinished BlockBuilder warns when it is freed (src/relax/ir/block_builder.cc).
     """
     while error is not None:
         traceback.clear_frames(error.__traceback__)

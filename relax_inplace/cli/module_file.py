@@ -33,7 +33,7 @@ def read_module(name: str, said: Messages) -> ir.IRModule:
     Raises
     ------
     RefusedError
-        The file cannot be read, or what is in it is no module.
+        The file cannot be read, or holds no module.
     """
     script = re.fullmatch(r"(.*\.py)(?::(\w+))?", name, re.IGNORECASE | re.DOTALL)
     if script is not None:

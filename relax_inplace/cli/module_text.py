@@ -1,4 +1,4 @@
-"""A module as text: TVMScript that is a file of Python, or JSON."""
+"""Write a module as text: TVMScript in a Python file, or JSON."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _json(mod: ir.IRModule) -> str:
 
 
 def _script(mod: ir.IRModule) -> str:
-    """TVM's text, with its imports, which it prints as comments, and the op's."""
+    """TVM's text, with the imports that TVM prints as comments, and ``import relax_inplace``."""
     text = mod.script()
     if "metadata[" in text:
         raise RefusedError("the module has constants that TVMScript does not print: use JSON")

@@ -29,11 +29,11 @@ __all__ = [
 
 with_messages = click.make_pass_decorator(Messages)
 module = click.argument("module", metavar="MODULE")
-json_output = click.option("--json", "as_json", is_flag=True, help="JSON on standard output.")
+json_output = click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output.")
 
 
 class Bytes(click.ParamType):
-    """A number of bytes, or a factor if it has a dot."""
+    """A number of bytes, or a factor if the text has a dot."""
 
     name = "bytes|factor"
 
@@ -49,12 +49,12 @@ class Bytes(click.ParamType):
 
 
 class MaxResident(Bytes):
-    """The same, or none."""
+    """A number of bytes, a factor, or ``none``."""
 
     name = "bytes|factor|none"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> int | float:
-        """From text; none is no limit."""
+        """From text; ``none`` is no limit."""
         return math.inf if value == "none" else super().convert(value, param, ctx)
 
 
@@ -98,10 +98,10 @@ class Bound(click.ParamType):
 
 
 class Choices(dict[str, Any]):
-    """What was chosen for the passes, by the names of their parameters.
+    """The chosen options, by the names of the passes' parameters.
 
-    ``lifting`` are those that only ``LiftInplaceTransformParams`` has, ``with_others`` those of the
-    functions that go with a transform, which no analysis takes.
+    ``lifting`` are the parameters of ``LiftInplaceTransformParams`` alone. ``with_others``
+    are those for functions beside the transform; no analysis takes them.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class Choices(dict[str, Any]):
         self.with_others: dict[str, Any] = {"restore": restore, "reference": verify}
 
     def for_lifting(self) -> dict[str, Any]:
-        """Of ``LiftInplaceTransformParams`` and ``explain_lift``."""
+        """The arguments of ``LiftInplaceTransformParams`` and ``explain_lift``."""
         chosen = {**self, **self.lifting}
         chosen["tied"] = list(chosen.get("tied") or ())
         for rules in ("only", "skip"):
@@ -131,11 +131,11 @@ class Choices(dict[str, Any]):
         return chosen
 
     def require_lift(self, lift: bool) -> None:
-        """Refuse what means nothing without ``--lift``."""
+        """Refuse options that mean nothing without ``--lift``."""
         given = [name.replace("_", "-") for name, value in self.lifting.items() if value]
         if given and not lift:
             raise click.UsageError(
-                f"--{given[0]} is for what is lifted: add --lift", click.get_current_context()
+                f"--{given[0]} needs a lifted transform: add --lift", click.get_current_context()
             )
 
 
@@ -150,8 +150,8 @@ def common(function: Callable[..., Any]) -> Callable[..., Any]:
         return callback
 
     for name, text in (
-        ("debug", "A traceback instead of the line of an error."),
-        ("quiet", "No warnings or notes, errors only."),
+        ("debug", "Show the traceback of an error, not one line."),
+        ("quiet", "Show errors only, no warnings or notes."),
     ):
         function = click.option(
             f"--{name}",
@@ -165,18 +165,22 @@ def common(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 every = click.option(
-    "--all", "every", is_flag=True, help="A row for each weight, also of a large model."
+    "--all", "every", is_flag=True, help="Show every weight, also of a large model."
 )
 
 functions = click.option(
-    "--function", "functions", metavar="NAME", multiple=True, help="Only this one; repeatable."
+    "--function",
+    "functions",
+    metavar="NAME",
+    multiple=True,
+    help="Use this function only. Repeatable.",
 )
 
 names = click.option(
     "--names",
     type=Names(),
-    help="JSON: what the weights are called in the checkpoint, an object from the module's names, "
-    "or a list in the order of the tuple.",
+    help="The weights' names in the checkpoint: JSON, an object from the module's names, or a list "
+    "in the order of the tuple.",
 )
 
 bounds = click.option(
@@ -184,7 +188,7 @@ bounds = click.option(
     "bounds",
     type=Bound(),
     multiple=True,
-    help="The largest value of a symbolic dimension; repeatable.",
+    help="The largest value of a symbolic dimension. Repeatable.",
 )
 
 
@@ -203,13 +207,13 @@ def limits(function: Callable[..., Any]) -> Callable[..., Any]:
     function = click.option(
         "--lazy",
         is_flag=True,
-        help="The transform asks for its weights one by one, and none is resident before.",
+        help="Stream the weights: the transform asks for them one by one.",
     )(function)
     return click.option(
         "--memory-limit",
         type=Bytes(),
-        help="The most that the transform may hold at once, as bytes or as a factor of the "
-        "weights (1.2); steps that need more are run slice by slice.",
+        help="The memory that the transform may hold at once: bytes, or a factor of the weights "
+        "(1.2). A step that needs more is run slice by slice.",
     )(function)
 
 
@@ -218,12 +222,12 @@ def others(function: Callable[..., Any]) -> Callable[..., Any]:
     function = click.option(
         "--verify",
         is_flag=True,
-        help="Add what `run --verify` compares with.",
+        help="Add the function that `run --verify` compares with.",
     )(function)
     return click.option(
         "--restore",
         is_flag=True,
-        help="Add the function that makes the original weights of the converted ones.",
+        help="Add the inverse: the function that converts the weights back.",
     )(function)
 
 
@@ -231,28 +235,28 @@ def lifting(function: Callable[..., Any]) -> Callable[..., Any]:
     """``--only``, ``--skip``, ``--max-resident`` and ``--tied``."""
     for option in (
         click.option(
-            "--tied", type=Tied(), multiple=True, help="Weights that are equal; repeatable."
+            "--tied", type=Tied(), multiple=True, help="Two weights that are equal. Repeatable."
         ),
         click.option(
             "--max-resident",
             type=MaxResident(),
-            help="The most that the converted weights may take, as bytes or as a factor of the "
-            "weights (1.0, if it is not given); what would make them larger is not lifted. none "
-            "lifts all.",
+            help="The size that the converted weights may have: bytes, or a factor of the weights "
+            "(default 1.0). A computation that makes them larger stays in the model; with none, "
+            "all are lifted.",
         ),
         click.option(
             "--skip",
             metavar="NAME",
             multiple=True,
-            help="Leave where it is what is done to such weights, by such operators "
-            "(relax.permute_dims), kernels or layouts; a name or a pattern (*.gate.*); repeatable.",
+            help="Do not lift these: a weight, operator (relax.permute_dims), kernel or layout, by "
+            "name or pattern (*.gate.*). Repeatable.",
         ),
         click.option(
             "--only",
             metavar="NAME",
             multiple=True,
-            help="Lift only what is done to such weights, or by such operators, kernels or "
-            "layouts, and what leads there; repeatable.",
+            help="Lift only these, and the computations that they depend on: a weight, operator, "
+            "kernel or layout, by name or pattern. Repeatable.",
         ),
     ):
         function = option(function)

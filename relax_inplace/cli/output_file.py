@@ -1,4 +1,4 @@
-"""A file that a command writes: what was there stays until the new one is whole."""
+"""A file that a command writes: an old one stays until the new one is whole."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def require_folder(path: Path, what: str) -> None:
 
 @contextlib.contextmanager
 def output_file(path: str) -> Iterator[Path]:
-    """Where to write it; it gets its name at the end.
+    """A temporary path to write to; the file is renamed at the end.
 
     Yields
     ------
@@ -50,7 +50,7 @@ def output_file(path: str) -> Iterator[Path]:
         yield temporary
         os.replace(temporary, target)
     except OSError as error:
-        raise RefusedError(f"{path}: {error.strerror}; what was there is unchanged") from error
+        raise RefusedError(f"{path}: {error.strerror}; an old file is unchanged") from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()

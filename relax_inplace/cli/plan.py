@@ -1,4 +1,4 @@
-"""``relax-inplace plan``: the order of a transform's steps, and the memory they take."""
+"""``relax-inplace plan``: show the order of a transform's steps, and the memory of each."""
 
 from __future__ import annotations
 
@@ -24,11 +24,13 @@ if TYPE_CHECKING:
 __all__ = ["command", "planned", "transforms_of"]
 
 
-@click.command("plan", short_help="The order of a transform's steps, and the memory they take.")
+@click.command("plan", short_help="Show the order of a transform's steps, and their memory.")
 @options.module
-@click.option("--lift", is_flag=True, help="Plan what lifting makes, also if there is a transform.")
-@options.target(None, "Plan what works in place there, and whose storage each new weight takes")
-@click.option("--plot", metavar="FILE", help="Also draw it: .svg, .png or .pdf.")
+@click.option(
+    "--lift", is_flag=True, help="Plan the lifted transform, also if the module has one of its own."
+)
+@options.target(None, "Plan for a target, and show the storage of each new weight")
+@click.option("--plot", metavar="FILE", help="Also draw the plan: .svg, .png or .pdf.")
 @options.json_output
 @options.every
 @options.functions
@@ -49,10 +51,11 @@ def command(
     bounds: tuple[tuple[str, int], ...],
     **chosen: Any,
 ) -> None:
-    """Show the steps of a transform in their order, what is live at each, and the peak.
+    """Show the steps of a transform in their order, the live bytes at each, and the peak.
 
-    Of each function *transform_params of the module; if there is none, of the transform that
-    lifting would make of it. Of more than 16 weights, a summary, and those that change.
+    The plan is for each function *transform_params of the module. If there is none, it is for the
+    transform that lifting would make. For more than 16 weights, a summary is shown, and the weights
+    that change.
 
     \b
       relax-inplace plan model.py
@@ -95,7 +98,7 @@ def command(
 
 @dataclasses.dataclass
 class Planned:
-    """The plan of a transform, and what is lifted into it, if it is made so."""
+    """The plan of a transform, and the report of the lifting, if it was lifted."""
 
     memory: MemoryPlan
     lifted: LiftReport | None
@@ -124,7 +127,7 @@ def planned(
     bounds: Mapping[str, int] | None = None,
     target: tvm.target.Target | None = None,
 ) -> list[Planned]:
-    """The plans of transforms, or of what is lifted, for a target; none if that is nothing."""
+    """The plans of a module's transforms, or of the lifted one, for a target."""
     from ..analysis import functions_that_update, plan_memory
 
     updating = {gvar.name_hint for gvar in functions_that_update(mod)}

@@ -1,4 +1,4 @@
-"""What ``build`` compiles for where nobody names a processor: this machine's.
+"""The processor that ``build`` compiles for if the target names none: this machine's.
 
 Definition: x86-64-v3 without FMA, if the system says that its processors have all of x86-64-v3;
 elsewhere TVM's generic target. Generic x86-64 has no instructions for float16 and half the vectors:
@@ -31,7 +31,7 @@ def of_this_machine() -> dict[str, Any]:
 
 
 def _flags() -> frozenset[str]:
-    """Those of the first processor: a library runs on any."""
+    """The flags of the first processor."""
     try:
         lines = _CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

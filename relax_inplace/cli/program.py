@@ -62,7 +62,7 @@ class Program(click.Group):
         said.end(code if isinstance(code, int) else 0)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run a command; click itself would exit with 1 where nobody reads."""
+        """Run a command; click itself would exit with 1 if nobody reads the output."""
         try:
             result = super().invoke(ctx)
             sys.stdout.flush()
@@ -79,7 +79,7 @@ def _with_hint(error: click.UsageError) -> str:
 
 
 def _printing(option: str, find: Callable[[], str], text: str) -> Callable[..., Any]:
-    """An option that prints a path, as those of ``tvm-ffi-config``, and ends the program."""
+    """An option that prints a path and ends the program, as ``tvm-ffi-config`` does."""
 
     def callback(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
         if value:
@@ -99,26 +99,28 @@ def _printing(option: str, find: Callable[[], str], text: str) -> Callable[..., 
     commands={command.name: command for command in COMMANDS if command.name is not None},
 )
 @click.version_option(package_name="relax-inplace", prog_name="relax-inplace")
-@_printing("--cmakedir", libinfo.find_cmake_path, "Print where find_package(relax_inplace) looks.")
+@_printing(
+    "--cmakedir", libinfo.find_cmake_path, "Print the folder for find_package(relax_inplace)."
+)
 @_printing("--libfiles", libinfo.find_library, "Print the path of the shared library.")
 def main() -> None:
     """Convert a model's weights in the memory they already occupy.
 
-    A MODULE is a Python file, model.py or model.py:NAME, which is executed; or what
-    tvm.ir.save_json writes, model.json or - for standard input, which is data.
+    A MODULE is a Python file, model.py or model.py:NAME, which is executed; or JSON by
+    tvm.ir.save_json, model.json or - for standard input, which is data.
 
     \b
-      relax-inplace explain model.py:Model                 what would be lifted, and where to
-      relax-inplace plan model.py                          in which order, and the memory it takes
-      relax-inplace rewrite model.py --lift -o new.py      the module that does it
-      relax-inplace build model.py --target llvm -o lib.so
+      relax-inplace explain model.py:Model               show what is lifted, and where it goes
+      relax-inplace plan model.py                        show the steps, and the memory of each
+      relax-inplace rewrite model.py --lift -o new.py    write the module that converts in place
+      relax-inplace build model.py -o lib.so             compile it
       relax-inplace run lib.so --params weights/ --save converted/
 
     \b
     Exit codes:
       0    done
-      1    the module, a file, or the weights are refused; one line on standard error says why
-      2    the command line is not understood
+      1    the module, a file, or the weights are refused; standard error says why, in one line
+      2    the command line is wrong
       130  interrupted (Ctrl-C)
-      141  nobody reads the output any more (| head)
+      141  the reader of the output has ended (| head)
     """  # noqa: D301  click wants the character

@@ -1,8 +1,8 @@
 """A ``.py`` file, executed as Python would import it, and the module of IR that it makes.
 
-With a NAME, the module is what has that name in the file, or what that returns, called without
-arguments. Without one, it is the only module among the file's names. A tuple that begins with a
-module, as ``nn.Module.export_tvm`` returns it, is that module.
+NAME is a module in the file, or a function without arguments that returns one. Without a NAME, the
+module is the only one in the file. A tuple that begins with a module, such as the result of
+``nn.Module.export_tvm``, stands for that module.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def run_file(file: str, name: str | None, said: Messages) -> ir.IRModule:
     Raises
     ------
     RefusedError
-        The file cannot be read; what it raises, with the place in it; or it has no such module.
+        The file cannot be read, raises an exception (with its place), or has no such module.
     """
     try:
         with open(file, "rb"):
@@ -66,7 +66,7 @@ def run_file(file: str, name: str | None, said: Messages) -> ir.IRModule:
 
 
 def _executed(file: str) -> dict[str, Any]:
-    """The names of the file. It finds what is beside it, and prints to standard error."""
+    """Execute the file, and return its names. It can import files beside it."""
     spec = importlib.util.spec_from_file_location(_MODULE_NAME, file)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -99,7 +99,7 @@ def _candidates(file: str, names: dict[str, Any]) -> str:
 
 
 def _is_factory(value: Any) -> bool:
-    """Whether it is a function of the file that can be called as it is."""
+    """Whether a value is a function of the file that needs no arguments."""
     return (
         inspect.isfunction(value)
         and value.__module__ == _MODULE_NAME
@@ -112,7 +112,7 @@ def _is_factory(value: Any) -> bool:
 
 @contextlib.contextmanager
 def _in_the_file(file: str, said: Messages) -> Iterator[None]:
-    """What the file's code prints goes to standard error; what it raises is ``FILE:LINE: why``."""
+    """Send the file's output to standard error; make its errors ``FILE:LINE: why``."""
     try:
         with contextlib.redirect_stdout(sys.stderr):
             yield

@@ -1,4 +1,4 @@
-"""``relax-inplace rewrite``: a module in, the module that converts its weights in place out."""
+"""``relax-inplace rewrite``: write the module that converts its weights in place."""
 
 from __future__ import annotations
 
@@ -14,11 +14,20 @@ from .module_text import write_module
 __all__ = ["command"]
 
 
-@click.command("rewrite", short_help="A module in, the module that converts in place out.")
+@click.command("rewrite", short_help="Write the module that converts its weights in place.")
 @options.module
-@click.option("--lift", is_flag=True, help="First lift what the functions do to their weights.")
-@click.option("-o", "--output", metavar="OUT", help="A file, .py or .json; or standard output.")
-@click.option("--json", "as_json", is_flag=True, help="JSON on standard output, not TVMScript.")
+@click.option(
+    "--lift", is_flag=True, help="First lift the computations on weights out of the functions."
+)
+@click.option(
+    "-o",
+    "--output",
+    metavar="OUT",
+    help="The file to write, .py or .json. Default: standard output.",
+)
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print JSON on standard output, not TVMScript."
+)
 @options.functions
 @options.limits
 @options.others
@@ -37,8 +46,8 @@ def command(
     """Rewrite a module so that it converts its weights in place.
 
     Each function *transform_params becomes *inplace_transform_params, which replaces the weights
-    one by one (the pass InplaceTransformParams). With --lift, what the other functions do to their
-    weights becomes such a function first (LiftInplaceTransformParams).
+    one by one (the pass InplaceTransformParams). With --lift, the computations on weights in the
+    other functions become such a function first (LiftInplaceTransformParams).
 
     \b
       relax-inplace rewrite transform.py

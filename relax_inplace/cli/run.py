@@ -1,4 +1,4 @@
-"""``relax-inplace run``: load weights, convert them where they are, report, keep the result."""
+"""``relax-inplace run``: load weights, convert them in place, report, save the result."""
 
 from __future__ import annotations
 
@@ -20,38 +20,45 @@ from .output_file import require_folder
 __all__ = ["command"]
 
 
-@click.command("run", short_help="Load weights, convert them in place, report, keep them.")
+@click.command("run", short_help="Load weights, convert them in place, report, save them.")
 @click.argument("library", metavar="LIB")
 @click.option(
-    "--params", "path", required=True, metavar="PATH", help="A folder or file of weights."
+    "--params", "path", required=True, metavar="PATH", help="The weights: a folder or a file."
 )
 @click.option(
-    "--device", "device_name", default="cpu", show_default=True, help="cpu, cuda, cuda:1 ..."
+    "--device",
+    "device_name",
+    default="cpu",
+    show_default=True,
+    help="The device: cpu, cuda, cuda:1 ...",
 )
 @click.option("--save", metavar="DIR", help="Write the converted weights into this folder.")
 @click.option(
     "--cache",
     metavar="DIR",
-    help="The same, and use what is there already if it was made from these files by this library.",
+    help="Write them into this folder, or load them from there if this library made them from "
+    "these files before.",
 )
 @click.option(
     "--format",
     type=click.Choice(["tensor-cache", "safetensors"]),
     default="tensor-cache",
     show_default=True,
-    help="Of what is written.",
+    help="The format of the written weights.",
 )
 @click.option("--plot", metavar="FILE", help="Draw memory over time, as .svg, .png or .pdf.")
 @options.names
 @click.option(
-    "--ignore-extra", is_flag=True, help="Load also if there are weights that LIB does not want."
+    "--ignore-extra", is_flag=True, help="Ignore weights in the files that LIB does not use."
 )
 @click.option(
     "--ties",
     is_flag=True,
-    help="Read weights that the metadata of safetensors says are others' from those.",
+    help="Follow the metadata of safetensors that says which weights are tied.",
 )
-@click.option("--function", "name", metavar="NAME", help="The transform, if LIB has several.")
+@click.option(
+    "--function", "name", metavar="NAME", help="The transform to run, if LIB has several."
+)
 @click.option("--strict", is_flag=True, help="Refuse weights that cannot be freed.")
 @click.option("--verify", is_flag=True, help="Compare each field with an out-of-place conversion.")
 @click.option("--checksum", is_flag=True, help="Compare the md5 sums of the files.")
@@ -78,8 +85,8 @@ def command(
 ) -> None:
     """Load weights, convert them in the memory they occupy, and report.
 
-    LIB is what build has written. Weights are a tensor-cache folder of TVM or MLC-LLM, or
-    safetensors. If LIB was built with --lazy, each is read when its step comes.
+    LIB is a library by `relax-inplace build`. The weights are a tensor cache of TVM or MLC-LLM, or
+    safetensors. If LIB was built with --lazy, each weight is read when its step comes.
 
     \b
       relax-inplace run lib.so --params weights/
@@ -133,7 +140,7 @@ def command(
     for warning in caught:
         said.note(f"warning: {warning.message}")
     if params.ignored:
-        said.note(f"not wanted, and not read: {_listed(params.ignored)}")
+        said.note(f"not used, and not read: {_listed(params.ignored)}")
     report = params.report
     assert report is not None
     if as_json:
@@ -155,7 +162,7 @@ def _listed(names: Sequence[str], most: int = 8) -> str:
 
 
 def _require_room(folder: str, transform: Any) -> None:
-    """Refuse, before the weights are converted, what the disk cannot hold."""
+    """Refuse, before the conversion, a result that is larger than the free disk space."""
     needed = sum(one.nbytes or 0 for one in transform.params or [])
     there = Path(folder).absolute()
     while not there.exists():

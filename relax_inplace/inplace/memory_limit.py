@@ -45,15 +45,17 @@ class MemoryLimitError(StructuredError):
     Attributes
     ----------
     function : str
+        The function's name.
     limit : str
-        Bytes that were allowed.
+        The limit, in bytes.
     least : str
-        Bytes of the least limit that would do.
+        The least limit that would do, in bytes.
     factor : str
-        The same as a factor of the weights' bytes; ``?`` if these are not known.
+        The least limit as a factor of the weights' bytes; ``?`` if these are not known.
     step : str
-        The step in the way.
+        The step that needs it.
     remedy : str
+        What to do.
     """
 
     template = (

@@ -38,13 +38,13 @@ class PlannedStep:
     Attributes
     ----------
     name : str
-        The variable it computes.
+        The variable that it computes.
     reads, writes, frees : list of str
         Weights, temporaries and outputs (``slot 3``).
     before, worst, after : int or ByteSize
-        Live bytes before it, while it runs, and after it.
+        Live bytes before the step, while it runs, and after it.
     in_place : list of str
-        Weights and temporaries in whose memory its results lie.
+        The weights and temporaries whose memory its results take.
     """
 
     name: str
@@ -64,16 +64,17 @@ class PlannedWeight:
     Attributes
     ----------
     name : str
+        Its name.
     slot : str
-        Its place in the tuple, such as ``0`` or ``0.3`` in a nested one.
+        Its slot in the tuple, such as ``0``, or ``0.3`` in a nested one.
     size : int or ByteSize
-        Bytes.
+        Its bytes.
     loaded_by : int or None
-        The step that loads it, counted from 1; None if it is resident, or not asked for.
+        The step that loads it, counted from 1; None if it is resident, or never loaded.
     freed_after : int or None
-        The step after which it is freed, counted from 1; 0 for before the first, None for never.
+        The step after which it is freed, counted from 1; 0 before the first step, None for never.
     because : str
-        Why then.
+        The reason.
     """
 
     name: str
@@ -84,27 +85,30 @@ class PlannedWeight:
     because: str
 
     def stays(self) -> bool:
-        """Whether it is an output as it is."""
+        """Whether the weight itself is an output."""
         return self.freed_after is None and self.because.startswith(_STAYS)
 
 
 @dataclasses.dataclass
 class MemoryPlan:
-    """What a transform does in place, step by step, and the memory it needs.
+    """The steps of an in-place transform, and their memory.
 
     Attributes
     ----------
     function : str
+        The name of the transform.
     steps : list of PlannedStep
+        The steps, in their order.
     weights : list of PlannedWeight
+        The weights, in the order of the tuple.
     before, after : int or ByteSize
-        Bytes of the weights that are resident, and of what the function returns.
+        Bytes of the resident weights, and of the result.
     peak : int, ByteSize or LargestOf
-        The most that is live at any time.
+        The most live bytes at any time.
     lower_bound : int, ByteSize or LargestOf
         The larger of ``before`` and ``after``: no order of any steps needs less.
     order : str
-        How the order was found: ``exact``, no other has a lower peak, or ``heuristic``.
+        ``exact`` if no order has a lower peak, or ``heuristic``.
     """
 
     function: str
@@ -121,7 +125,7 @@ class MemoryPlan:
         return self.text()
 
     def text(self, every: bool = False) -> str:
-        """As ``print`` shows it; ``every``: with a row for each weight, however many there are."""
+        """The text of ``print``; with ``every``, a row for each weight of a large model, too."""
         in_place = any(step.in_place for step in self.steps)
         steps = table(
             ["step", "computes", "reads", "writes", "in", "frees", "before", "worst", "after"],
@@ -197,33 +201,33 @@ def plan_memory(
     Parameters
     ----------
     function : relax.Function
-        A transform as it is before the pass.
+        A transform, before the pass.
     mod : tvm.ir.IRModule, optional
-        The module it stands in, where it calls functions of it.
+        The module of the transform, if that calls other functions.
     params : sequence of str or int, optional
         The weights that may be modified: see ``InplaceTransformParams``.
     names : mapping, sequence, callable or path, optional
-        Of the weights: see ``InplaceTransformParams``.
+        The names of the weights: see ``InplaceTransformParams``.
     memory_limit : int or float, optional
         See ``InplaceTransformParams``.
     lazy : bool
         Plan the streamed transform: see ``InplaceTransformParams``.
     fused : bool, optional
-        True for a pipeline that fuses, such as ``relax.get_default_pipeline``; False for one that
-        does not, such as ``tvm.compile`` for a CPU; by default the worse of both at each step.
+        True for a pipeline that fuses, such as ``relax.get_default_pipeline``. False for one that
+        does not, such as ``tvm.compile`` for a CPU. By default the worse of both at each step.
     tir_var_upper_bound : mapping of str to int, optional
         Values for symbolic dimensions. By default the function's attribute of that name, which
-        TVM's planner takes them from.
+        TVM's planner uses, too.
     target : str or tvm.target.Target, optional
-        See ``InplaceTransformParams``. What a step then takes in its weight's memory is scratch, 4
-        MB or its own bytes; that holds for weights that TVM's runtime has allocated, such as those
-        that ``load_params`` makes, and not for imported ones.
+        See ``InplaceTransformParams``. A step that works in its weight's memory takes scratch of at
+        most 4 MB, and no more than its own bytes. This holds for weights that TVM's runtime has
+        allocated, such as those of ``load_params``, but not for imported ones.
 
     Returns
     -------
     MemoryPlan
-        ``print`` shows it. Of a function that ends with a branch, that of the branch that needs
-        more.
+        The plan; ``print`` shows it. For a function that ends with a branch, the plan of the branch
+        that needs more.
 
     Raises
     ------

@@ -62,47 +62,49 @@ RESTORE = "restore_params"  # and that of the one that undoes it
 
 
 class UnsupportedTransformError(StructuredError):
-    """A function that cannot be rewritten to update its weights in place.
+    """A function cannot be rewritten to update its weights in place.
 
     Attributes
     ----------
     function : str
-        Its name.
+        The function's name.
     reason : str
-        Why not, and where in it.
+        The reason, and its place in the function.
     """
 
     template = "function `{function}` cannot be transformed in place: {reason}"
 
 
-# What is known of a variable: a field of the weights, or an expression of others.
+# The value of a variable: a field of the weights, or an expression of others.
 Known: TypeAlias = Container | Weight | relax.Expr
 
 
 @dataclasses.dataclass
 class TransformGraph:
-    """What a transform computes, and from what.
+    """The steps of a transform, with their operands and results.
 
     Attributes
     ----------
     name : str
-        Of the function.
+        The function's name.
     function : relax.Function
+        The function.
     leading : list of relax.Var
         The ``num_input`` parameters before the weights.
     params : relax.Var
-        The tuple that the new function updates. Of weights: the function's own parameter, or one
-        that its separate weights are bundled into. Streamed, one slot for each output.
+        The tuple that the new function updates: the function's own tuple of weights, or one that
+        its separate weights are bundled into. For a streamed transform, it has a slot for each
+        output.
     root : Container
         The weights.
     slots : Container
-        The fields of ``params``: ``root``, or slots of which nothing is known.
+        The fields of ``params``: ``root``, or unknown fields for a streamed transform.
     get_weight : relax.Var or None
-        What yields the weights of a streamed transform.
+        The function that returns the weights of a streamed transform.
     loads : dict of Weight to Load
-        Of a streamed transform.
+        The loads of a streamed transform.
     steps : list of Step
-        In the function's order; those that need not run are left out.
+        The steps in the function's order, without those that need not run.
     outputs : list
         The fields of the tuple that it returns: weights, tuples of weights, or expressions.
     """

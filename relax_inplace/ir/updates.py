@@ -49,20 +49,20 @@ def bindings_of(expr: relax.Expr) -> Iterator[relax.Binding]:
 
 
 def functions_that_update(mod: ir.IRModule) -> set[ir.GlobalVar]:
-    """The Relax functions that hold an update, or refer to a function that does.
+    """The Relax functions that have an update, or refer to a function that has one.
 
-    A caller belongs to them because it is as able as the callee to keep an original alive. So does
-    a transform that has been rewritten and finds nothing to update: its plan is to hold.
+    Callers are included because they can keep an original alive, as the callee can. A rewritten
+    transform without an update is included, so that its plan holds.
 
     Parameters
     ----------
     mod : tvm.ir.IRModule
-        Before lowering or after it.
+        A module, before or after lowering.
 
     Returns
     -------
     set of tvm.ir.GlobalVar
-        Empty for a module that has nothing to do with this package.
+        The functions; empty for a module without any use of this package.
     """
     functions = {
         gvar: function

@@ -1,21 +1,21 @@
-"""LiftInplaceTransformParams: the weight transforms of a model become one that works in place.
+"""LiftInplaceTransformParams: lift the weight transforms of a model into one that works in place.
 
 Definition
 ----------
-What the functions that share weights compute from them alone (:mod:`.weight_values`)
-is lifted out of them, as far as it is selected (:mod:`.selection`) and does not make the weights
-larger; structurally equal computations once: the union, where TVM's
-``LiftTransformParams(shared_transform=True)`` keeps what all functions have in common. What is
-stored, and where, says :mod:`.plan`; :mod:`.lifted_users` writes it:
+The pass lifts the values that the functions sharing the weights compute from them alone
+(:mod:`.weight_values`), if they are selected (:mod:`.selection`) and do not enlarge the weights.
+Structurally equal computations are lifted once. The result is the union over all functions; TVM's
+``LiftTransformParams(shared_transform=True)`` takes the intersection. :mod:`.plan` decides which
+values are stored, and where. The pass writes
 
-- ``inplace_transform_params(params)``, by :mod:`..inplace.inplace_transform_params`: in an order of
-  least peak, it replaces the weights by what is stored;
-- each function, which takes the new tuple in the place of its weights, and reads from it what it
-  computed before.
+- ``inplace_transform_params(params)``, by :mod:`..inplace.inplace_transform_params`: it replaces
+  the weights by the stored values, in an order of least peak;
+- each function, by :mod:`.lifted_users`: it takes the new tuple in the place of its weights, and
+  reads from it the values that it computed before.
 
 So ``f(x, *weights)`` becomes ``f(x, inplace_transform_params(weights))``; with ``lazy=True``,
-``f(x, inplace_transform_params(get_weight, empty))``. Each value is computed by the operations it
-was computed by, from the same operands. Where nothing is lifted, the module is returned as it is.
+``f(x, inplace_transform_params(get_weight, empty))``. Each value is computed by the same operations
+from the same operands as before. If nothing is lifted, the module is returned unchanged.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def LiftInplaceTransformParams(  # noqa: N802  named as TVM names passes
     reference: bool = False,
     target: str | tvm.target.Target | None = None,
 ) -> tvm.transform.Pass:
-    """Create the pass that lifts what a model does to its weights into one in-place transform.
+    """Create the pass that lifts a model's computations on weights into one in-place transform.
 
     Parameters
     ----------
@@ -73,59 +73,65 @@ def LiftInplaceTransformParams(  # noqa: N802  named as TVM names passes
         The name of the tuple of weights in functions without ``num_input``, if it is not the last
         parameter.
     names : mapping, sequence, callable or path, optional
-        What the weights are called in the checkpoint: a mapping from the module's names, a sequence
-        in the order of the tuple, or a JSON file with either. By default what the functions call
-        them: see :mod:`relax_inplace.weight_names`.
+        The names of the weights in the checkpoint: a mapping from the module's names, a sequence in
+        the order of the tuple, or a JSON file with either. By default the names that the functions
+        use: see :mod:`relax_inplace.weight_names`.
     tied : sequence of sequences of str or int
         Weights that are known to be equal, by name or index, such as
-        ``[("embed.weight", "lm_head.weight")]``. The first of each stands for the others; a
+        ``[("embed.weight", "lm_head.weight")]``. The first of each group stands for the others. A
         checkpoint may hold any of them.
     max_resident : int or float, optional
-        The most bytes that the transformed weights may take; a float is a factor of the original
-        ones. What would make them larger is not lifted: see
-        :mod:`relax_inplace.lift.stored_values` for the choice,
-        :func:`relax_inplace.analysis.explain_lift` for its result. None lifts all.
+        The most bytes that the converted weights may take; a float is a factor of the original
+        bytes. A computation that would make them larger is not lifted. None lifts all. See
+        :mod:`relax_inplace.lift.stored_values` for the choice, and
+        :func:`relax_inplace.analysis.explain_lift` for its result.
     only : str, callable, or sequence of these, optional
-        What is lifted, and what leads there; by default everything. A name, or a pattern as
-        :mod:`fnmatch` has them: of weights (what is made from such and no others), of operators
-        (``"relax.permute_dims"``), of kernels or packed functions that are called, or of layouts
-        (``"tiles.pack"``). Or a function that is given a call, and says whether it is meant; the
-        weights among its operands have their names.
+        The calls to lift, with the calls that they depend on; by default all. A name, or a pattern
+        as :mod:`fnmatch` has them, of
+
+        - weights: all calls that depend on such weights and no others;
+        - operators (``"relax.permute_dims"``), kernels or packed functions;
+        - layouts (``"tiles.pack"``).
+
+        Or a predicate on the call. The weights among its operands have their names.
     skip : str, callable, or sequence of these, optional
-        What stays in the functions, with all that is made from it: the same, where a weight's name
-        stands for all that is made from it. What comes before may be lifted.
+        The calls that stay in the functions, with all calls that depend on them; by default none.
+        The forms are those of ``only``, but the name of a weight stands for all calls that depend
+        on it. Calls that come before may be lifted.
     memory_limit : int or float, optional
         The most bytes that the transform may hold at once: see :func:`InplaceTransformParams`.
     lazy : bool
         Whether the transform asks for the original weights one by one: see
         :func:`InplaceTransformParams`.
     restore : bool
-        Whether the module also gets what makes the original weights of the converted ones: see
-        :func:`InplaceTransformParams`. Weights that are tied are one tensor again.
+        Whether the module also gets the inverse of the transform: see
+        :func:`InplaceTransformParams`. It makes tied weights one tensor again.
     reference : bool
-        Whether the module also gets what a conversion is compared with: see
+        Whether the module also gets the function that ``verify=True`` compares with: see
         :func:`InplaceTransformParams`.
     target : str or tvm.target.Target, optional
-        What the module will be compiled for: see :func:`InplaceTransformParams`.
+        The target of the compilation: see :func:`InplaceTransformParams`.
 
     Returns
     -------
     tvm.transform.Pass
-        Raises :class:`~relax_inplace.analysis.LiftError`, and then has changed nothing, for
-        functions that do not share their weights, or are called by others that hand them other
-        weights; with ``restore``, :class:`~relax_inplace.analysis.InverseError` if a weight cannot
-        be restored.
+        The pass. If it raises one of these errors, it has changed nothing:
+
+        - :class:`~relax_inplace.analysis.LiftError` for functions that do not share their weights,
+          or are called by others with other weights.
+        - :class:`~relax_inplace.analysis.InverseError`, with ``restore``, if a weight cannot be
+          restored.
 
     Notes
     -----
-    A module in which nothing is to be lifted is returned as it is. Of others, all functions take
-    one tuple afterwards, in the place of their first weight. Weights that none of them needs are
-    not in it. The attribute ``relax_inplace.param_map`` of the module says where
-    each came from and went to; in a compiled module, the function ``inplace_param_map`` returns it.
+    If nothing is to be lifted, the module is returned unchanged. Otherwise every function takes one
+    tuple, in the place of its first weight. Weights that no function needs are not in it. The
+    module's attribute ``relax_inplace.param_map`` gives the old and the new place of each weight;
+    in a compiled module, the function ``inplace_param_map`` returns it.
 
-    Where a ``transform_params`` of the module makes the weights of the functions
-    (``LiftTransformParams`` leaves it so), it is made part of the new one, whose weights are what
-    enters the module: see :mod:`relax_inplace.lift.earlier_transform`. A function that has a
+    The module may have a ``transform_params`` that makes the weights of the functions, as
+    ``LiftTransformParams`` leaves it. It becomes part of the new transform, whose weights are those
+    that enter the module: see :mod:`relax_inplace.lift.earlier_transform`. A function with a
     ``<name>_transform_params`` of its own gets ``<name>_inplace_transform_params``.
     """
     named = [functions] if isinstance(functions, str) else functions

@@ -111,29 +111,31 @@ class LeftComputation:
 
 @dataclasses.dataclass
 class LiftReport:
-    """What is lifted from the functions that share weights, and where it goes.
+    """The values that are lifted from functions that share weights, and their new slots.
 
     Attributes
     ----------
     functions : list of str
+        The names of the functions.
     weights : list of LiftedWeight
-        In the order of the tuple before; a weight from which several values are made is there once
-        for each.
+        The weights, in the order of the old tuple. A weight from which several values are made has
+        an entry for each.
     left : list of LeftComputation
+        The computations that stay in the functions, with the reason.
     unmatched : list of str
-        Of ``only`` and ``skip``, what names nothing that there is.
+        The rules of ``only`` and ``skip`` that match nothing.
     before, after : int or ByteSize
-        Bytes of the tuple before and after.
+        Bytes of the old and of the new tuple.
     steps : int
-        Computations that the transform does.
+        The number of computations of the transform.
     dimensions : list of str
-        Symbolic dimensions that an extra last field holds.
+        The symbolic dimensions in an extra last field.
     names : list of str
-        The fields of the tuple before.
+        The names of the fields of the old tuple.
     new_names : list of str
-        The fields of the tuple after.
+        The names of the fields of the new tuple.
     plan : MemoryPlan or None
-        Of the transform; ``explain_lift`` makes it.
+        The plan of the transform; ``explain_lift`` makes it.
     """
 
     functions: list[str]
@@ -275,19 +277,20 @@ def explain_lift(
     memory_limit: int | float | None = None,
     lazy: bool = False,
 ) -> LiftReport:
-    """Explain what ``LiftInplaceTransformParams`` would do to a module, which stays as it is.
+    """Report what ``LiftInplaceTransformParams`` would lift from a module, and why not more.
 
     Parameters
     ----------
     mod : tvm.ir.IRModule
+        The module, which stays as it is.
     functions, params, names, tied, max_resident, only, skip, memory_limit, lazy
         See :func:`relax_inplace.transform.LiftInplaceTransformParams`.
 
     Returns
     -------
     LiftReport
-        ``print`` shows it, and its ``plan``. Of a module with several sets of weights, that of the
-        first function; name others with ``functions``.
+        The report; ``print`` shows it, and its ``plan``. For a module with several sets of weights,
+        the report of the first function's set; ``functions`` selects another.
 
     Raises
     ------

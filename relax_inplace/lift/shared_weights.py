@@ -39,14 +39,14 @@ _TUPLE = "params"  # what a tuple is called that weights are bundled into
 
 
 class LiftError(StructuredError):
-    """Functions whose weight transforms cannot be lifted.
+    """The weight transforms of functions cannot be lifted.
 
     Attributes
     ----------
     functions : str
-        Their names.
+        The names of the functions.
     reason : str
-        Why not, and where in them.
+        The reason, and its place in them.
     """
 
     template = "the weight transforms of {functions} cannot be lifted: {reason}"

@@ -61,13 +61,13 @@ class OwnershipError(StructuredError):
     Attributes
     ----------
     function : str
-        The Relax function.
+        The name of the Relax function.
     variable : str
-        What was used, such as ``params`` or ``params[2]``.
+        The consumed name, such as ``params`` or ``params[2]``.
     used_by : str
         The later use.
     consumed_by : str
-        The update that consumed it.
+        The update that consumed the name.
     advice : str
         What to do.
     """
@@ -84,13 +84,13 @@ def check_ownership(mod: ir.IRModule) -> None:
     Parameters
     ----------
     mod : tvm.ir.IRModule
-        Before lowering or after it.
+        A module, before or after lowering.
 
     Raises
     ------
     OwnershipError
-        Names the variable, the update that consumed it and the later use, with their places in
-        the source where those are known.
+        A consumed name is used. The error names the variable, the update and the later use, with
+        their places in the source if they are known.
     """
     functions = {
         gvar: function

@@ -1,4 +1,4 @@
-"""Which storage each new weight takes, for a person to read."""
+"""The storage of each new weight, for a person to read."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ __all__ = ["PlannedStorage", "StoragePlan", "plan_storage"]
 
 @dataclasses.dataclass
 class PlannedStorage:
-    """A tensor that a function makes, and the storage it lies in.
+    """A new tensor of a function, and its storage.
 
     Attributes
     ----------
     tensor : str
-        ``slot 7``, where it is put, or a temporary's name.
+        The slot that it is put into, such as ``slot 7``, or a temporary's name.
     size : int or ByteSize
-        Bytes.
+        Its bytes.
     takes : str or None
-        The spent tensor whose storage it takes, such as ``slot 3``; None if it is allocated.
+        The earlier tensor whose storage it takes, such as ``slot 3``; None if it is allocated.
     in_place : bool
         Whether the kernel that makes it reads that tensor, and writes over it.
     """
@@ -51,16 +51,17 @@ class PlannedStorage:
 
 @dataclasses.dataclass
 class StoragePlan:
-    """Which storage each tensor takes that a function makes.
+    """The storage of each new tensor of a function.
 
     Attributes
     ----------
     function : str
+        The name of the function.
     storages : list of PlannedStorage
-        In the order in which they are used first.
+        The new tensors, in the order of their first use.
     peak, peak_without : int, ByteSize, LargestOf or None
-        The most that is live at any time, and if nothing were donated; None if the function has
-        branches, which are planned each by itself.
+        The most live bytes at any time, and the same without donation; None if the function has
+        branches, each of which is planned by itself.
     """
 
     function: str
@@ -69,12 +70,12 @@ class StoragePlan:
     peak_without: Size | LargestOf | None
 
     def __str__(self) -> str:
-        """A line for each tensor, after how many there are of each kind."""
+        """The number of tensors of each kind, then a line for each tensor."""
         in_place = sum(one.in_place for one in self.storages)
         allocated = sum(one.takes is None for one in self.storages)
         head = (
             f"{self.function}: of {len(self.storages)} new tensors {allocated} are allocated, "
-            f"{len(self.storages) - allocated - in_place} take a spent storage, {in_place} are "
+            f"{len(self.storages) - allocated - in_place} reuse a storage, {in_place} are "
             "written in place"
         )
         if self.peak is not None:
@@ -94,23 +95,24 @@ def plan_storage(
     function: str | None = None,
     fused: bool | None = None,
 ) -> StoragePlan:
-    """Plan which storage each new weight takes: what ``tvm.compile`` makes of a transform.
+    """Plan the storage of each new weight, as ``tvm.compile`` would.
 
     Parameters
     ----------
     mod : tvm.ir.IRModule
-        After ``InplaceTransformParams``, as it is given to ``tvm.compile``.
+        A module after ``InplaceTransformParams``, as ``tvm.compile`` takes it.
     target : str or tvm.target.Target
+        The target of the compilation.
     function : str, optional
-        The one that updates its tuple, by name; by default the only one that does.
+        The name of a function that updates its tuple; by default the only such function.
     fused : bool, optional
-        Whether the pipeline fuses operators. By default as TVM's default pipeline does: for a GPU.
+        Whether the pipeline fuses operators. By default as TVM's default pipeline: for a GPU only.
 
     Returns
     -------
     StoragePlan
-        ``print`` shows it. It holds if nothing outside refers to the weights: what does keeps its
-        storage, and another one is allocated.
+        The plan; ``print`` shows it. It holds if nothing outside refers to the weights. A weight
+        with another reference keeps its storage, and another storage is allocated.
 
     Raises
     ------

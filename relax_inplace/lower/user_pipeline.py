@@ -35,18 +35,19 @@ _FUSES = "FuseOps"
 class Pipeline:
     """A pipeline for a module, and passes for its functions that update a tuple.
 
-    ``tvm.compile(mod, target, relax_pipeline=Pipeline(pipeline, transforms=[...]))``. Functions
-    that update a tuple do not go through ``pipeline``, which is for the rest of the module; they
-    are lowered by TVM's passes for the target. What ``pipeline`` would do to the meaning of their
-    operators has to be said by ``transforms``: an own ``LegalizeOps({...})``, a partition for an
-    accelerator with its ``RunCodegen``.
+    Use it as ``tvm.compile(mod, target, relax_pipeline=Pipeline(pipeline, transforms=[...]))``.
+    ``pipeline`` is for the rest of the module. Functions that update a tuple are lowered by TVM's
+    passes for the target. If passes of ``pipeline`` change the meaning of an operator, name them in
+    ``transforms``: a ``LegalizeOps({...})`` of your own, or a partition for an accelerator with its
+    ``RunCodegen``.
 
     Parameters
     ----------
     pipeline : str or tvm.transform.Pass
-        As ``tvm.compile`` takes it.
+        The pipeline, as ``tvm.compile`` takes it.
     transforms : sequence of tvm.transform.Pass
-        Run on the functions that update, with what they call, before they are lowered.
+        Passes for the functions that update a tuple, and for the functions that they call. They run
+        before these are lowered.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class Pipeline:
     def transform_module(
         self, mod: ir.IRModule, _context: tvm.transform.PassContext
     ) -> ir.IRModule:
-        """Of a module that updates nothing."""
+        """Run the pipeline on a module without updates."""
         pipeline = _resolved(self.pipeline, tvm.target.Target.current(allow_none=True))
         return mod if pipeline is None else pipeline(mod)
 

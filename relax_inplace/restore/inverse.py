@@ -41,18 +41,18 @@ __all__ = ["Inverse", "InverseError", "RestoredWeight", "find_inverse"]
 
 
 class InverseError(StructuredError):
-    """A transform whose weights cannot all be restored.
+    """Some weights of a transform cannot be restored.
 
     Attributes
     ----------
     function : str
-        Its name.
+        The name of the transform.
     count : str
-        How many cannot be, of how many.
+        The number of these weights, and of all.
     reasons : str
-        The first few, and why.
+        The first few, with the reasons.
     weights : dict of str to str
-        All of them, and why.
+        All of these weights, with the reasons.
     """
 
     template = (
@@ -68,7 +68,7 @@ class InverseError(StructuredError):
 
     @classmethod
     def listing(cls, function: str, weights: dict[str, str], count: int) -> StructuredError:
-        """Make the error from what each weight is called, and why it is not restored."""
+        """Make the error from the names of the weights and the reasons."""
         because: dict[str, list[str]] = {}
         for name, reason in weights.items():
             because.setdefault(reason, []).append(f"`{name}`")
@@ -123,14 +123,14 @@ class _Way:
 
 @dataclasses.dataclass
 class Inverse:
-    """What restores the weights of a transform.
+    """The inverse of a transform: the computation that restores each weight.
 
     Attributes
     ----------
     graph : TransformGraph
         The transform.
     weights : list of RestoredWeight
-        In order, through nested tuples.
+        The weights in their order, through nested tuples.
     """
 
     graph: TransformGraph
@@ -232,22 +232,23 @@ def find_inverse(
     mod: ir.IRModule | None = None,
     equal: Mapping[str, str] | None = None,
 ) -> Inverse:
-    """Find what restores the weights of a transform.
+    """Find the inverse of a transform.
 
     Parameters
     ----------
     name : str
+        The name of the transform, for errors.
     function : relax.Function
-        Out of place.
+        The transform, out of place.
     mod : tvm.ir.IRModule, optional
-        Where the functions that it calls are.
+        The module of the transform, if that calls other functions.
     equal : dict of str to str, optional
-        The slots of weights that are known to be equal to others, and the slots of these.
+        From slots of weights to the slots of weights that are known to be equal.
 
     Returns
     -------
     Inverse
-        ``print`` shows it.
+        The inverse; ``print`` shows it.
     """
     return _Search(name, function, mod or ir.IRModule(), equal or {}).run()
 

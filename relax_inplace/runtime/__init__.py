@@ -1,6 +1,6 @@
-"""Parameter tuples: load, own, transform, report, save. Needs TVM's runtime, never its compiler.
+"""Load, own, convert and save a model's weights. Needs TVM's runtime, never its compiler.
 
-:mod:`.checkpoint` reads and writes files, :mod:`.convert` owns weights and converts them.
+:mod:`.checkpoint` reads and writes files. :mod:`.convert` owns weights and converts them.
 """
 
 from .checkpoint import CheckpointError, MismatchError, SaveError, load_params, save_params

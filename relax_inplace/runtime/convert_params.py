@@ -1,8 +1,8 @@
-"""convert_params: from files to converted weights in one call, or from what was saved before.
+"""convert_params: from files to converted weights in one call, with a cache.
 
-The key of a saved result is a digest of what it was made from and by: the source's fingerprint
-(names, sizes and times of the files, and what they say of themselves), the transform's name and
-layout, the target it was compiled for, the inputs, and the versions of TVM and of this package.
+The key of a cached result is a digest of the source's fingerprint (names, sizes and times of the
+files, and their own metadata), the transform's name and layout, its target, the inputs, and the
+versions of TVM and of this package.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _MADE_BY = ("relax-inplace", "apache-tvm")
 
 def convert_params(
     function: Any,
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | Checkpoint,
     device: Any,
     *,
     cache: str | os.PathLike[str] | None = None,
@@ -57,21 +57,22 @@ def convert_params(
     checksum: bool = False,
     progress: ProgressOption = None,
 ) -> Params:
-    """Load weights and convert them, or read them as they were converted before.
+    """Load weights and convert them, or load the result of an earlier conversion.
 
     Parameters
     ----------
     function : Transform, VirtualMachine or module
-        If it is streamed, the weights are: see :func:`stream_params`.
-    path : str or path
-        See :func:`~relax_inplace.runtime.checkpoint.open_checkpoint`. If this transform has
-        converted the weights there, they are loaded, no more.
+        A compiled transform. If it is streamed, the weights are: see :func:`stream_params`.
+    path : path or Checkpoint
+        See :func:`~relax_inplace.runtime.checkpoint.open_checkpoint`. Weights there that this
+        transform has converted are only loaded.
     device : tvm.runtime.Device or str
+        The device of the weights.
     cache : str or path, optional
-        A folder for the result. One that is there and was made from the same files, by the same
-        transform, is used instead of converting; any other is replaced.
+        A folder for the result. A result there, of the same files and the same transform, is
+        loaded; the weights are then not converted. Any other result is replaced.
     format : str
-        Of the cache: see :func:`~relax_inplace.runtime.save_params`.
+        The format of the cache: see :func:`~relax_inplace.runtime.save_params`.
     names, extra, ties
         As for :func:`load_params`.
     inputs, strict, verify
@@ -84,27 +85,30 @@ def convert_params(
     Returns
     -------
     Params
-        With a mark. Its ``report`` says where they were read from if nothing was converted.
+        The weights, with a mark. If nothing was converted, the ``report`` names the folder that
+        they were read from.
 
     Raises
     ------
     ModuleError, CheckpointError, ConvertedError, HeldWeightsError, TransformError
-        As the functions raise that it consists of.
-    ValueError, TypeError
-        The cache is the folder of the originals; or an input is of a kind that nothing is known of.
+        As :func:`load_transform`, :func:`load_params` and :func:`transform_params`.
+    ValueError
+        The cache is the folder of the originals.
+    TypeError
+        With a cache: an input is neither tensor, number, text nor shape.
 
     Warns
     -----
     UserWarning
-        The result could not be saved. It is returned all the same.
+        The result could not be saved. It is returned nevertheless.
     """
     transform, device = Transform.of(function), device_of(device)
     if transform.weights is None:
         raise ModuleError.of(
             where="convert_params",
             given="a function without its module",
-            expected="what says which weights it takes",
-            remedy="give the virtual machine, or what load_transform returns",
+            expected="a transform with its module, which describes the weights",
+            remedy="give the virtual machine, or the result of load_transform",
         )
     if verify and transform.is_streamed:
         raise ModuleError.of(
@@ -120,7 +124,7 @@ def convert_params(
                 given=f"weights that `{source.provenance.transform}` converted, "
                 "maybe with other inputs",
                 expected="weights as they were stored",
-                remedy="load them with load_params if they are what you want",
+                remedy="load them with load_params to use them as they are",
             )
         return _as_converted(
             *(transform, path, device, checksum, progress), names=names, extra=extra
@@ -191,13 +195,13 @@ def _as_converted(
         None,
         memory.samples,
         memory.peak,
-        read_from=str(Path(path)),
+        read_from=str(path.path if isinstance(path, Checkpoint) else Path(path)),
     )
     return params
 
 
 def _key_of(cache: str | os.PathLike[str]) -> str | None:
-    """That of a saved result; None if there is none that can be read."""
+    """The key of a cached result; None if there is no readable one."""
     try:
         provenance = open_checkpoint(cache).provenance
     except (OSError, CheckpointError):
@@ -215,7 +219,7 @@ def _key(
 
 
 def _text_of(value: Any) -> str:
-    """What tells an input from another one."""
+    """A text that differs for different inputs."""
     if isinstance(value, tvm_ffi.Tensor):
         return f"{value.dtype}{list(map(int, value.shape))} {digest_of(value).hex()}"
     if isinstance(value, (bool, int, float, str, tvm_ffi.Shape)):

@@ -1,10 +1,9 @@
-"""The device that weights are on: which it is, when it is done, what becomes of it if it fails.
+"""The device of the weights: its name, a wait for its stream, and its failure.
 
-What is on a device that has failed is given up: it can be neither read nor freed. A kernel that
-fails leaves a CUDA device with an error that every later call reports, also the one that frees
-memory. TVM throws it in the destructor of a tensor, which ends the process
-(CUDADeviceAPI::FreeDataSpace, src/backend/cuda/runtime/cuda_device_api.cc). So such tensors are
-kept for good: there is nothing left to be had of their memory.
+A failed kernel leaves a CUDA device with an error that every later call reports, including the call
+that frees memory. TVM throws it in the destructor of a tensor, which ends the process
+(CUDADeviceAPI::FreeDataSpace, src/backend/cuda/runtime/cuda_device_api.cc). So the tensors of a
+failed device are never freed: their memory is lost in any case.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ _CPU = 1  # kDLCPU
 
 
 def device_of(given: Any) -> Any:
-    """A device, or the one of a name such as ``cpu`` or ``cuda:1``.
+    """The device of a name such as ``cpu`` or ``cuda:1``; a device is returned as it is.
 
     Raises
     ------
@@ -41,17 +40,17 @@ def device_of(given: Any) -> Any:
 
 
 def is_host(device: Any) -> bool:
-    """The process can read and write the device's memory."""
+    """Whether the process can read and write the device's memory."""
     return device.dlpack_device_type() == _CPU
 
 
 def wait_for_stream(device: Any) -> None:
-    """Until a device has done what this thread's current stream was given.
+    """Wait until a device has finished the work on this thread's current stream.
 
     Raises
     ------
     Exception
-        What the device reports.
+        The error that the device reports.
     """
     if device is not None and not is_host(device):
         load_library()
@@ -59,12 +58,12 @@ def wait_for_stream(device: Any) -> None:
 
 
 def give_up_if_failed(device: Any, tensors: tvm_ffi.Array) -> BaseException | None:
-    """Empty the slots of a tuple whose tensors are on a device that has failed.
+    """Empty the slots of a tuple if its device has failed.
 
     Returns
     -------
     BaseException or None
-        The device's error; None if it works, and nothing has changed.
+        The device's error; None if the device works, and then nothing has changed.
     """
     try:
         wait_for_stream(device)

@@ -1,4 +1,4 @@
-"""An error is no owner: the frames in its traceback hold what their functions worked on."""
+"""Release the weights that an error holds: the frames in its traceback keep their variables."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["forget_locals"]
 
 
 def forget_locals(error: BaseException | None) -> None:
-    """Clear the variables of all functions that an error has left, in those before it, too."""
+    """Clear the variables in the frames of an error, and of the errors before it."""
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         error = error.__context__

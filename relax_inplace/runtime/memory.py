@@ -1,8 +1,9 @@
-"""How much memory a device has free, and how much is used, as far as it says; and the C heap.
+"""The free and used memory of a device, if it says; and the heap of the C library.
 
-glibc serves blocks below a threshold, which rises up to 32 MB as blocks are freed, from its heap,
-and keeps the holes that they leave: a freed weight stays resident until one that fits is allocated.
-What this package allocates is not there (:mod:`.empty_tensor`); what numpy and others did may be.
+glibc takes blocks below a threshold from its heap; the threshold rises up to 32 MB as blocks are
+freed. The heap keeps the holes of freed blocks, so a freed weight stays resident until another one
+takes its hole. The tensors of this package do not lie there (:mod:`.empty_tensor`). Those of numpy
+and others may.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ _CGROUPS = Path("/sys/fs/cgroup")
 
 
 def available_bytes(device: Any) -> int | None:
-    """Bytes that can be taken on a device; None if it does not say.
+    """Bytes that are free on a device; None if it does not say.
 
-    On the host it is what the machine has, or what this process's cgroup has left if that is less.
+    On the host, the lesser of the machine's free memory and the rest of this process's cgroup.
 
     Parameters
     ----------
@@ -54,14 +55,14 @@ def _total_bytes(device: Any) -> int | None:
 
 
 def _make_current(device: Any) -> None:
-    """For this thread: TVM asks CUDA for the free memory of the device that is current."""
+    """Make a device current in this thread: TVM asks CUDA for the memory of the current one."""
     set_device = tvm_ffi.get_global_func("__tvm_set_device", allow_missing=True)
     if set_device is not None:
         set_device(device.dlpack_device_type(), device.index)
 
 
 def _left_in_cgroups(membership: Path, mount: Path) -> int | None:
-    """The least of what this process's cgroup, and each that contains it, has left."""
+    """The least rest of this process's cgroup and of those that contain it."""
     try:
         lines = membership.read_text().splitlines()
     except OSError:
@@ -94,13 +95,13 @@ def _left(folder: Path, limit: str, usage: str, prefix: str) -> int | None:
     if allowed == "max":
         return None
     pages = dict(line.split() for line in statistics)
-    # Of files: reading weights fills the cgroup with them, and the kernel gives them up.
+    # Pages of files: reading weights fills the cgroup with them, and the kernel gives them up.
     cached = sum(int(pages.get(f"{prefix}{kind}_file", 0)) for kind in ("active", "inactive"))
     return max(0, int(allowed) - max(0, used - cached))
 
 
 def trim_heap() -> None:
-    """Give free pages of the heap back to the system, where the C library can."""
+    """Give free pages of the heap back to the system, if the C library can."""
     trim = _malloc_trim()
     if trim is not None:
         trim(0)

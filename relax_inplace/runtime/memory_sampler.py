@@ -1,10 +1,9 @@
-"""Resident memory of this process and used memory of a device, while something runs.
+"""Samples of this process's resident memory, and of a device's used memory, while a block runs.
 
-On the host a thread reads what is resident every few milliseconds. It may miss a peak between two
-reads; Linux keeps the highest figure itself (VmHWM), which counts wherever it has risen. Of a
-device the driver says how much is free (CUDA: cudaMemGetInfo): what others use on it is in the
-figures. It is asked at each allocation and before each memory is freed, too, so that no peak of the
-weights is missed.
+On the host a thread reads the resident memory every few milliseconds. It may miss a peak between
+two reads. Linux keeps the highest figure itself (VmHWM), which is used if it has risen. On a device
+the driver gives the free memory (CUDA: cudaMemGetInfo), which includes the use of others. It is
+also read at each allocation, and before memory is freed, so that no peak of the weights is missed.
 """
 
 from __future__ import annotations
@@ -28,37 +27,26 @@ _MOST = 4096  # samples; then every second one goes, and the interval doubles
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """Memory at a moment.
+    """Memory at a moment."""
 
-    Attributes
-    ----------
-    seconds : float
-        Since the start.
-    host : int
-        Bytes resident.
-    device : int or None
-        Bytes used; None on a host, or if the driver does not say.
-    """
-
+    #: Since the start.
     seconds: float
+    #: Bytes resident on the host.
     host: int
+    #: Bytes used on the device; None if the weights are on the host, or the driver does not say.
     device: int | None
 
 
 class MemorySampler:
-    """Samples memory while the block runs.
+    """Samples memory while the block runs; ``before`` is the first sample.
 
-    The thread has a list of its own, so that there is no lock: a child of a fork, where the thread
-    does not run, would wait for it for ever.
+    The thread has a list of its own, without a lock: in a child of a fork the thread does not run,
+    and the child would wait for the lock for ever.
 
     Parameters
     ----------
     device : tvm.runtime.Device, optional
-
-    Attributes
-    ----------
-    before : Sample
-        Of the beginning.
+        The device to sample beside the host.
     """
 
     def __init__(self, device: Any = None):
@@ -88,12 +76,12 @@ class MemorySampler:
 
     @property
     def samples(self) -> list[Sample]:
-        """All of them in the order of time; the last is from the end of the block."""
+        """All samples in the order of time; the last one is of the end of the block."""
         return sorted([*self._asked_for, *self._by_time], key=lambda one: one.seconds)
 
     @property
     def peak(self) -> Sample:
-        """The highest figures; its time is that of the host's."""
+        """The highest figures; the time is that of the host's."""
         samples = self.samples
         highest = max(samples, key=lambda one: one.host)
         devices = [one.device for one in samples if one.device is not None]

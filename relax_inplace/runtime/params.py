@@ -22,38 +22,42 @@ __all__ = ["Params"]
 class Params(Sequence):
     """The weights of a model: a tuple of tensors, which may be nested, and their names.
 
-    It can be handed to a compiled function as the tuple that it is, and is a sequence of its
-    tensors. Tensors are counted through nested tuples: those of ``((a, b), c)`` are 0, 1 and 2. By
-    name it is read as a mapping: ``params["w"]``, ``"w" in params``, ``get``, ``keys``, ``values``,
-    ``items``; so ``dict(params)`` and ``**params`` are by name.
+    A compiled function takes it as a tuple. It is a sequence of its tensors, counted through nested
+    tuples: those of ``((a, b), c)`` are 0, 1 and 2. It is also a mapping by name: ``params["w"]``,
+    ``"w" in params``, ``get``, ``keys``, ``values``, ``items``, ``dict(params)``, ``**params``.
 
     Parameters
     ----------
     tensors : tvm_ffi.Array or iterable
         Tensors, and sequences of them. An ``ffi.Array`` is kept as it is, not copied.
     names : iterable of str, optional
-        One for each tensor; by default their places, such as ``3``, and ``0.3`` in a nested tuple.
+        A name for each tensor. By default their slots, such as ``3``, and ``0.3`` in a nested
+        tuple.
     provenance : Provenance, optional
-        Of converted weights.
+        The mark of converted weights.
+    source : str
+        The fingerprint of the files that the weights were loaded from.
 
     Attributes
     ----------
     names : tuple of str
+        The names of the tensors.
     provenance : Provenance or None
-        None for weights as they were stored.
+        The mark of converted weights; None for weights as they were stored.
     source : str
-        What they were loaded from; empty if they were not.
+        The fingerprint of the files; empty if the weights were not loaded.
     ignored : tuple of str
-        Weights that were in the files, and not wanted.
+        The names of weights in the files that were not read.
     report : Report or None
-        What the last conversion took.
+        The report of the last conversion.
     partial : str or None
-        The transform that failed and left some of them converted: they are of no layout.
+        The name of a transform that failed and left some of the weights converted. Such weights
+        have no layout.
 
     Raises
     ------
     ValueError
-        Not as many names as tensors, or one twice.
+        There are more or fewer names than tensors, or a name is given twice.
     """
 
     def __init__(
@@ -69,7 +73,7 @@ class Params(Sequence):
         self.provenance = provenance
         self.source = source
         self.ignored: tuple[str, ...] = ()
-        self._read_as: dict[str, str] = {}  # for what a module calls a weight its name here
+        self._read_as: dict[str, str] = {}  # from a module's name of a weight to the name here
         self.report: Report | None = None
         self.partial: str | None = None
         self._name(names)
@@ -103,7 +107,7 @@ class Params(Sequence):
         return self._tuple
 
     def __tvm_ffi_object__(self) -> tvm_ffi.Array:
-        """tvm-ffi's protocol: what a compiled function is given."""
+        """The argument of a compiled function, by tvm-ffi's protocol."""
         return self.fields
 
     def __len__(self) -> int:
@@ -120,7 +124,7 @@ class Params(Sequence):
         return leaf_at(fields, slots[key])
 
     def __iter__(self) -> Iterator[Any]:
-        """The tensors, as of the tuple that it is."""
+        """The tensors, as of a sequence."""
         return iter(self.values())
 
     def __contains__(self, name: object) -> bool:
@@ -145,7 +149,7 @@ class Params(Sequence):
         return default if slot is None else leaf_at(self.fields, slot)
 
     def _fields(self) -> tvm_ffi.Array:
-        """The tuple, for whoever converts it."""
+        """The tuple, for the conversion."""
         return self._tuple
 
     def _slots(self) -> list[str]:
@@ -158,24 +162,24 @@ class Params(Sequence):
         return _types(self.names, self._leaves())
 
     def _names_of(self, types: Iterable[TensorInfo]) -> list[str]:
-        """What weights of a module are called here, or what is made from them."""
+        """The names that the weights of a module, or those made from them, get here."""
         taken: set[str] = set()
         return [unused_name(made_from(one.name, self._read_as), taken) for one in types]
 
     def _hold(self, fields: tvm_ffi.Array) -> None:
-        """Hold another tuple, under no names."""
+        """Hold another tuple, without names."""
         self._tuple = fields
         self._name(None)
 
     def _become(self, names: Iterable[str] | None, provenance: Provenance | None) -> None:
-        """Be weights of these names, of one layout."""
+        """Set the names and the mark: the weights have one layout."""
         self._name(names)
         self.provenance = provenance
         self.partial = None
 
     @property
     def types(self) -> list[TensorInfo]:
-        """Of the tensors, without those that are lost."""
+        """The types of the tensors, without those that are lost."""
         return _types(self.names, self)
 
     @property

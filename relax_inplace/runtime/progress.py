@@ -1,4 +1,4 @@
-"""How far a load, or a save, has come."""
+"""The progress of a load, a conversion or a save."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["Progress", "ProgressBar", "ProgressOption", "progress_bar"]
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """What a callable is told.
+    """The argument of a ``progress`` callable.
 
     Attributes
     ----------
@@ -26,7 +26,7 @@ class Progress:
     total : int
         Bytes in all.
     name : str
-        Of the weight that has just been done.
+        The name of the last weight.
     """
 
     done: int
@@ -38,7 +38,7 @@ ProgressOption = bool | Callable[[Progress], object] | None
 
 
 class ProgressBar(Protocol):
-    """What is told of each weight."""
+    """A receiver of progress."""
 
     def update(self, nbytes: int, name: str) -> None:
         """A weight of so many bytes is done."""
@@ -56,7 +56,7 @@ def progress_bar(progress: ProgressOption, total: int, what: str) -> Iterator[Pr
     total : int
         Bytes.
     what : str
-        Is being done.
+        The label of the bar.
     """
     if callable(progress):
         yield _Told(progress, total)

@@ -12,20 +12,20 @@ MARK = "relax_inplace.converted"  # its key in a file's metadata
 
 @dataclasses.dataclass(frozen=True)
 class Provenance:
-    """What converted a set of weights, to which layout, and from which source.
+    """The mark of converted weights: their transform, layout and source.
 
     Attributes
     ----------
     transform : str
         The function's name.
     layout : str
-        Of the transform, as the compiled module says: the same for those that compute the same.
-        Empty if the function was called without its module.
+        The layout of the transform, by the compiled module: equal for transforms that compute the
+        same. Empty if the function was called without its module.
     source : str
-        What the weights were loaded from: see :func:`relax_inplace.runtime.load_params`. Empty if
-        they were not.
+        The fingerprint of the files: see :func:`relax_inplace.runtime.load_params`. Empty if the
+        weights were not loaded.
     key : str
-        What a cached result was made from: see :func:`relax_inplace.runtime.convert_params`.
+        The key of a cached result: see :func:`relax_inplace.runtime.convert_params`.
     """
 
     transform: str
@@ -39,7 +39,7 @@ class Provenance:
 
     @classmethod
     def from_json(cls, text: object) -> Provenance | None:
-        """Read a mark; None for what is none."""
+        """Read a mark; None if the text is not one."""
         try:
             fields = json.loads(text)  # type: ignore[arg-type]
         except (TypeError, ValueError, RecursionError):

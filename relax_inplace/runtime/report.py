@@ -1,4 +1,4 @@
-"""Report: what a conversion took."""
+"""Report: the time and the memory of a conversion."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Report"]
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What a conversion took.
+    """The time and the memory of a conversion.
 
     Attributes
     ----------
@@ -23,28 +23,29 @@ class Report:
         The function's name.
     seconds : float
     converted : int
-        Bytes of the weights that it put in place.
+        Bytes of the new weights that the transform put into their slots.
     originals : int
-        Bytes of the original weights, resident before or not.
+        Bytes of the original weights. Streamed ones count, too, although they were not resident.
     weights_before, weights_after : int
-        Bytes of the weights that were resident, and that are.
+        Bytes of the weights that were resident before the conversion, and after it.
     predicted_peak : int or None
-        Bytes of weights and temporaries at once, by the plan; None if it is not known.
+        The plan's peak, in bytes: weights and temporaries. None if it is not known.
     samples : list of Sample
         Memory over time.
     peak_sample : Sample
-        The highest figures.
+        The highest figures of the conversion.
     held : list of HeldWeight
-        The weights whose originals stayed alive.
+        The weights whose originals were not freed, because something else refers to them.
     verified : bool
         Whether every field was compared with an out-of-place conversion.
     read_from : str or None
-        The folder that the weights were read from, converted before; then nothing was converted.
+        The folder with the result of an earlier conversion, if the weights were read from there.
+        Then nothing was converted.
     reused : int
-        New tensors, temporaries among them, that took a spent one's storage. 0 if the module was
-        not compiled with donation.
+        The number of new tensors, temporaries included, in the storage of an earlier tensor. 0 if
+        the module was compiled without donation.
     allocated : dict of str to int
-        Those that were allocated there, by the reason.
+        The number of new tensors in storage of their own, by the reason.
     """
 
     transform: str
@@ -79,12 +80,12 @@ class Report:
 
     @property
     def grown(self) -> int:
-        """Bytes that the weights have grown by."""
+        """Bytes by which the weights have grown."""
         return max(0, self.weights_after - self.weights_before)
 
     @property
     def extra(self) -> int:
-        """Bytes at the peak above what was there before, and what the weights have grown by."""
+        """Bytes at the peak, less those before, less those by which the weights have grown."""
         peak = self.peak_sample.device if self.on_device else self.peak_sample.host
         return max(0, (peak or 0) - self._first - self.grown)
 
@@ -102,7 +103,7 @@ class Report:
 
     @property
     def out_of_place(self) -> int:
-        """What would have been resident with all new weights beside all old ones."""
+        """Bytes that would be resident with all new weights beside all old ones."""
         return self._first + self.originals - self.weights_before + self.weights_after
 
     @property
@@ -117,7 +118,7 @@ class Report:
         return self.converted / self.seconds / 1e9 if self.seconds else 0.0
 
     def __str__(self) -> str:
-        """A few lines."""
+        """A few lines for a person."""
         lines = []
         if self.read_from is not None:
             lines.append(
@@ -148,8 +149,10 @@ class Report:
             )
         if self.reused or self.allocated:
             made = self.reused + sum(self.allocated.values())
-            why = "".join(f"; {count} {reason}" for reason, count in self.allocated.items())
-            lines.append(f"in a spent tensor's storage: {self.reused} of {made} new ones{why}")
+            why = "".join(
+                f"; {count} allocated ({reason})" for reason, count in self.allocated.items()
+            )
+            lines.append(f"storage reused: {self.reused} of {made} new tensors{why}")
         if self.verified:
             lines.append("every field is bitwise that of an out-of-place conversion")
         lines += [f"not freed: {one}" for one in self.held[:8]]
@@ -158,7 +161,7 @@ class Report:
         return "\n".join(lines)
 
     def to_json(self) -> str:
-        """All of it."""
+        """All fields, as JSON."""
         fields: dict[str, Any] = dataclasses.asdict(self)
         del fields["peak_sample"]
         for name in ("before", "peak", "after", "extra", "predicted_extra", "out_of_place"):

@@ -1,4 +1,4 @@
-"""What others wrote, as a message may show it: in one line, whatever is in it."""
+"""Text of others in a message: on one line, without control characters."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ __all__ = ["shown", "system_text"]
 
 
 def shown(value: object) -> str:
-    """A value as a message may show it: short, on one line, and no control characters.
+    """A value as text for a message: short, on one line, without control characters.
 
-    A path is shown as it is, if it can be.
+    A printable path is shown as it is.
     """
     if isinstance(value, os.PathLike):
         text = os.fspath(value)
@@ -20,7 +20,7 @@ def shown(value: object) -> str:
 
 
 def system_text(error: Exception) -> str:
-    """What the operating system or another reader said, without a number and the path."""
+    """The message of an error of the operating system, without its number and the path."""
     text = (getattr(error, "strerror", None) or str(error)).lower()
     text = text if len(text) <= 200 else f"{text[:200]}..."
     return text if text.isprintable() else ascii(text)

@@ -1,4 +1,4 @@
-"""Places in a tuple that may be nested: ``3``, and ``0.3`` for field 3 of field 0."""
+"""Slots of a tuple that may be nested: ``3``, and ``0.3`` for field 3 of field 0."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["in_slots", "leaf_at", "leaves_of"]
 
 
 def leaves_of(fields: Any, path: str = "") -> list[tuple[str, Any]]:
-    """The places and values of what is in a tuple, through nested ones."""
+    """The slots and values of a tuple, through nested tuples."""
     leaves: list[tuple[str, Any]] = []
     for index, value in enumerate(fields):
         slot = f"{path}.{index}" if path else str(index)
@@ -23,14 +23,14 @@ def leaves_of(fields: Any, path: str = "") -> list[tuple[str, Any]]:
 
 
 def leaf_at(fields: Any, slot: str) -> Any:
-    """What is at a place in a tuple, such as ``0.3``."""
+    """The value in a slot of a tuple, such as ``0.3``."""
     for index in slot.split("."):
         fields = fields[int(index)]
     return fields
 
 
 def in_slots(values: Iterable[Any], slots: Iterable[str]) -> tvm_ffi.Array:
-    """The tuple, which may be nested, that has each of the values at its place."""
+    """The tuple, which may be nested, with each value in its slot."""
     below: dict[int, list[tuple[str, Any]]] = {}
     fields: dict[int, Any] = {}
     for value, slot in zip(values, slots, strict=True):

@@ -1,4 +1,4 @@
-"""stream_params: each weight is read when its step comes, and converted where it will stay."""
+"""stream_params: read each weight when its step comes, and convert it."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def stream_params(
 ) -> Params:
     """Load weights one by one, and convert each as it comes.
 
-    The next one is read while one is converted; no more than that is ahead. So the peak is the
-    converted weights, what one step works on, and one weight.
+    While one weight is converted, the next one is read, and no more. So the peak is the converted
+    weights, the tensors of one step, and one weight.
 
     Parameters
     ----------
@@ -52,25 +52,26 @@ def stream_params(
     path : path or Checkpoint
         See :func:`~relax_inplace.runtime.checkpoint.open_checkpoint`.
     device : tvm.runtime.Device or str
+        The device of the weights.
     inputs : sequence
-        What the function takes before the weights.
+        The function's arguments before the weights.
     names, extra, ties, checksum, progress
         As for :func:`~relax_inplace.runtime.load_params`.
 
     Returns
     -------
     Params
-        With a mark, and a ``report``.
+        The converted weights, with a mark and a ``report``.
 
     Raises
     ------
     CheckpointError
-        The files are damaged, or are not those of the module; before the first is read.
+        The files are damaged, or are not those of the module. No weight has been read.
     ConvertedError
-        They hold weights that are converted already.
+        The files hold converted weights.
     TransformError
-        The conversion failed. The originals are in the files; ``params`` of the error holds what
-        was finished.
+        The conversion failed. The originals are in the files; ``params`` of the error holds the
+        finished weights.
     """
     transform, device = Transform.of(function), device_of(device)
     if not transform.is_streamed or transform.weights is None or transform.params is None:

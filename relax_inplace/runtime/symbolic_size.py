@@ -1,6 +1,6 @@
-"""Sizes that a compiled module gives as text, where its weights have symbolic dimensions.
+"""Sizes with symbolic dimensions, which a compiled module gives as text.
 
-They are sums of products, and the largest of several: ``max(16*n + 128, 4*n*m)``.
+They are sums of products, or the largest of several: ``max(16*n + 128, 4*n*m)``.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def size_at(size: int | str | None, dimensions: Mapping[str, int]) -> int | None
     Returns
     -------
     int or None
-        None if it has a dimension that is not given, or is of another form.
+        None if the text has a dimension without a value, or another form.
     """
     if not isinstance(size, str):
         return size

@@ -1,8 +1,9 @@
 """Copies of tensors, complete when they are returned.
 
 TVM copies on the device's default stream, and does not wait for it (Tensor::CopyFromTo of
-src/runtime/tensor.cc). What wrote the tensor may be on this thread's stream, which the default one
-does not wait for: so that is waited for before, and the default one after.
+src/runtime/tensor.cc). The kernel that wrote the tensor may be on this thread's stream, which the
+default one does not wait for. So a copy waits for this thread's stream before, and for the default
+one after.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def copy_of(tensor: Any, device: Any = None) -> Any:
 
 
 def on_host(tensor: Any) -> Any:
-    """The tensor if it is on the host, else a copy that is."""
+    """The tensor if it is on the host, otherwise a copy on the host."""
     return tensor if is_host(tensor.device) else copy_of(tensor, tvm.cpu())
 
 

@@ -1,4 +1,4 @@
-"""What a tensor is before it exists: its name, shape and dtype."""
+"""The name, shape and dtype of a tensor, before it exists."""
 
 from __future__ import annotations
 
@@ -18,12 +18,14 @@ class TensorInfo:
     Attributes
     ----------
     name : str
+        Its name.
     shape : tuple of int or str, or None
-        A symbolic dimension is its name. None if the rank is not known, or it is no tensor.
+        Its shape; a symbolic dimension is its name. None if the rank is not known, or the value is
+        not a tensor.
     dtype : str or None
-        As TVM spells it; None if it is not known, or it is no tensor.
+        Its dtype, as TVM spells it. None if it is not known, or the value is not a tensor.
     slot : str
-        Its place in a module's tuple, such as ``3``, and ``0.3`` in a nested one; empty in a file.
+        Its slot in a module's tuple, such as ``3``, and ``0.3`` in a nested one; empty in a file.
     """
 
     name: str
@@ -43,31 +45,24 @@ class TensorInfo:
         return -(-math.prod(lengths) * element.bits * element.lanes // 8)
 
     def __str__(self) -> str:
-        """Such as ``float16[4, 8]``."""
+        """Text such as ``float16[4, 8]``."""
         shape = "..." if self.shape is None else ", ".join(map(str, self.shape))
         return f"{self.dtype or '?'}[{shape}]"
 
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """A tensor that is not of the type that is wanted.
-
-    Attributes
-    ----------
-    name : str
-    given, wanted : TensorInfo
-    where : str
-        What its symbolic dimensions are known to be.
-    """
+    """A tensor that has another type than the wanted one."""
 
     name: str
     given: TensorInfo
     wanted: TensorInfo
+    #: The known values of its symbolic dimensions, as text.
     where: str = ""
 
     @property
     def is_of_dtype(self) -> bool:
-        """Whether nothing else differs."""
+        """Whether the dtype alone differs."""
         return self.given.dtype != self.wanted.dtype and self.given.shape == self.wanted.shape
 
     def __str__(self) -> str:
@@ -76,10 +71,10 @@ class Difference:
 
 
 def differences(given: Mapping[str, TensorInfo], wanted: Iterable[TensorInfo]) -> list[Difference]:
-    """Say which tensors, of those that are given by name, are not of the type that is wanted.
+    """The tensors, given by name, that have another type than the wanted one.
 
-    A symbolic dimension is what the first tensor that has it says. What is wanted without a dtype
-    is no tensor, or may be any.
+    The first tensor with a symbolic dimension sets its value. A wanted type without a dtype stands
+    for any tensor, or for a value that is not a tensor.
     """
     sizes: dict[str, int | str] = {}
     wrong = []
@@ -93,7 +88,7 @@ def differences(given: Mapping[str, TensorInfo], wanted: Iterable[TensorInfo]) -
 
 
 def dimensions_of(given: Mapping[str, TensorInfo], wanted: Iterable[TensorInfo]) -> dict[str, int]:
-    """The values of symbolic dimensions, of tensors that are of the types wanted."""
+    """The values of symbolic dimensions, from tensors of the wanted types."""
     found: dict[str, int] = {}
     for one in wanted:
         if one.name in given and one.shape is not None:
@@ -106,7 +101,7 @@ def dimensions_of(given: Mapping[str, TensorInfo], wanted: Iterable[TensorInfo])
 def _is_same(
     given: TensorInfo, wanted: TensorInfo, sizes: dict[str, int | str]
 ) -> tuple[bool, str]:
-    """Whether it is, and what its symbolic dimensions are known to be."""
+    """Whether the types are the same, and the known values of the symbolic dimensions, as text."""
     if given.dtype != wanted.dtype:
         return False, ""
     if wanted.shape is None or given.shape is None:

@@ -1,4 +1,4 @@
-"""A compiled transform, and what its module says of it."""
+"""A compiled transform, and the description of it in its module."""
 
 from __future__ import annotations
 
@@ -28,14 +28,12 @@ _DEVICES = {"llvm": "cpu", "c": "cpu", "nvptx": "cuda"}
 
 
 class ModuleError(StructuredError):
-    """A compiled module is not what was asked for.
+    """A compiled module does not have the function that is needed.
 
     Attributes
     ----------
-    where : str
-    given : str
-    expected : str
-    remedy : str
+    where, given, expected, remedy : str
+        The parts of the message.
     """
 
     template = "{where}: {given}, expected {expected}; {remedy}"
@@ -43,15 +41,17 @@ class ModuleError(StructuredError):
 
 @dataclasses.dataclass(frozen=True)
 class TransformStep:
-    """A step of a transform, by its plan.
+    """A step in the plan of a transform.
 
     Attributes
     ----------
     computes : str
+        The name of its value.
     writes, frees : tuple of str
-        The slots that are finished after it, and those of the weights that it reads last.
+        The slots that are finished after the step, and the slots of the weights whose last use it
+        is.
     before, worst : int or str
-        Live bytes before it, and while it runs; text if they are symbolic.
+        Live bytes before the step, and while it runs; text if they are symbolic.
     """
 
     computes: str
@@ -63,36 +63,41 @@ class TransformStep:
 
 @dataclasses.dataclass(frozen=True)
 class Transform:
-    """A compiled transform: the function, and what its module says of it.
+    """A compiled transform: the function, and the description of it in its module.
 
     Attributes
     ----------
     function : tvm_ffi.Function
+        The function.
     name : str
-    weights, params : list of TensorInfo
-        What it takes and what it leaves in the tuple, through nested tuples; None if it is a
-        function without its module.
+        Its name.
+    weights, params : list of TensorInfo or None
+        The tensors that it takes, and those that it leaves in the tuple, through nested tuples.
+        None for a function without its module.
     steps : list of TransformStep
+        The steps of its plan.
     loads : list of int
-        The weights that a streamed transform asks for, in that order.
+        The indices of the weights that a streamed transform asks for, in that order.
     peak : int, str or None
-        Bytes that its plan takes; text if they are symbolic, None if they are not known.
+        The bytes of its plan; text if they are symbolic, None if they are not known.
     layout : str
-        The same for transforms that compute the same.
+        A digest of the computation: equal for transforms that compute the same.
     restores : str or None
-        The transform that it undoes.
+        The name of the transform that it inverts.
     reference : tvm_ffi.Function or None
         The same transform streamed, for ``transform_params(verify=True)``.
     is_streamed : bool
+        Whether it asks for its weights one by one.
     made : dict of str to tuple of str
-        For the slot of each weight those of what is made of it; empty if it is not known.
+        From the slot of each weight to the slots of the values made from it; empty if not known.
     tied : list of tuple of str
-        Weights that it takes for one: the first of each stands for the others.
+        Groups of weights that are equal: the first of each stands for the others.
     target : str
-        What it was compiled for, as TVM prints it.
+        The target of the compilation, as TVM prints it.
     vm : tvm.runtime.vm.VirtualMachine or None
+        The module's virtual machine.
     device : tvm.runtime.Device or None
-        Of the virtual machine; None if that was made elsewhere.
+        The device of the virtual machine; None if that was made elsewhere.
     """
 
     function: tvm_ffi.Function
@@ -119,16 +124,16 @@ class Transform:
         Parameters
         ----------
         given : Transform, tvm_ffi.Function, VirtualMachine or module
-            A function is taken as it is: nothing is known of its weights.
+            For a function without its module, the weights are not known.
         name : str, optional
-            Of the function, where the module has several.
+            The name of the function, if the module has several.
         restoring : str, optional
-            The name of a transform: find the one that undoes it.
+            The name of a transform, to find its inverse.
 
         Raises
         ------
         ModuleError
-            There is none, or there are several.
+            The module has no such transform, or several.
         """
         if isinstance(given, Transform):
             if restoring is None or given.restores is not None or given.vm is None:
@@ -139,11 +144,11 @@ class Transform:
         return _find(given, name, restoring, None)
 
     def is_tied(self, name: str) -> bool:
-        """Whether a weight is taken for another one, or another one for it."""
+        """Whether a weight is in a group of tied ones."""
         return any(name in names for names in self.tied)
 
     def with_dimensions(self, dimensions: Mapping[str, int]) -> Transform:
-        """The same with numbers for the sizes of its plan, where they can be told."""
+        """The transform, with numbers for those symbolic sizes of its plan that are known now."""
         steps = [
             dataclasses.replace(
                 one,
@@ -162,10 +167,11 @@ def load_transform(path: str | os.PathLike, device: Any, name: str | None = None
     Parameters
     ----------
     path : str or path
-        What ``export_library`` wrote.
+        A library by ``export_library``.
     device : tvm.runtime.Device or str
+        The device of the virtual machine, such as ``"cuda:1"``.
     name : str, optional
-        Of the transform, where the module has several.
+        The name of the transform, if the module has several.
 
     Returns
     -------
@@ -175,8 +181,10 @@ def load_transform(path: str | os.PathLike, device: Any, name: str | None = None
     Raises
     ------
     FileNotFoundError
+        There is no such file.
     ModuleError
-        It is no module of TVM's, was built for another machine or target, or has no transform.
+        The file is not a module of TVM, was built for another machine or target, or has no
+        transform.
     """
     from tvm.runtime.vm import VirtualMachine
 
@@ -186,10 +194,10 @@ def load_transform(path: str | os.PathLike, device: Any, name: str | None = None
 
 
 def open_module(path: str | os.PathLike) -> Any:
-    """Load the library of a compiled module, which a virtual machine runs: see `load_transform`.
+    """Load the library of a compiled module, for a virtual machine: see `load_transform`.
 
-    Where several are to run it, load it once: a library knows the last module that it was loaded
-    as (``__tvm_ffi__library_ctx``), and looks for its kernels in that one.
+    Load it once, also for several virtual machines: a library knows only the module of its last
+    load (``__tvm_ffi__library_ctx``), and looks for its kernels there.
     """
     import tvm
 
@@ -217,7 +225,7 @@ def open_module(path: str | os.PathLike) -> Any:
 
 
 def _require_whole(path: Path) -> None:
-    """Refuse a library that is cut off: to load one ends the process, by a SIGBUS."""
+    """Refuse a truncated library: loading one ends the process, by a SIGBUS."""
     try:
         missing = _missing_part(path)
     except OSError as error:
@@ -237,7 +245,7 @@ def _require_whole(path: Path) -> None:
 
 
 def _missing_part(path: Path) -> str:
-    """What its headers say is there, and is not; empty if all is, or it is no ELF file."""
+    """The first part of the headers that is missing; empty if none is, or if it is no ELF file."""
     with path.open("rb") as file:
         if file.read(4) != b"\x7fELF":
             return ""
@@ -269,7 +277,7 @@ def _find(
             where=where,
             given=f"no function `{_PARAM_MAP}`",
             expected="one with an in-place transform",
-            remedy="compile what InplaceTransformParams or LiftInplaceTransformParams returns",
+            remedy="compile the result of InplaceTransformParams or LiftInplaceTransformParams",
         )
     entries: dict[str, Any] = json.loads(module[_PARAM_MAP]())
     if name is not None:
@@ -334,10 +342,11 @@ def _made(entry: dict[str, Any]) -> dict[str, tuple[str, ...]]:
 
 
 def _names_of_mlc(module: Any, entry: dict[str, Any]) -> dict[str, str]:
-    """For the weights that a transform takes their names in MLC-LLM's metadata, if it has them.
+    """From the names of a transform's weights to those in MLC-LLM's metadata, if there is some.
 
-    There the weights are one tuple, in the order of the metadata. A name that a function gives a
-    field is looked up by the rules; where that does not find all, each slot has its number's.
+    With metadata, the weights are one tuple in its order. The names that the functions use are
+    matched with it by the rules. If the rules do not find all, each slot gets the name of its
+    index.
     """
     if not module.implements_function(_METADATA):
         return {}

@@ -1,4 +1,4 @@
-"""transform_params: converts weights in place. restore_params: the way back."""
+"""transform_params converts weights in place; restore_params converts them back."""
 
 from __future__ import annotations
 
@@ -34,13 +34,12 @@ __all__ = [
 
 
 class ConvertedError(StructuredError):
-    """Weights that are converted already, or not by this.
+    """The weights are converted already, or not converted, or converted by another transform.
 
     Attributes
     ----------
-    given : str
-    expected : str
-    remedy : str
+    given, expected, remedy : str
+        The parts of the message.
     """
 
     template = "{given}, expected {expected}; {remedy}"
@@ -52,9 +51,9 @@ class VerificationError(RuntimeError):
     Attributes
     ----------
     names : list of str
-        Of the fields that differ.
+        The names of the fields that differ.
     params : Params
-        The weights, which are converted.
+        The converted weights.
     """
 
     names: list[str]
@@ -75,19 +74,19 @@ def transform_params(
     Parameters
     ----------
     function : Transform, VirtualMachine, module or tvm_ffi.Function
-        A compiled in-place transform. Of a function without its module the names and types of its
-        weights and its plan are not known.
+        A compiled in-place transform. For a function without its module, the plan and the names
+        and types of the weights are not known.
     params : Params, tvm_ffi.Array, list or dict
-        The weights, which are handed over. A ``Params`` or an ``ffi.Array`` is updated in place; a
-        list or a dict is emptied first, and refilled.
+        The weights, which the function takes over. A ``Params`` or an ``ffi.Array`` is updated in
+        place. A list or a dict is emptied first, and refilled at the end.
     inputs : sequence
-        What the function takes before the weights.
+        The function's arguments before the weights.
     strict : bool
-        Whether a weight that something else refers to is an error: it cannot be freed. Otherwise
+        Whether a weight that something else refers to is an error. It cannot be freed. Otherwise
         the report names it.
     verify : bool
         Whether each converted field is compared, bitwise, with an out-of-place conversion of a
-        copy, one weight at a time. The module must have been made with ``reference=True``.
+        copy, one weight at a time. The module must be made with ``reference=True``.
     progress : bool or callable, optional
         By default a bar on standard error, if that is a terminal. A callable is called with a
         :class:`~relax_inplace.runtime.progress.Progress`.
@@ -95,22 +94,23 @@ def transform_params(
     Returns
     -------
     Params
-        The same object, if that was given; with a mark, and a ``report``.
+        The converted weights, with a mark and a ``report``; the given object, if it is a
+        ``Params``.
 
     Raises
     ------
     ConvertedError
-        The weights carry a mark: they are converted already. Or some are: a conversion has failed.
+        The weights, or some of them after a failure, are converted already.
     MismatchError
-        Their shapes or dtypes are not those of the module; all that differ are listed.
+        The shapes or dtypes are not those of the module. The error lists all that differ.
     HeldWeightsError
-        With ``strict``.
+        With ``strict``: something else refers to a weight.
     TransformError
-        The conversion failed: it says which slots are converted, original and lost.
+        The conversion failed. The error says which weights are converted, original and lost.
     TransformInterrupted
-        Ctrl-C: a KeyboardInterrupt that says the same.
+        The conversion was interrupted by Ctrl-C: a KeyboardInterrupt with the same attributes.
     VerificationError
-        With ``verify``.
+        With ``verify``: a field differs.
     """
     transform = Transform.of(function)
     if transform.restores is not None:
@@ -148,28 +148,28 @@ def restore_params(
     strict: bool = False,
     progress: ProgressOption = None,
 ) -> Params:
-    """Convert weights back to the format that they were stored in, in place.
+    """Convert weights back to their stored format, in place.
 
     Parameters
     ----------
     function : Transform, VirtualMachine, module or tvm_ffi.Function
-        Of a module that was made with ``restore=True``.
+        A transform, or its module, made with ``restore=True``.
     params : Params
-        With a mark.
+        Converted weights, with a mark.
     inputs, strict, progress
         As for :func:`transform_params`.
 
     Returns
     -------
     Params
-        The same object, without a mark.
+        The given object, without a mark.
 
     Raises
     ------
     ConvertedError
-        The weights are not converted, or not by the transform that the function undoes.
+        The weights are not converted, or converted by another transform.
     ModuleError
-        The module has no function that restores.
+        The module has no inverse of the transform.
     """
     if not isinstance(params, Params) or params.provenance is None:
         raise ConvertedError.of(
@@ -257,7 +257,7 @@ def _require_originals(params: Params) -> None:
 
 
 def _require_tied(transform: Transform, params: Params) -> None:
-    """Refuse different tensors where the transform takes one for the other."""
+    """Refuse tied weights that differ: the transform reads one of them for all."""
     slots = {one.name: one.slot for one in transform.weights or ()}
     for names in transform.tied:
         tensors = [(name, leaf_at(params._fields(), slots[name])) for name in names]
@@ -267,7 +267,7 @@ def _require_tied(transform: Transform, params: Params) -> None:
 
 
 def _new_names(transform: Transform, params: Params) -> list[str]:
-    """Those that the weights have now, on what is made from them."""
+    """The names of the new weights: those that the old ones have now."""
     if transform.params is None or transform.weights is None:
         return list(params.names)
     slots = params._slots()
@@ -280,12 +280,12 @@ def _new_names(transform: Transform, params: Params) -> list[str]:
 
 
 def _checked(transform: Transform, names: Sequence[str], types: Sequence[TensorInfo]) -> Transform:
-    """Check what TVM checks field by field, all at once and with names.
+    """Check all weights at once, by name; TVM checks field by field.
 
     Returns
     -------
     Transform
-        With the sizes of these weights in its plan.
+        The transform, with the sizes of these weights in its plan.
     """
     if transform.weights is None:
         return transform
@@ -297,7 +297,7 @@ def _checked(transform: Transform, names: Sequence[str], types: Sequence[TensorI
             where, expected, wanted[len(names) :], names[len(wanted) :], [], count=count
         )
     by_name = {one.name: one for one in types}
-    # They may be called otherwise here: what counts is the slot.
+    # The weights may have other names here: the slot counts.
     given = {one: by_name[name] for one, name in zip(wanted, names, strict=True) if name in by_name}
     lost = [
         one.name for one in transform.weights if one.dtype is not None and one.name not in given
@@ -317,7 +317,7 @@ def _device_of(params: Params) -> Any:
 
 
 def _digests(transform: Transform, ownership: Ownership, inputs: Sequence[Any]) -> dict[str, bytes]:
-    """Digests of what an out-of-place conversion makes, one weight at a time."""
+    """Digests of the fields of an out-of-place conversion, made one weight at a time."""
     if transform.reference is None:
         raise ModuleError.of(
             where="transform_params(verify=True)",

@@ -54,7 +54,7 @@ def test_a_state_dict_with_ignore_extra_and_nothing_else(folder, tmp_path):
     )
     done = run(*arguments, "--ignore-extra", "--save", tmp_path)
     assert (done.exit_code, done.stdout.startswith("inplace_transform_params: ")) == (0, True)
-    assert "not wanted, and not read: norm.num_batches_tracked" in done.stderr
+    assert "not used, and not read: norm.num_batches_tracked" in done.stderr
     saved = open_checkpoint(tmp_path)
     assert set(saved.records) == {"fc.weight", "fc.bias", "norm.running_mean"}
     assert saved.records["fc.weight"].shape == (64, 32)
@@ -69,7 +69,7 @@ def test_explained(folder):
         ("b_norm_running_mean", "norm.running_mean"),
     ):
         assert any(line[:2] == [ours, theirs] and "torch.export's" in line for line in lines)
-    assert "not wanted (1): norm.num_batches_tracked" in said
+    assert "not used (1): norm.num_batches_tracked" in said
     arguments = "explain", "-", "--json", "--params", folder / "weights"
     (report,) = json.loads(output(*arguments, text=MODULE))
     assert report["checkpoint"]["p_fc_bias"] == "fc.bias"

@@ -39,7 +39,7 @@ IN_PLACE = """
     out of place: at least 320, the originals and the results; in place: 256, 0.80 of that
     """
 STORAGE = """
-    inplace_transform_params: of 2 new tensors 0 are allocated, 0 take a spent storage, 2 are written in place; peak 160, without donation 256
+    inplace_transform_params: of 2 new tensors 0 are allocated, 0 reuse a storage, 2 are written in place; peak 160, without donation 256
     slot 0 -> in place of slot 0
     slot 1 -> in place of slot 1
     """
@@ -173,7 +173,7 @@ def test_nothing_is_lifted(tmp_path):
     done = run("build", "-", "--skip", "*", "-o", tmp_path / "lib.so", text=MODEL)
     assert "no weights are converted" in done.stderr
     assert error("rewrite", "-", "--skip", "*", text=TRANSFORM, code=2).startswith(
-        "--skip is for what is lifted: add --lift"
+        "--skip needs a lifted transform: add --lift"
     )
 
 

@@ -95,7 +95,7 @@ def test_refused():
         "no weight 'a'; expected an index below 2, or one of the names ['params[0]', 'params[1]']"
     )
     assert error("rewrite", "-", "--tied", "a=b", text=MODEL, code=2) == (
-        "--tied is for what is lifted: add --lift; see relax-inplace rewrite --help"
+        "--tied needs a lifted transform: add --lift; see relax-inplace rewrite --help"
     )
     assert error("rewrite", "-", "-o", "x.txt", text=TRANSFORM) == (
         "x.txt: expected a file that ends in .py (TVMScript) or .json"

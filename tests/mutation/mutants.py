@@ -557,8 +557,8 @@ LIMIT = _mutants(
     ("inplace/test_memory_limit.py", "-k", "not any and not resident and not eight_temporaries"),
     (
         "what does not fit is refused",
-        "        if peak > limit:\n            raise",
-        "        if False:\n            raise",
+        "        if peak > limit:\n            weights",
+        "        if False:\n            weights",
     ),
     (
         "what is not known in bytes is refused",
@@ -2520,8 +2520,9 @@ JSON_MODULES = [
 NODES = _mutants(
     "runtime/disco/nodes.py",
     ("runtime/test_disco.py", "-k", "strangers"),
-    ("a stranger is no node", "or not _is_token(", "and not _is_token("),
-    ("nor one that says nothing", "if not isinstance(found, dict):", "if False:"),
+    ("a stranger is no node", "or not is_ours:", "and not is_ours:"),
+    ("nor one of another version", 'said["version"] != version or ', ""),
+    ("nor one that takes too long", "max(give_up - time.monotonic(), 0.001)", "60.0"),
 )
 
 GPU_KERNELS = [

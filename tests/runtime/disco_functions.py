@@ -1,18 +1,21 @@
 """Functions that the tests of Disco need on the workers: `session.import_python_module` of this."""
 
+import gc
 import hashlib
 import os
 import signal
+import threading
 import time
 
 import numpy as np
 import tvm
 import tvm_ffi
 
-from relax_inplace.runtime.disco import tasks
+from relax_inplace.runtime.disco.worker import Task
 
 # What a weight may begin with, and what its kernel does then.
 FAILS, DIES, WAITS = -1.0, -2.0, -3.0
+counting = threading.Lock()
 
 
 @tvm_ffi.register_global_func("test.disco.transpose", override=True)
@@ -24,16 +27,21 @@ def transpose(source, target):
         os.kill(os.getpid(), signal.SIGKILL)
     give_up = time.monotonic() + 60
     while first == WAITS and time.monotonic() < give_up:  # until all who are at it are to stop
-        if all(one.is_stopped or one.outcome for one in list(tasks._tasks.values())):
+        if all(one.is_stopped or one.outcome for one in tasks()):
             break
-        time.sleep(0.005)
+        time.sleep(0.02)
     np.from_dlpack(target)[...] = source.numpy().T
 
 
+def tasks():
+    """Those of all workers that are threads of this process."""
+    return [one for one in gc.get_objects() if type(one) is Task]
+
+
 @tvm_ffi.register_global_func("test.disco.split_rows", override=True)
-def split_rows(source, workers, target):
+def split_rows(source, target):
     """The shards are parts of the rows."""
-    array = source.numpy()
+    array, workers = source.numpy(), target.shape[0]
     target.copyfrom(array.reshape(workers, array.shape[0] // workers, *array.shape[1:]))
 
 
@@ -68,7 +76,11 @@ def input_of(rows, columns):
 @tvm_ffi.register_global_func("test.disco.kept", override=True)
 def kept(rank):
     """How many tasks a worker keeps, as text."""
-    return str(sum(one == rank for one, _ in tasks._tasks))
+    for thread in threading.enumerate():
+        if thread.name == f"worker {rank}":
+            thread.join()
+    with counting:  # another worker that counts holds what it has found
+        return str(sum(one.rank == rank for one in tasks()))
 
 
 @tvm_ffi.register_global_func("test.disco.place", override=True)

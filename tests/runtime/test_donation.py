@@ -84,7 +84,7 @@ def test_new_weights_in_the_storage_of_spent_ones():
     assert [one.data_ptr() for one in params][1:] == before[:-1]
     report = params.report
     assert (report.reused, report.allocated) == (3, {"first of its size": 1})
-    assert "in a spent tensor's storage: 3 of 4 new ones; 1 first of its size" in str(report)
+    assert "storage reused: 3 of 4 new tensors; 1 allocated (first of its size)" in str(report)
     said = json.loads(report.to_json())
     assert (said["reused"], said["allocated"]) == (3, {"first of its size": 1})
     assert report.converted == report.weights_before == report.weights_after

@@ -94,7 +94,10 @@ class CheckpointReader:
         """
         try:
             with self._lock:
-                return self._tensor(self._checkpoint.records[name])
+                record = self._checkpoint.records[name]
+                if record.cut is None:
+                    return self._tensor(record)
+                return record.cut(self._tensor(record.whole or record))
         except BaseException as error:
             forget_locals(error)  # one of them is the tensor
             raise
@@ -123,8 +126,9 @@ class CheckpointReader:
         return bool(copy(staged, tensor, self._stream))
 
     def parts(self, name: str) -> Iterator[np.ndarray]:
-        """The bytes of a weight, some at a time."""
+        """The bytes of a weight as it is stored, some at a time."""
         record = self._checkpoint.records[name]
+        record = record.whole or record
         for start in range(0, record.nbytes or 0, _PART):
             part = np.empty(min(_PART, (record.nbytes or 0) - start), "uint8")
             self._fill(part, record, start)

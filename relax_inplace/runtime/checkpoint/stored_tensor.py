@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from ..shown import shown
 from ..tensor_info import TensorInfo
@@ -30,6 +31,9 @@ class StoredTensor(TensorInfo):
     stored_nbytes : int
     encoding : str
         ``raw``, or ``f32-to-bf16``: the upper halves of float32 numbers.
+    whole : StoredTensor or None
+        What is stored, if this is a part of it, and what makes the part.
+    cut : callable or None
     """
 
     shape: tuple[int, ...]
@@ -38,6 +42,8 @@ class StoredTensor(TensorInfo):
     offset: int
     stored_nbytes: int
     encoding: str = "raw"
+    whole: StoredTensor | None = None
+    cut: Callable[[Any], Any] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -45,7 +45,7 @@ def _refuse(where: str, first: str, other: str) -> None:
 
 
 def _is_same(checkpoint: Checkpoint, first: StoredTensor, other: StoredTensor) -> bool:
-    if (first.shape, first.dtype) != (other.shape, other.dtype):
+    if (first.shape, first.dtype, first.cut) != (other.shape, other.dtype, other.cut):
         return False
     if (first.file, first.offset, first.encoding) == (other.file, other.offset, other.encoding):
         return True

@@ -1,1 +1,1 @@
-"""Converting weights that are there: their owner, the run, what is seen of it."""
+"""Convert weights in memory: their owner, the run, its observation."""

@@ -1,4 +1,4 @@
-"""What a conversion that failed, or was interrupted, says of the weights."""
+"""The errors of a failed or interrupted conversion, with the state of each weight."""
 
 from __future__ import annotations
 
@@ -12,27 +12,7 @@ __all__ = ["TransformError", "TransformInterrupted", "failure"]
 
 
 class _Failure:
-    """What a conversion left.
-
-    Attributes
-    ----------
-    transform : str
-        The function's name.
-    step : int or None
-        The one that failed, counted from 1: the first that is not seen to be done. None if the
-        module does not say what the steps are, or all are done.
-    steps : int or None
-        How many there are.
-    computes : str
-        What that step computes; empty if it is not known.
-    converted, original, lost : list of str
-        Names of weights: all that is made of them is in its slots; they are in their slots as they
-        were; neither. Of a weight that is lost in part the lost part is named, too.
-    is_device_lost : bool
-        The device has failed: nothing on it can be read any more, nor freed.
-    params : Params
-        The weights as they are now.
-    """
+    """The state of the weights after a conversion that failed."""
 
     transform: str
     step: int | None
@@ -46,11 +26,31 @@ class _Failure:
 
 
 class TransformError(RuntimeError, _Failure):
-    """A conversion has failed. Its cause is the exception that it was raised from."""
+    """A conversion has failed. ``__cause__`` is the original exception.
+
+    Attributes
+    ----------
+    transform : str
+        The function's name.
+    step : int or None
+        The step that failed, counted from 1: the first that was not seen to finish. None if the
+        module does not describe its steps, or if all have finished.
+    steps : int or None
+        The number of steps.
+    computes : str
+        The name of the value that the failed step computes; empty if it is not known.
+    converted, original, lost : list of str
+        Names of weights. Converted: all results made from it are in their slots. Original: it is
+        in its slot, unchanged. Lost: any other; if only a part is lost, the part is named, too.
+    is_device_lost : bool
+        Whether the device has failed: nothing on it can be read or freed.
+    params : Params
+        The weights as they are now.
+    """
 
 
 class TransformInterrupted(KeyboardInterrupt, _Failure):
-    """A conversion was interrupted by Ctrl-C."""
+    """A conversion was interrupted by Ctrl-C. The attributes are those of `TransformError`."""
 
 
 def failure(
@@ -65,12 +65,12 @@ def failure(
     said: str = "",
     is_device_lost: bool = False,
 ) -> BaseException:
-    """The error to raise.
+    """Make the error to raise.
 
     Parameters
     ----------
     said : str
-        What more there is to say of the cause.
+        More about the cause, appended to its message.
     """
     is_interrupt = isinstance(cause, KeyboardInterrupt)
     steps = transform.steps

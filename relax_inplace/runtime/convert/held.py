@@ -1,4 +1,4 @@
-"""Who else refers to the weights: what cannot be freed, and why."""
+"""Other references to the weights, which keep them from being freed."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ __all__ = ["HeldWeight", "HeldWeightsError", "find_held"]
 
 
 class HeldWeightsError(StructuredError):
-    """Weights cannot be freed, as something else refers to them; raised if that is asked for.
+    """Something else refers to weights, so that they cannot be freed; raised with ``strict``.
 
     Attributes
     ----------
     held : str
-        How many, and the first of them: slot, name, bytes, and by what.
+        The first of these weights: slot, name, bytes and holder; and the number of the others.
     """
 
     template = "{held}. Nothing has changed; let go of them, or convert without strict"
@@ -30,20 +30,12 @@ class HeldWeightsError(StructuredError):
 
 @dataclasses.dataclass(frozen=True)
 class HeldWeight:
-    """A weight that something else refers to: its memory stays when its slot is replaced.
-
-    Attributes
-    ----------
-    slot : str
-    name : str
-    nbytes : int
-    by : str
-        What refers to it, as far as can be told.
-    """
+    """A weight that something else refers to: its memory stays when its slot is replaced."""
 
     slot: str
     name: str
     nbytes: int
+    #: The holder, as far as it is known.
     by: str
 
     def __str__(self) -> str:
@@ -58,11 +50,11 @@ def find_held(
     Parameters
     ----------
     fields : tvm_ffi.Array
-        No Python variable may refer to its tensors.
+        The tuple. No Python variable may refer to its tensors.
     names : sequence of str
-        One for each.
+        A name for each tensor.
     tied : container of str
-        Slots that may hold one tensor: the transform takes one for the other, and frees the rest.
+        Slots that may hold the same tensor: the transform reads one of them, and frees the rest.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""One conversion, watched: progress while it runs, a report when it is done."""
+"""Run a conversion with progress, and report."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def convert(
 ) -> Report:
     """Run a transform on weights, or on the slots that it fills, and report.
 
-    The weights are ``partial`` afterwards, under no names, until the caller says what they are.
+    Afterwards the weights are ``partial`` and have no names, until the caller sets them.
     """
     params = ownership.params
     types = params._types()
@@ -56,7 +56,7 @@ def convert(
             converted += new
             grown += new - bytes_out
             moved = bytes_out if is_filled else new
-            if bytes_in < 0:  # it is told when a new weight is in place
+            if bytes_in < 0:  # the bar moves when a new weight is in place
                 emptied += moved
             else:
                 bar.update(moved + emptied, names.get(slot, slot))
@@ -102,7 +102,7 @@ def convert(
 
 
 def resident_bytes(params: Params) -> int:
-    """The memory of some weights; what stands in two slots (tied weights) takes it once."""
+    """The bytes of some weights; a tensor in two slots (tied weights) counts once."""
     tensors = [one for one in params._leaves() if isinstance(one, tvm_ffi.Tensor)]
     sizes: dict[int, int] = {}
     for tensor, one in zip(tensors, params._types(), strict=True):
@@ -112,11 +112,12 @@ def resident_bytes(params: Params) -> int:
 
 
 def require_memory(transform: Transform, before: int, device: Any) -> None:
-    """Refuse what the plan says will not fit: nothing has changed yet.
+    """Refuse a conversion that does not fit by its plan, before anything changes.
 
     Raises
     ------
     MemoryError
+        The device has less free memory than the plan needs.
     """
     if not isinstance(transform.peak, int) or device is None:
         return
@@ -124,14 +125,14 @@ def require_memory(transform: Transform, before: int, device: Any) -> None:
     needed = transform.peak + _read_ahead(transform) - before
     if available is not None and needed > available:
         raise MemoryError(
-            f"`{transform.name}` needs {needed:,} bytes beside what is loaded ({transform.peak:,} "
-            f"by its plan), but {available:,} are free on {device}. No field has changed; compile "
-            "it with memory_limit, or stream the weights"
+            f"`{transform.name}` needs {needed:,} bytes beside the loaded weights "
+            f"({transform.peak:,} by its plan), but {available:,} are free on {device}. No field "
+            "has changed; compile it with memory_limit, or stream the weights"
         )
 
 
 def _read_ahead(transform: Transform) -> int:
-    """Bytes of the weight that is read while another one is converted, which no plan knows of."""
+    """Bytes of the weight that is read in advance, which the plan does not count."""
     if not transform.is_streamed or len(transform.weights or ()) < 2:
         return 0
     return max(one.nbytes or 0 for one in transform.weights or ())

@@ -1,4 +1,4 @@
-"""Ownership: weights are taken from whatever holds them, and given back."""
+"""Ownership: take weights from their container, and give them back."""
 
 from __future__ import annotations
 
@@ -25,42 +25,38 @@ _lock = threading.Lock()
 
 
 class Ownership:
-    """The weights that something holds, with one owner while the block runs.
+    """Makes the block the only owner of weights.
 
-    The owner is alone: nobody else can read or convert the weights, nor run the virtual machine
-    that converts them. It is not interrupted: what a signal handler raises, or the caller's
-    ``progress``, is held, and raised when all is given back, with the names of what is converted.
+    While the block runs, nobody else can read or convert the weights, nor run the virtual machine
+    that converts them. The block is not interrupted: an exception of a signal handler, or of the
+    caller's ``progress``, is held. It is raised when all weights are given back, with the names of
+    those that are converted.
 
     A ``Params`` or an ``ffi.Array`` is used as it is. A list or a dict is emptied, and refilled at
-    the end: the list with the tensors that are there then, the dict by their names.
+    the end: a list with the new tensors in their order, a dict by their names.
 
     Parameters
     ----------
     given : Params, tvm_ffi.Array, list or dict
-    transform : Transform
-
-    Attributes
-    ----------
-    params : Params
         The weights.
-    signals : HeldSignals
-    is_done : bool
-        Whether they are converted, all of them.
+    transform : Transform
+        The transform that will convert them.
 
     Raises
     ------
     TypeError
-        It is none of these, or holds what is no tensor.
+        The container is none of these, or holds something else than tensors.
     MismatchError
         The names in a dict are not those of the module's weights.
     RuntimeError
-        At the beginning of the block: another thread converts them, or uses the virtual machine.
+        At the beginning of the block: another thread converts the weights, or uses the virtual
+        machine.
     """
 
     def __init__(self, given: Any, transform: Transform):
         self.params = _params_of(given, transform)
         self.signals = HeldSignals()
-        self.is_done = False
+        self.is_done = False  # whether all weights are converted
         self._transform = transform
         self._container = given if isinstance(given, (list, dict)) else None
         self._names = self.params.names  # of the weights: what is made of them may have others
@@ -96,7 +92,7 @@ class Ownership:
             raise self.signals.error
 
     def named(self, error: BaseException) -> BaseException:
-        """The error; of an interrupt that came when all was converted one that says so."""
+        """The error; for an interrupt after the last update, an error that says so."""
         is_interrupt = isinstance(error, KeyboardInterrupt) or error is self.signals.error
         if not self.is_done or not is_interrupt or isinstance(error, TransformInterrupted):
             return error

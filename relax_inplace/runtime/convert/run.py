@@ -1,14 +1,14 @@
-"""One run of a transform: what became of each weight, and what went wrong.
+"""One run of a transform, which knows the state of each weight, also after a failure.
 
-On a device a kernel runs after the call that asked for it, and its error comes with a later one. So
-at each update the device is waited for (this thread's stream): a slot counts as converted when its
-kernels are done, and an error belongs to the step that is named. A device that has failed reports
-so from then on, and nothing on it can be read (CUDA: until the process ends): every slot on it is
-lost, whatever was done before.
+On a device a kernel runs after the call that launches it, and its error comes with a later call. So
+the run waits for this thread's stream at each update. A slot counts as converted when its kernels
+have finished, and an error belongs to the step that the message names. A failed device reports the
+error from then on, and nothing on it can be read (CUDA: until the process ends). Then every slot on
+it is lost, even a converted one.
 
-A run is stopped (by Ctrl-C, or by an error of the caller's ``progress``) after an update, and only
-where each weight is whole: in its slot as it was, or with all that is made of it in place. So a
-stop loses nothing; a kernel that fails may.
+Ctrl-C, or an error of the caller's ``progress``, stops a run after an update, and only where each
+weight is whole: unchanged in its slot, or with all results made from it in place. So a stop loses
+nothing. A failing kernel may lose a weight.
 """
 
 from __future__ import annotations
@@ -38,33 +38,27 @@ _OUT_OF_MEMORY = re.compile(
 
 
 class ObservedRun:
-    """Runs a transform on weights that nobody else can read meanwhile, and follows its updates.
+    """Runs a transform on weights that nobody else can read, and follows its updates.
 
     Parameters
     ----------
     transform : Transform
+        The transform.
     params : Params
-        The weights, or the slots that a streamed transform fills. They hold the result afterwards,
-        in the given tuple or in a new one, under no names.
+        The weights, or the slots that a streamed transform fills. Afterwards they hold the result,
+        in the given tuple or in a new one, without names.
     signals : HeldSignals
-        What asks to stop. What the callables raise is held there, too; if it comes when the last
-        update is made, the run is whole.
+        Holds an exception that asks to stop, also one of the callables. If it comes after the last
+        update, the run is complete.
     device : tvm.runtime.Device or None
-        Where the weights are.
+        The device of the weights.
     updated : callable
-        Is called with (slot, bytes in, bytes out) after each update; -1 bytes in for an emptied
-        slot. The memory of the old field has not been freed yet.
+        Called with (slot, bytes in, bytes out) after each update; bytes in are -1 for an emptied
+        slot. The memory of the old field is not freed yet.
     freed : callable
-        Is called when it has been.
+        Called after the memory of an old field is freed.
     allocated : callable
-        Is called when a new tensor has been allocated, by a module that was compiled with donation.
-
-    Attributes
-    ----------
-    reused : int
-        New tensors, temporaries among them, that took a spent one's storage.
-    refused : collections.Counter of str
-        Those that did not, by the reason (``cpp/storage.cc``).
+        Called after a new tensor is allocated, in a module that was compiled with donation.
     """
 
     def __init__(
@@ -84,18 +78,21 @@ class ObservedRun:
         self._updated = updated
         self._freed = freed
         self._allocated = allocated
+        #: The number of new tensors, temporaries included, in the storage of an earlier tensor.
         self.reused = 0
+        #: The number of those in storage of their own, by the reason (``cpp/storage.cc``).
         self.refused: Counter[str] = Counter()
         self._replaced: set[str] = set()
         self._emptied: set[str] = set()
         self._weights = self._weights_of(transform, params)
 
     def __call__(self, *inputs: Any) -> None:
-        """Run it; what comes before the tuple is given.
+        """Run the transform, with the arguments before the tuple.
 
         Raises
         ------
         TransformError, TransformInterrupted
+            The run failed, or was interrupted.
         """
         load_library()
         run = tvm_ffi.get_global_func("relax_inplace.RunTransform")
@@ -119,11 +116,11 @@ class ObservedRun:
             mark([slots[one] for one in slots if self._is_replaced(one)], self._converter())
 
     def _converter(self) -> str:
-        """What tensors are marked with: no name if they are originals again."""
+        """The name to mark tensors with; empty if they are originals again."""
         return self.transform.name if self.transform.restores is None else ""
 
     def _told(self, slot: str | None, bytes_in: int, bytes_out: int, freed: bool | str) -> None:
-        if isinstance(freed, str):  # of a new tensor: why it took no spent one's storage
+        if isinstance(freed, str):  # for a new tensor: why it has storage of its own, or ""
             if freed:
                 self.refused[freed] += 1
                 self._allocated()
@@ -165,20 +162,20 @@ class ObservedRun:
         )
 
     def _weights_of(self, transform: Transform, params: Params) -> list[tuple[str, str]]:
-        """Names and slots of the weights; if it is streamed, of what it fills the slots with."""
+        """Names and slots of the weights; for a streamed transform, of its results."""
         if transform.is_streamed and transform.params is not None:
             return [(one.name, one.slot) for one in transform.params]
         return list(zip(params.names, params._slots(), strict=True))
 
     def _may_stop(self) -> bool:
-        """Whether no weight is lost if the run ends now, and some are not converted yet."""
+        """Whether a stop now loses no weight, and some weights are not converted yet."""
         states = {self._state(slot)[0] for _, slot in self._weights}
         return "lost" not in states and "original" in states
 
     def _state(self, slot: str, is_device_lost: bool = False) -> tuple[str, str]:
-        """What became of the weight that was in a slot: converted, original or lost.
+        """The state of the weight that was in a slot: converted, original or lost.
 
-        And of one that is lost in part, which part of it.
+        With it, for a weight that is lost in part, a text that names the part.
         """
         has_values = {}
         if is_device_lost:
@@ -199,7 +196,7 @@ class ObservedRun:
         return "lost", f" (of it {', '.join(f'`{names.get(one, one)}`' for one in lost)})"
 
     def _is_replaced(self, slot: str) -> bool:
-        """Whether a new value is there, or in a tuple that it is in."""
+        """Whether a slot, or a tuple that it is in, has a new value."""
         return self._is_in(slot, self._replaced)
 
     def _is_in(self, slot: str, slots: set[str]) -> bool:
@@ -210,11 +207,11 @@ class ObservedRun:
         return leaves_of(self.params._fields())
 
     def _failed_step(self) -> int | None:
-        """The one after the last that has been seen to be done.
+        """The step after the last one that was seen to finish.
 
-        A step is seen by the slots that are replaced after it, or emptied if there are none: a step
-        without any is taken for done if a later one is. What writes over its weight has emptied
-        the slot before.
+        A step is seen by the slots that it replaces, or, if there are none, by those that it
+        empties. A step with neither has finished if a later one has. A step that writes over its
+        weight empties the slot before.
         """
         steps, last = self.transform.steps, 0
         for number, step in enumerate(steps, 1):
@@ -225,7 +222,7 @@ class ObservedRun:
         return None if not steps else min(last + 1, len(steps))
 
     def _memory_needed(self, cause: BaseException, step: int | None) -> str:
-        """Of an allocation that failed: how much it was, and how much there was."""
+        """For a failed allocation, a text with the bytes that it needed and the free ones."""
         if not (isinstance(cause, MemoryError) or _OUT_OF_MEMORY.search(str(cause))):
             return ""
         parts = []

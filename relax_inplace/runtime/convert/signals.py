@@ -1,4 +1,4 @@
-"""Signals while weights are between two owners: what their handlers raise is held."""
+"""Hold the exceptions of signal handlers while weights are between two owners."""
 
 from __future__ import annotations
 
@@ -10,21 +10,16 @@ __all__ = ["HeldSignals"]
 
 
 class HeldSignals:
-    """Holds what signal handlers raise in this thread, such as Ctrl-C, while the block runs.
+    """Holds the exceptions of signal handlers in this thread, such as Ctrl-C, while the block runs.
 
-    Python runs a handler between any two instructions of the main thread, and what it raises leaves
-    from there: no ``try`` is tight enough. So each handler of Python's is replaced by one that
-    calls it, and catches. A handler holds as long as it is in its place: there is no other state
-    that a signal could leave half.
-
-    Attributes
-    ----------
-    error : BaseException or None
-        The first that was held.
+    Python runs a handler between any two instructions of the main thread, and its exception leaves
+    from there: no ``try`` is tight enough. So each Python handler is replaced by one that calls it
+    and catches its exception. The replaced handlers are the only state, so a signal cannot leave it
+    half changed.
     """
 
     def __init__(self) -> None:
-        self.error: BaseException | None = None
+        self.error: BaseException | None = None  # the first that was held
         self._handlers: dict[int, Any] = {}
 
     def __enter__(self) -> HeldSignals:
@@ -49,7 +44,7 @@ class HeldSignals:
         self._put_back()
 
     def hold(self, error: BaseException) -> None:
-        """Note what shall be raised at the end; the first of several is."""
+        """Hold an exception, to be raised at the end; of several, the first."""
         if self.error is None:
             # A traceback keeps the variables of the frames in it, weights among them.
             self.error = error.with_traceback(None)

@@ -4,18 +4,23 @@ What is guaranteed, and how it is used: docs/disco.md. Only this package loads T
 ``import relax_inplace.runtime`` does not import it.
 """
 
-from .d_params import (
+from .sessions import (
+    ProcessSession,
+    SocketSession,
+    ThreadedSession,
+    WorkerError,
+    WorkersInterrupted,
+)
+from .weights import (
     DParams,
     DTransform,
     convert_params,
     load_params,
     load_transform,
+    restore_params,
     save_params,
     transform_params,
 )
-from .report import WorkersReport
-from .sessions import ProcessSession, SocketSession, ThreadedSession
-from .worker_error import WorkerError, WorkersInterrupted, WorkerState
 
 __all__ = [
     "DParams",
@@ -24,12 +29,11 @@ __all__ = [
     "SocketSession",
     "ThreadedSession",
     "WorkerError",
-    "WorkerState",
     "WorkersInterrupted",
-    "WorkersReport",
     "convert_params",
     "load_params",
     "load_transform",
+    "restore_params",
     "save_params",
     "transform_params",
 ]

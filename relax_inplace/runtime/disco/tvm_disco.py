@@ -8,7 +8,6 @@ no compiler. So ``tvm.runtime.disco`` is None, or its classes are bound to nothi
 from __future__ import annotations
 
 import importlib
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,37 +17,25 @@ from tvm_ffi.libinfo import load_lib_ctypes
 
 __all__ = ["disco"]
 
-_LIBRARY = "tvm_runtime_extra"
-_CLASSES = ("DRef", "Session", "ThreadedSession", "ProcessSession", "SocketSession")
-
-
-def _load_library() -> None:
-    if tvm_ffi.get_global_func("runtime.disco.SessionThreaded", allow_missing=True) is not None:
-        return
-    loaded = tvm.base._LOADED_LIBS
-    folder = Path(loaded["tvm_runtime"]._name).resolve().parent
-    try:
-        loaded[_LIBRARY] = load_lib_ctypes("tvm", _LIBRARY, "RTLD_LOCAL", extra_lib_paths=[folder])
-    except (OSError, RuntimeError) as error:
-        raise ImportError(
-            f"relax_inplace.runtime.disco: lib{_LIBRARY}, expected in {folder}, cannot be loaded "
-            f"({error}): it holds TVM's Disco; install the whole apache-tvm wheel"
-        ) from error
+_NAME, _LIBRARY = "tvm.runtime.disco", "tvm_runtime_extra"
 
 
 def _import_disco() -> Any:
-    _load_library()
-    name = "tvm.runtime.disco"
-    if hasattr(sys.modules.get(f"{name}._ffi_api"), "SessionThreaded"):
-        return importlib.import_module(name)
-    sys.modules.pop(f"{name}._ffi_api", None)  # it has the functions that there were then: none
-    if tvm.runtime.disco is None:
-        return importlib.import_module(name)
-    api = importlib.import_module(f"{name}._ffi_api")
-    module = tvm.runtime.disco
-    module.session._ffi_api = api
-    for one in _CLASSES:
-        tvm_ffi.register_object(f"runtime.disco.{one}")(getattr(module, one))
+    if tvm_ffi.get_global_func("runtime.disco.SessionThreaded", allow_missing=True) is None:
+        loaded = tvm.base._LOADED_LIBS
+        paths = [Path(loaded["tvm_runtime"]._name).resolve().parent]
+        try:
+            loaded[_LIBRARY] = load_lib_ctypes("tvm", _LIBRARY, "RTLD_LOCAL", extra_lib_paths=paths)
+        except (OSError, RuntimeError) as error:
+            raise ImportError(
+                f"relax_inplace.runtime.disco: lib{_LIBRARY}, expected in {paths[0]}, cannot be "
+                f"loaded ({error}): it holds TVM's Disco; install the whole apache-tvm wheel"
+            ) from error
+    module = importlib.import_module(_NAME)
+    if not hasattr(module.session._ffi_api, "SessionThreaded"):
+        tvm_ffi.init_ffi_api("runtime.disco", f"{_NAME}._ffi_api")
+        for name in ("DRef", "Session", "ThreadedSession", "ProcessSession", "SocketSession"):
+            tvm_ffi.register_object(f"runtime.disco.{name}")(getattr(module, name))
     return module
 
 

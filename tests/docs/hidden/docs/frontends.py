@@ -1,17 +1,3 @@
-# %% before: from tvm.relax.frontend import nn
-import os
-
-import numpy as np
-from safetensors.numpy import save_file
-
-generator = np.random.default_rng(0)
-stored = {
-    "up.weight": generator.standard_normal((128, 64)).astype("float32"),
-    "down.weight": generator.standard_normal((64, 128)).astype("float32"),
-}
-os.makedirs("module")
-save_file(stored, "module/model.safetensors")
-
 # %% after: from tvm.relax.frontend import nn
 hidden = stored["up.weight"].sum(axis=1)
 expected = stored["down.weight"] @ (hidden / (1 + np.exp(-hidden)))

@@ -11,7 +11,7 @@ from relax_inplace import runtime
 @I.ir_module
 class Model:
     @R.function
-    def prefill(x: R.Tensor((2, 64), "float32"), params: R.Tuple(R.Tensor((32, 64), "float32"))):
+    def decode(x: R.Tensor((2, 64), "float32"), params: R.Tuple(R.Tensor((32, 64), "float32"))):
         w = R.permute_dims(params[0])
         return R.matmul(x, w)
 

@@ -29,14 +29,6 @@ try:
 except relax_inplace.analysis.OwnershipError as error:
     print(f"OwnershipError: {error}".replace(f"{Path.cwd()}/", ""))
 
-# %% before: params = tvm_ffi.Array([load_weight(0), load_weight(1)])
-import numpy as np
-
-
-def load_weight(index):
-    return tvm.runtime.tensor(np.ones([(4, 8), (6, 8)][index], "float16"))
-
-
 # %% prints: MemoryLimitError: function
 limited = relax_inplace.transform.InplaceTransformParams(memory_limit=3200000)
 try:
