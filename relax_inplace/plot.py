@@ -173,7 +173,7 @@ def _numbers(plan: MemoryPlan, sizes: Sequence[Any]) -> list[int]:
     if symbolic:
         raise ValueError(
             f"the bytes of `{plan.function}` are symbolic, {symbolic[0]}: to draw them, plan with "
-            "the largest value of each dimension (tir_var_upper_bound, --bound n=4096)"
+            "the largest value of each dimension, as tir_var_upper_bound={'n': 4096}"
         )
     return list(sizes)
 

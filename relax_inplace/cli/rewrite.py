@@ -10,11 +10,14 @@ from . import options
 from .messages import Messages
 from .module_file import read_module
 from .module_text import write_module
+from .terminal import Command
 
 __all__ = ["command"]
 
 
-@click.command("rewrite", short_help="A module in, the module that converts in place out.")
+@click.command(
+    "rewrite", cls=Command, short_help="A module in, the module that converts in place out."
+)
 @options.module
 @click.option("--lift", is_flag=True, help="First lift what the functions do to their weights.")
 @click.option("-o", "--output", metavar="OUT", help="A file, .py or .json; or standard output.")

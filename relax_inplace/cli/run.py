@@ -15,12 +15,16 @@ import click
 
 from . import options
 from .messages import Messages, RefusedError
+from .option_names import in_options
 from .output_file import require_folder
+from .terminal import Command, show
 
 __all__ = ["command"]
 
 
-@click.command("run", short_help="Load weights, convert them in place, report, keep them.")
+@click.command(
+    "run", cls=Command, short_help="Load weights, convert them in place, report, keep them."
+)
 @click.argument("library", metavar="LIB")
 @click.option(
     "--params", "path", required=True, metavar="PATH", help="A folder or file of weights."
@@ -131,7 +135,7 @@ def command(
             progress=progress,
         )
     for warning in caught:
-        said.note(f"warning: {warning.message}")
+        said.note(f"warning: {in_options(str(warning.message))}")
     if params.ignored:
         said.note(f"not wanted, and not read: {_listed(params.ignored)}")
     report = params.report
@@ -139,7 +143,7 @@ def command(
     if as_json:
         click.echo(report.to_json())
     elif not said.quiet:
-        click.echo(str(report))
+        show(str(report))
     if save is not None:
         runtime.save_params(params, save, format, progress=progress)
         said.note(f"saved: {save}")

@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from ...byte_units import in_units, speed_in_units
 from ..convert.held import HeldWeight
 from ..memory_sampler import Sample
 from ..report import Report
@@ -43,10 +44,9 @@ class WorkersReport:
 
     def __str__(self) -> str:
         """A line for all, then those of each worker."""
-        speed = self.converted / self.seconds / 1e9 if self.seconds else 0.0
         lines = [
-            f"{len(self.workers)} workers: {self.converted / 1e6:,.1f} MB converted in "
-            f"{self.seconds:.2f} s, {speed:.2f} GB/s"
+            f"{len(self.workers)} workers: {in_units(self.converted)} converted in "
+            f"{self.seconds:.2f} s, {speed_in_units(self.converted, self.seconds)}"
         ]
         for rank, one in enumerate(self.workers):
             first, *others = str(one).splitlines()
