@@ -9,15 +9,16 @@ __all__ = ["Unit", "in_units", "speed_in_units"]
 
 @dataclasses.dataclass(frozen=True)
 class Unit:
-    """So many bytes, and their name."""
+    """So many bytes, their name, and from which size on it is used."""
 
     bytes: int
     name: str
+    least: int
 
     @classmethod
     def for_size(cls, size: float) -> Unit:
-        """The largest unit of which a size has ten."""
-        return next(one for one in _UNITS if size >= 10 * one.bytes or one.bytes == 1)
+        """The largest unit in which a size is still told from one that is a little larger."""
+        return next(one for one in _UNITS if size >= one.least)
 
     def of(self, size: float) -> str:
         """A size in this unit, in three digits or more."""
@@ -26,7 +27,12 @@ class Unit:
         return f"{value:,.{digits}f} {self.name}"
 
 
-_UNITS = [Unit(10**9, "GB"), Unit(10**6, "MB"), Unit(10**3, "kB"), Unit(1, "bytes")]
+_UNITS = [
+    Unit(10**9, "GB", 10**10),
+    Unit(10**6, "MB", 10**6),
+    Unit(10**3, "kB", 10**4),
+    Unit(1, "bytes", 0),
+]
 
 
 def in_units(size: float) -> str:
@@ -35,6 +41,7 @@ def in_units(size: float) -> str:
 
 
 def speed_in_units(size: float, seconds: float) -> str:
-    """Bytes by time as ``4.05 GB/s``: the unit is one of which there is one."""
+    """Bytes by time as ``4.05 GB/s``."""
     speed = size / seconds if seconds else 0.0
-    return f"{Unit.for_size(10 * speed).of(speed)}/s"
+    unit = next(one for one in _UNITS if speed >= one.bytes or one.bytes == 1)
+    return f"{unit.of(speed)}/s"

@@ -269,7 +269,7 @@ def _axes(
         both[0].set_ylabel(unit.name)
         zoomed = None
         if is_flat:
-            closer = Unit.for_size(10 * (high - low))
+            closer = Unit.for_size(high - low)
             zoomed = _Axes(both[1], closer, start)
             room = 0.2 * (high - low)
             ends = zoomed.scaled([], [low - room * (low < start), high + 2 * room])[1]
