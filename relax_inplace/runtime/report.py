@@ -188,4 +188,4 @@ class Report:
 
 
 def _time(seconds: float) -> str:
-    return f"{seconds:.2f} s" if seconds >= 0.01 else f"{seconds * 1e3:.2f} ms"
+    return f"{seconds:.2f} s" if seconds >= 0.01 else f"{seconds:.5f} s"

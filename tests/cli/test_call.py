@@ -49,7 +49,7 @@ def test_refused(arguments, tmp_path):
         *arguments, "--call", "inplace_param_map"
     )
     np.savez(tmp_path / "y.npz", y=np.ones(3))
-    assert "it has 'y'; expected arrays named x" in error(
+    assert "it has 'y', expected arrays named x" in error(
         *arguments, "--call", "decode", "--npz", tmp_path / "y.npz"
     )
     (tmp_path / "no.npz").write_text("no")
