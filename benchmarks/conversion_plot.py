@@ -75,18 +75,20 @@ def plot_rows(rows: list[dict[str, Any]], file: str | os.PathLike[str]) -> None:
         figure = Figure(figsize=(8.3, height), layout="constrained")
         FigureCanvasAgg(figure)
         time, memory = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
-        _bars(time, drawn, names, ways, "ratio", 1)
+        # A logarithmic axis has no zero: each bar starts at the left edge, below the least.
+        left = 0.7 * min(0.9, *(row["ratio"] or 1 for row in drawn))
+        _bars(time, drawn, names, ways, "ratio", left)
         _bars(memory, drawn, names, ways, "extra_in_largest", 0)
         time.set_xscale("log")
-        time.set_xlim(left=min(0.9, *(row["ratio"] or 1 for row in drawn)))
+        time.set_xlim(left=left)
         time.axvline(1, color=_BLACK, linewidth=0.8)
-        time.set_xlabel("seconds over those of a warm copy of the same bytes")
+        time.set_xlabel("seconds over those of a warm copy of the same bytes\n(logarithmic)")
         memory.set_xscale("symlog", linthresh=1, linscale=1)
         memory.set_xlim(left=0)
-        memory.set_xlabel("extra memory, in largest tensors")
-        for axes, first in ((time, 0.5), (memory, 0)):
+        memory.set_xlabel("extra memory, in largest tensors\n(linear to 1, then logarithmic)")
+        for axes, below in ((time, [0.01, 0.1, 0.5]), (memory, [0, 0.5])):
             low, high = axes.get_xlim()
-            ticks = [first, *(digit * 10**power for power in range(5) for digit in (1, 2, 5))]
+            ticks = below + [digit * 10**power for power in range(5) for digit in (1, 2, 5)]
             axes.set_xticks([tick for tick in ticks if low <= tick <= high])
             axes.set_xticks([], minor=True)
             axes.xaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
@@ -113,6 +115,7 @@ def _bars(
     What returns views has converted nothing: it has no bar, but says so.
     """
     thickness = 0.84 / len(ways)
+    least = start + _LEAST if start == 0 else start
     views = {(row["workload"], row["way"]) for row in rows if row.get("is_view")}
     for place, way in enumerate(ways):
         values = {row["workload"]: row[key] for row in rows if row["way"] == way}
@@ -126,10 +129,10 @@ def _bars(
         at = [i + above for i, _ in known]
         if way == _LABELLED:
             for y, (_, value) in zip(at, known, strict=True):
-                _say(axes, f"{value:.2f}", max(value, start + _LEAST), y, way)
+                _say(axes, f"{value:.2f}", max(value, least), y, way)
         axes.barh(
             at,
-            [value - start if abs(value - start) > _LEAST else _LEAST for _, value in known],
+            [max(value, least) - start for _, value in known],
             left=start,
             height=0.86 * thickness,
             color=_COLORS[way],
@@ -146,6 +149,7 @@ def _say(axes: Any, text: str, x: float, y: float, way: str) -> None:
         va="center_baseline",
         size=7.5,
         color=_COLORS[way],
+        bbox={"facecolor": "white", "linewidth": 0, "pad": 0.5},  # over the line of a copy
     )
 
 

@@ -8,8 +8,9 @@ of its functions, `prefill` and `decode`:
 
 relax_inplace.transform.LiftInplaceTransformParams moves all of these into one function,
 inplace_transform_params(params). This script runs that, and what TVM's own LiftTransformParams
-makes of the same model (out of place), each in a process of its own. It prints what they cost in
-memory, and whether every bit of the weights, and of the logits, is the same.
+makes of the same model (out of place, and with consume_params, which frees what it has read), each
+in a process of its own. It prints what they cost in memory and time, and whether every bit of the
+weights, and of the logits, is the same.
 
     python examples/decoder.py                  # about 500 MB of weights
     python examples/decoder.py --small          # about 40 MB, for tests
@@ -37,6 +38,11 @@ PER_WORD = 8  # int4 in a uint32, along K
 TILE = (16, 4)  # rows and words of a tile
 LAYOUTS = ("kn", "tiles", "ft")
 NAME = "transform_params"
+WAYS = {
+    "out-of-place": "TVM, out of place",
+    "consume-params": "TVM, consume_params",
+    "in-place": "in place",
+}
 
 
 @dataclasses.dataclass
@@ -283,17 +289,20 @@ def decoder(config: Config, target: str, bundled: bool = True):
     return mod
 
 
-def lifted(config: Config, target: str, inplace: bool):
+def lifted(config: Config, target: str, way: str):
     """The module with its transform, and the transform's name."""
     import tvm
     from tvm import relax
 
-    if inplace:
+    if way == "in-place":
         lift = relax_inplace.transform.LiftInplaceTransformParams()
         return lift(decoder(config, target)), f"inplace_{NAME}"
     # TVM's passes take weights one by one, and would bundle the transform's tuple once more.
     mod = decoder(config, target, bundled=False)
-    functions = dict(relax.transform.LiftTransformParams(shared_transform=True)(mod).functions)
+    consumes = {"relax.lift_transform_params.consume_params": way == "consume-params"}
+    with tvm.transform.PassContext(config=consumes):
+        mod = relax.transform.LiftTransformParams(shared_transform=True)(mod)
+    functions = dict(mod.functions)
     transform = {gvar: functions.pop(gvar) for gvar in list(functions) if gvar.name_hint == NAME}
     bundled = relax.transform.BundleModelParams()(tvm.IRModule(functions))
     return tvm.IRModule({**dict(bundled.functions), **transform}), NAME
@@ -325,13 +334,19 @@ def resident_mb(key: str = "VmRSS") -> float:
         return next(int(line.split()[1]) for line in status if line.startswith(key)) / 1024
 
 
-def run(config: Config, target: str, inplace: bool) -> dict:
+def say(text: str) -> None:
+    """What is being done, on standard error."""
+    print(f"  {text}", file=sys.stderr, flush=True)
+
+
+def run(config: Config, target: str, way: str) -> dict:
     """Convert the weights, run the decoder on them; what it took, and a hash of every result."""
     import numpy as np
     import tvm
     from tvm import relax
 
-    mod, name = lifted(config, target, inplace)
+    say("lifting")
+    mod, name = lifted(config, target, way)
 
     def compiled(*names: str):
         """Functions, with the kernels they call."""
@@ -340,11 +355,13 @@ def run(config: Config, target: str, inplace: bool) -> dict:
             functions.update((g, mod[g]) for g in relax.analysis.all_global_vars(function))
         return relax.VirtualMachine(tvm.compile(tvm.IRModule(functions), "llvm"), tvm.cpu())
 
+    say("compiling the transform")
     convert = compiled(name)[name]  # alone: LLVM leaves memory that would count as the transform's
     weights = random_weights(mod[name].params[0].ty.fields)
     largest = max(w.numpy().nbytes for w in weights) / 2**20
     total = sum(w.numpy().nbytes for w in weights) / 2**20
 
+    say(f"converting {total:.0f} MB")
     gc.collect()
     with open("/proc/self/clear_refs", "w") as refs:
         refs.write("5")  # resets VmHWM
@@ -354,6 +371,7 @@ def run(config: Config, target: str, inplace: bool) -> dict:
     seconds = time.perf_counter() - start
     peak = resident_mb("VmHWM")
 
+    say("compiling the decoder, and running it on the converted weights")
     vm = compiled("prefill", "decode")
     tokens = tvm.runtime.tensor(np.arange(config.prompt, dtype="int32")[None] * 7 + 1)
     first, cache = vm["prefill"](tokens, converted)
@@ -402,20 +420,23 @@ def main() -> int:
     parser.add_argument("--small", action="store_true", help="about 40 MB of weights, not 500")
     parser.add_argument("--layout", choices=LAYOUTS, default="kn", help="what the kernels read")
     parser.add_argument("--explain", action="store_true", help="print what is lifted, no more")
-    parser.add_argument("--run", choices=["out-of-place", "in-place"], help=argparse.SUPPRESS)
+    parser.add_argument("--run", choices=list(WAYS), help=argparse.SUPPRESS)
     args = parser.parse_args()
     config = SMALL if args.small else DEFAULT
     if not os.access("/proc/self/clear_refs", os.W_OK):
         sys.exit("examples/decoder.py measures memory by /proc/self/clear_refs: it needs Linux")
     if args.run:
-        json.dump(run(config, args.layout, args.run == "in-place"), sys.stdout)
+        json.dump(run(config, args.layout, args.run), sys.stdout)
         return 0
     if args.explain:
         print(relax_inplace.analysis.explain_lift(decoder(config, args.layout)))
         return 0
 
-    ways = ("out-of-place", "in-place")
-    out, ours = (run_in_own_process(args.small, args.layout, way) for way in ways)
+    results = {}
+    for number, (way, shown) in enumerate(WAYS.items(), 1):
+        print(f"{number} of {len(WAYS)}: {shown}", file=sys.stderr, flush=True)
+        results[way] = run_in_own_process(args.small, args.layout, way)
+    out, consumes, ours = results.values()
     largest = out["largest"]
     print(
         f"{config.layers} layers, {len(out['fields'])} weights, {out['weights']:.0f} MB, "
@@ -423,14 +444,20 @@ def main() -> int:
     )
     heads = ("resident before", "peak", "extra", "in largest", "seconds")
     print(
-        " " * 14
+        " " * 20
         + "".join(f"{head:>{w}}" for head, w in zip(heads, (17, 10, 10, 12, 9), strict=True))
     )
-    for name, result in (("out of place", out), ("in place", ours)):
+    for name, result in zip(WAYS.values(), results.values(), strict=True):
         extra = result["peak"] - result["before"]
         print(
-            f"{name:14}{result['before']:14.0f} MB{result['peak']:7.0f} MB{extra:7.0f} MB"
+            f"{name:20}{result['before']:14.0f} MB{result['peak']:7.0f} MB{extra:7.0f} MB"
             f"{extra / largest:11.2f}x{result['seconds']:9.2f}"
+        )
+    for name, other in (("out of place", out), ("consume_params", consumes)):
+        print(
+            f"in place takes {ours['peak'] - ours['before']:.0f} MB more than the weights, "
+            f"{name} {other['peak'] - other['before']:.0f} MB; it is "
+            f"{other['seconds'] / max(ours['seconds'], 1e-6):.1f} times as fast"
         )
     fields = sum(a == b for a, b in zip(out["fields"], ours["fields"], strict=True))
     extra = (ours["peak"] - ours["before"]) / largest
@@ -446,4 +473,8 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)

@@ -1,5 +1,6 @@
 """The tests run against the installed package: a source tree has no shared library."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -8,3 +9,5 @@ from fuzz import pytest_pyfunc_call, pytest_terminal_summary  # noqa: F401  hook
 
 _ROOT = Path(__file__).resolve().parent.parent
 sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != _ROOT]
+
+os.environ.pop("COLUMNS", None)  # pytest-xdist's workers have it; the command line obeys it

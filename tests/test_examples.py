@@ -1,5 +1,6 @@
 """The examples run, and say what they did."""
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -102,7 +103,7 @@ def tiny_weights(mod):
 
 def test_converted_is_what_quantising_directly_gives():
     """q4f16_1 in place to q4f16_0, against the numbers quantised to q4f16_0, K x N."""
-    mod, name = decoder.lifted(TINY, "kn", inplace=True)
+    mod, name = decoder.lifted(TINY, "kn", way="in-place")
     report, stored, numbers = tiny_weights(decoder.decoder(TINY, "kn"))
     vm = relax.VirtualMachine(tvm.compile(mod, "llvm"), tvm.cpu())
     converted = dict(zip(report.new_names, vm[name](passed(stored)), strict=True))
@@ -126,7 +127,7 @@ def _runnable(function):
 @pytest.mark.parametrize("layout", decoder.LAYOUTS)
 def test_logits_are_those_of_the_model_as_written(layout):
     before = decoder.decoder(TINY, layout)
-    after, name = decoder.lifted(TINY, layout, inplace=True)
+    after, name = decoder.lifted(TINY, layout, way="in-place")
     _, stored, _ = tiny_weights(before)
     before = tvm.IRModule({g: _runnable(f) for g, f in before.functions_items()})
     old, new = (relax.VirtualMachine(tvm.compile(m, "llvm"), tvm.cpu()) for m in (before, after))
@@ -140,3 +141,18 @@ def test_logits_are_those_of_the_model_as_written(layout):
             [x.numpy().tobytes() for x in (logits, cache, vm["decode"](token, cache, weights))]
         )
     assert results[0] == results[1]
+
+
+def test_ctrl_c_ends_the_decoder_in_a_line():
+    running = subprocess.Popen(
+        [sys.executable, str(EXAMPLES / "decoder.py"), "--small"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    first = running.stderr.readline(), running.stderr.readline()
+    running.send_signal(signal.SIGINT)
+    printed, said = running.communicate(timeout=60)
+    assert first == ("1 of 3: TVM, out of place\n", "  lifting\n")
+    assert (running.returncode, printed) == (130, "")
+    assert said.splitlines()[-1] == "interrupted" and "Traceback" not in said

@@ -22,7 +22,7 @@ parser.add_argument("--self-contained", action="store_true", help="builtins with
 arguments = parser.parse_args()
 arguments.folder.mkdir(parents=True, exist_ok=True)
 
-mod, name = decoder.lifted(decoder.SMALL, "kn", inplace=True)
+mod, name = decoder.lifted(decoder.SMALL, "kn", way="in-place")
 executable = tvm.compile(mod, "llvm")
 options = libinfo.self_contained_options() if arguments.self_contained else []
 executable.export_library(str(arguments.folder / "model.so"), options=options)

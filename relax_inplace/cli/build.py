@@ -16,6 +16,7 @@ from .messages import Messages, RefusedError
 from .module_file import read_module
 from .output_file import output_file, require_folder
 from .plan import planned, transforms_of
+from .terminal import Command, show
 
 if TYPE_CHECKING:
     from tvm import ir
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 
-@click.command("build", short_help="Compile a model to a library that converts its weights.")
+@click.command(
+    "build", cls=Command, short_help="Compile a model to a library that converts its weights."
+)
 @options.module
 @options.target("llvm", "The target")
 @click.option(
@@ -116,7 +119,7 @@ def command(
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(built), indent=1))
     elif not said.quiet:
-        click.echo(str(built))
+        show(str(built))
 
 
 @dataclasses.dataclass

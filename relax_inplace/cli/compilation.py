@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from .messages import RefusedError
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from tvm import ir
 
 __all__ = ["compiled", "rewritten", "running_nothing", "target_of"]
+
+_NO_KINDS = ("composite", "ext_dev", "test")  # TVM's own, which compile nothing
 
 
 def target_of(text: str) -> tvm.target.Target:
@@ -29,10 +32,50 @@ def target_of(text: str) -> tvm.target.Target:
             raise RefusedError(f"--target {text}: no JSON: {error}") from None
     if given in ("llvm", {"kind": "llvm"}):
         given = of_this_machine()
+    _require_known_kind(text, given)
     target = tvm.target.Target(given)
+    for one in filter(None, (target, target.host)):
+        _require_known_processor(text, one)
     if target.host is None and "gpu" in target.keys:
         return tvm.target.Target(target, host="llvm")
     return target
+
+
+def _require_known_kind(text: str, given: Any) -> None:
+    """Refuse a name that is none of TVM's, which says no others."""
+    from tvm.target import Target, list_tags
+
+    name = given.get("kind", "") if isinstance(given, dict) else given
+    if name is given and (" " in name or "tag" in given):
+        return  # TVM says that it reads no options there
+    kinds, tags = [one for one in Target.list_kinds() if one not in _NO_KINDS], list(list_tags())
+    if name in kinds or (name is given and name in tags):
+        return
+    near = get_close_matches(name, [*kinds, *tags] if "/" in name else kinds, 3, 0.4)
+    rest = sorted(one for one in kinds if one not in near)
+    raise RefusedError(f"--target {text}: no such kind; there are {', '.join([*near, *rest])}")
+
+
+def _require_known_processor(text: str, target: tvm.target.Target) -> None:
+    """Refuse a processor or a feature that LLVM does not know: it would take its generic one.
+
+    It says so, and TVM does (src/target/llvm/llvm_instance.cc), where ``build`` keeps it away.
+    """
+    from tvm.target import Target, codegen
+
+    if target.kind.name != "llvm" or "mcpu" not in target.attrs:
+        return
+    triple = str(target.attrs.get("mtriple", codegen.llvm_get_system_triple()))
+    if triple.split("-")[0] not in codegen.llvm_get_targets():
+        return  # TVM asks LLVM by a null pointer for what a triple that it does not know has
+    name = str(target.attrs["mcpu"])
+    if not codegen.llvm_is_valid_cpu(name, triple):
+        known = codegen.llvm_get_cpu_archlist(Target({"kind": "llvm", "mtriple": triple}))
+        near = get_close_matches(name, list(known), 4, 0.4)
+        raise RefusedError(
+            f"--target {text}: LLVM knows no processor {name!r} of {triple}; expected one such as "
+            f"{', '.join(near or sorted(known)[:4])}, {len(known)} in all"
+        )
 
 
 def rewritten(

@@ -13,6 +13,8 @@ from ..weight_names import RULES, match_names
 from . import options
 from .messages import Messages, escaped
 from .module_file import read_module
+from .option_names import in_options
+from .terminal import Command, show
 
 if TYPE_CHECKING:
     from tvm import ir
@@ -23,7 +25,9 @@ if TYPE_CHECKING:
 __all__ = ["command", "explained"]
 
 
-@click.command("explain", short_help="Show what would be lifted from a model, and where it goes.")
+@click.command(
+    "explain", cls=Command, short_help="Show what would be lifted from a model, and where it goes."
+)
 @options.module
 @click.option(
     "--params", "path", metavar="PATH", help="Also show the names of the weights in these files."
@@ -72,10 +76,10 @@ def command(
         return
     texts = []
     for report, names in zip(reports, named, strict=True):
-        texts.append(report.text(every))
+        texts.append(in_options(report.text(every)))
         if checkpoint is not None and names is not None:
             texts.append(_as_text(checkpoint, names))
-    click.echo("\n".join(texts), nl=False)
+    show("\n".join(texts).removesuffix("\n"))
 
 
 def explained(mod: ir.IRModule, choices: options.Choices) -> list[LiftReport]:

@@ -18,6 +18,8 @@ from typing import NoReturn
 
 import click
 
+from .option_names import in_options
+
 __all__ = ["Messages", "RefusedError", "condensed", "escaped", "one_line"]
 
 _LONGEST = 600
@@ -79,7 +81,7 @@ class Messages:
         finally:
             for warning in caught:
                 if issubclass(warning.category, UserWarning):
-                    self.note(f"warning: {condensed(str(warning.message))}")
+                    self.note(f"warning: {condensed(in_options(str(warning.message)))}")
 
     def _say(self, text: str) -> None:
         click.echo(f"relax-inplace: {escaped(text)}", err=True)
@@ -100,9 +102,9 @@ def one_line(error: BaseException) -> str:
         return str(error) or "out of memory"
     if isinstance(error, RecursionError):
         return "the module is nested too deeply"
-    text = condensed(str(error))
+    text = condensed(in_options(str(error)))
     # An error of ours, or of TVM's, explains itself; one of Python's own is no sentence.
-    explains = isinstance(error, (ValueError, RuntimeError, ImportError)) and text
+    explains = isinstance(error, (ValueError, RuntimeError, ImportError, OSError)) and text
     return text if explains else f"{type(error).__name__}: {text}".rstrip(": ")
 
 

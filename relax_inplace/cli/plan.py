@@ -13,6 +13,8 @@ from . import options
 from .compilation import rewritten, running_nothing, target_of
 from .messages import Messages, RefusedError
 from .module_file import read_module
+from .option_names import in_options
+from .terminal import Command, show
 
 if TYPE_CHECKING:
     import tvm
@@ -24,7 +26,9 @@ if TYPE_CHECKING:
 __all__ = ["command", "planned", "transforms_of"]
 
 
-@click.command("plan", short_help="Show the order of a transform's steps, and their memory.")
+@click.command(
+    "plan", cls=Command, short_help="Show the order of a transform's steps, and their memory."
+)
 @options.module
 @click.option(
     "--lift", is_flag=True, help="Plan the lifted transform, also if the module has one of its own."
@@ -90,10 +94,8 @@ def command(
             one["storage"] = json.loads(storage.to_json())
         click.echo(json.dumps(said_of, indent=1))
     else:
-        click.echo(
-            "\n".join(map(str, [*(_as_text(one, every) for one in plans), *(storages or ())])),
-            nl=False,
-        )
+        texts = [*(_as_text(one, every) for one in plans), *map(str, storages or ())]
+        show("\n".join(texts).removesuffix("\n"))
 
 
 @dataclasses.dataclass
@@ -216,7 +218,7 @@ def _as_text(planned: Planned, every: bool) -> str:
     out_of_place = out_of_place_bytes(plan)
     lifted, text = planned.lifted, ""
     if lifted is not None and len(lifted.weights) > FEW:
-        text = f"{lifted.summary()}\n\n"
+        text = f"{in_options(lifted.summary())}\n\n"
     text += (
         f"{plan.text(every)}\nout of place: at least {shown(out_of_place)}, the originals and the "
         f"results; in place: {shown(plan.peak)}"

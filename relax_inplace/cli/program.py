@@ -11,6 +11,7 @@ import click
 
 from .. import libinfo
 from . import build, demo, explain, messages, plan, rewrite, run
+from .terminal import fitted
 
 __all__ = ["COMMANDS", "main"]
 
@@ -60,6 +61,10 @@ class Program(click.Group):
             said.error(messages.one_line(error))
             code = REFUSED
         said.end(code if isinstance(code, int) else 0)
+
+    def get_help(self, ctx: click.Context) -> str:
+        """Its text."""
+        return fitted(super().get_help(ctx))
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command; click itself would exit with 1 if nobody reads the output."""

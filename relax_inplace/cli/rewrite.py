@@ -10,11 +10,14 @@ from . import options
 from .messages import Messages
 from .module_file import read_module
 from .module_text import write_module
+from .terminal import Command
 
 __all__ = ["command"]
 
 
-@click.command("rewrite", short_help="Write the module that converts its weights in place.")
+@click.command(
+    "rewrite", cls=Command, short_help="Write the module that converts its weights in place."
+)
 @options.module
 @click.option(
     "--lift", is_flag=True, help="First lift the computations on weights out of the functions."

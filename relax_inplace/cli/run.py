@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
+import json
 import os
 import shutil
 import sys
@@ -15,12 +17,16 @@ import click
 
 from . import options
 from .messages import Messages, RefusedError
+from .option_names import in_options
 from .output_file import require_folder
+from .terminal import Command, show
 
 __all__ = ["command"]
 
 
-@click.command("run", short_help="Load weights, convert them in place, report, save them.")
+@click.command(
+    "run", cls=Command, short_help="Load weights, convert them in place, report, save them."
+)
 @click.argument("library", metavar="LIB")
 @click.option(
     "--params", "path", required=True, metavar="PATH", help="The weights: a folder or a file."
@@ -59,6 +65,18 @@ __all__ = ["command"]
 @click.option(
     "--function", "name", metavar="NAME", help="The transform to run, if LIB has several."
 )
+@click.option(
+    "--call",
+    "function",
+    metavar="FUNCTION",
+    help="Call this function of LIB once, with zeros and the converted weights, and print the "
+    "shapes of what it returns.",
+)
+@click.option(
+    "--npz",
+    metavar="FILE",
+    help="Arrays for --call, by the names of the parameters; needed where LIB does not say shapes.",
+)
 @click.option("--strict", is_flag=True, help="Refuse weights that cannot be freed.")
 @click.option("--verify", is_flag=True, help="Compare each field with an out-of-place conversion.")
 @click.option("--checksum", is_flag=True, help="Compare the md5 sums of the files.")
@@ -78,6 +96,8 @@ def command(
     ignore_extra: bool,
     ties: bool,
     name: str | None,
+    function: str | None,
+    npz: str | None,
     strict: bool,
     verify: bool,
     checksum: bool,
@@ -91,12 +111,15 @@ def command(
     \b
       relax-inplace run lib.so --params weights/
       relax-inplace run lib.so --params weights/ --save converted/ --plot memory.svg
+      relax-inplace run lib.so --params weights/ --call decode
       relax-inplace run lib.so --params model.safetensors --device cuda --cache ~/.cache/model
     """  # noqa: D301  click wants the character
     if plot is not None and Path(plot).suffix not in (".svg", ".png", ".pdf"):
         raise click.UsageError(
             f"--plot {plot}: expected .svg, .png or .pdf", click.get_current_context()
         )
+    if npz is not None and function is None:
+        raise click.UsageError("--npz is for --call: add it", click.get_current_context())
     if plot is not None:
         if importlib.util.find_spec("matplotlib") is None:
             raise RefusedError("--plot: pictures need matplotlib: pip install matplotlib")
@@ -109,6 +132,7 @@ def command(
         os.environ.setdefault("TVM_USE_RUNTIME_LIB", "1")  # the compiler is not needed
     from .. import runtime
     from ..runtime.checkpoint import open_checkpoint
+    from ..runtime.transform import open_module, transform_in
 
     device = _device(device_name)
     if save is not None:
@@ -120,7 +144,17 @@ def command(
     progress = False if said.quiet else None
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        transform = runtime.load_transform(library, device, name)
+        from tvm.runtime.vm import VirtualMachine
+
+        executable = open_module(library)
+        vm = VirtualMachine(executable, device)
+        transform = transform_in(vm, name, device, library)
+        inputs = None
+        if function is not None:
+            from .call import inputs_of
+
+            weights = len(_slots(transform))
+            inputs = inputs_of(executable, vm, function, weights, npz, device)
         if save is not None:
             _require_room(save, transform)
         params = runtime.convert_params(
@@ -138,21 +172,32 @@ def command(
             progress=progress,
         )
     for warning in caught:
-        said.note(f"warning: {warning.message}")
+        said.note(f"warning: {in_options(str(warning.message))}")
     if params.ignored:
         said.note(f"not used, and not read: {_listed(params.ignored)}")
     report = params.report
     assert report is not None
-    if as_json:
-        click.echo(report.to_json())
-    elif not said.quiet:
-        click.echo(str(report))
     if save is not None:
         runtime.save_params(params, save, format, progress=progress)
         said.note(f"saved: {save}")
     if plot is not None:
         report.plot(plot)
         said.note(f"drawn: {plot}")
+    called = None
+    if inputs is not None and function is not None:
+        from .call import call
+
+        called = call(vm, function, inputs, params)
+    if as_json:
+        made = {} if called is None else {"call": dataclasses.asdict(called)}
+        click.echo(json.dumps({**json.loads(report.to_json()), **made}, indent=1))
+    elif not said.quiet:
+        show("\n".join(map(str, filter(None, [report, called]))))
+
+
+def _slots(transform: Any) -> set[str]:
+    """The fields of the tuple that a transform leaves."""
+    return {one.slot.split(".")[0] for one in transform.params or ()}
 
 
 def _listed(names: Sequence[str], most: int = 8) -> str:

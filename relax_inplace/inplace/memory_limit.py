@@ -133,7 +133,7 @@ def plan_within(
                 factor = str(-(-1000 * peak // weights) / 1000)  # rounded up: it has to do
             remedy = "raise the limit"
             if graph.get_weight is None:
-                remedy += ", or read the weights one by one (lazy=True, --lazy)"
+                remedy += ", or read the weights one by one (lazy=True)"
             raise MemoryLimitError.of(
                 function=graph.name,
                 limit=str(limit),

@@ -7,6 +7,7 @@ import json
 import os
 from typing import Any
 
+from ..byte_units import in_units, speed_in_units
 from .convert.held import HeldWeight
 from .memory_sampler import Sample
 
@@ -122,30 +123,31 @@ class Report:
         lines = []
         if self.read_from is not None:
             lines.append(
-                f"{self.transform}: nothing to convert, {_mb(self.weights_after)} of converted "
-                f"weights were read from {self.read_from} in {self.seconds:.2f} s"
+                f"{self.transform}: nothing to convert, {in_units(self.weights_after)} of "
+                f"converted weights were read from {self.read_from} in {_time(self.seconds)}"
             )
         else:
             lines.append(
-                f"{self.transform}: {_mb(self.converted)} converted in {self.seconds:.2f} s, "
-                f"{self.gigabytes_per_second:.2f} GB/s"
+                f"{self.transform}: {in_units(self.converted)} converted in {_time(self.seconds)}, "
+                f"{speed_in_units(self.converted, self.seconds)}"
             )
         lines.append(
-            f"resident: {_mb(self.before)} before, {_mb(self.peak)} at the peak, "
-            f"{_mb(self.after)} after"
+            f"resident: {in_units(self.before)} before, {in_units(self.peak)} at the peak, "
+            f"{in_units(self.after)} after"
         )
         if self.on_device:
             devices = [one.device for one in self.samples if one.device is not None]
             lines.append(
-                f"on the device: {_mb(devices[0])} before, {_mb(self.peak_sample.device or 0)} at "
-                f"the peak, {_mb(devices[-1])} after"
+                f"on the device: {in_units(devices[0])} before, "
+                f"{in_units(self.peak_sample.device or 0)} at the peak, "
+                f"{in_units(devices[-1])} after"
             )
         if self.read_from is None:
             planned = self.predicted_extra
             lines.append(
-                f"above the weights: {_mb(self.extra)} measured"
-                + ("" if planned is None else f", {_mb(planned)} planned")
-                + f"; out of place: {_mb(self.out_of_place - self._first - self.grown)}"
+                f"above the weights: {in_units(self.extra)} measured"
+                + ("" if planned is None else f", {in_units(planned)} planned")
+                + f"; out of place: {in_units(self.out_of_place - self._first - self.grown)}"
             )
         if self.reused or self.allocated:
             made = self.reused + sum(self.allocated.values())
@@ -188,5 +190,5 @@ class Report:
         plot_report(self, file)
 
 
-def _mb(nbytes: int) -> str:
-    return f"{nbytes / 1e6:,.1f} MB"
+def _time(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds >= 0.01 else f"{seconds:.5f} s"

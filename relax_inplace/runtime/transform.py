@@ -206,7 +206,10 @@ def open_module(path: str | os.PathLike) -> Any:
     load_library()
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no compiled module at {path}")
+        raise FileNotFoundError(
+            f"{path}: no such file, expected a library that `relax-inplace build` or "
+            "export_library wrote"
+        )
     expected = "a module that `relax-inplace build` or export_library wrote for this machine"
     remedy = "build it for the target it is to run on"
     _require_whole(path)
@@ -292,7 +295,7 @@ def _find(
     if len(found) != 1:
         remedy = "name one of them"
         if restoring is not None:
-            remedy = "build the module with restore=True (relax-inplace build --restore)"
+            remedy = "build the module with restore=True"
         raise ModuleError.of(
             where=where,
             given=f"transforms {', '.join(f'`{one}`' for one in entries) or 'none'}",

@@ -323,7 +323,7 @@ def _digests(transform: Transform, ownership: Ownership, inputs: Sequence[Any]) 
             where="transform_params(verify=True)",
             given=f"`{transform.name}` without a reference",
             expected="one to compare with",
-            remedy="make the module with reference=True (relax-inplace build --verify)",
+            remedy="make the module with reference=True",
         )
     load_library()
     assert transform.params is not None

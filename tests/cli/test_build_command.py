@@ -210,8 +210,25 @@ def test_refused(tmp_path):
     def build(*arguments, **how):
         return error("build", "-", *arguments, text=TRANSFORM, **how)
 
-    assert build("--target", "nope", "-o", tmp_path / "lib.so").startswith(
-        'Target kind "nope" is not defined.'
+    assert build("--target", "cudaa", "-o", tmp_path / "lib.so").startswith(
+        "--target cudaa: no such kind; there are cuda, "
+    )
+    assert "there are nvidia/nvidia-a10" in build(
+        "--target", "nvidia/nvidia-a1000", "-o", tmp_path / "lib.so"
+    )
+    assert (
+        "LLVM knows no processor 'znver99' of x86_64-linux-gnu; expected one such as znver"
+        in build(
+            *("--target", '{"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mcpu": "znver99"}'),
+            *("-o", tmp_path / "lib.so"),
+        )
+    )
+    assert "No available targets are compatible" in build(
+        *("--target", '{"kind": "llvm", "mtriple": "nope-linux-gnu", "mcpu": "znver4"}'),
+        *("-o", tmp_path / "lib.so"),
+    )
+    assert 'Please use JSON dict form (e.g. {"kind": "llvm"' in build(
+        "--target", "llvm -mcpu=znver4", "-o", tmp_path / "lib.so"
     )
     assert build("--target", "{", "-o", tmp_path / "lib.so").startswith("--target {: no JSON: ")
     assert build("-o", tmp_path / "no" / "lib.so") == f"{tmp_path}/no/lib.so: no such folder"

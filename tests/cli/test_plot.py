@@ -46,17 +46,56 @@ def plan():
 
 def test_plan(tmp_path, words):
     plot_plan(plan(), tmp_path / "plan.svg")
-    assert {"out of place 12.3 kB", "weights 6.14 kB", "in place 10.2 kB"} <= set(words)
-    assert {"1", "2", "step (of 2)"} <= set(words)
+    assert {
+        "out of place 12.3 kB, computed",
+        "weights 6.14 kB",
+        "in place 10.2 kB, computed",
+        "step (of 2), by the plan",
+    } <= set(words)
+    assert {"1", "2"} <= set(words)
+
+
+def test_what_is_flat_is_drawn_once_more_enlarged(tmp_path, words):
+    """24 equal weights, moved where they are: a few MB above the weights at each step."""
+    size, step = 100 * MB, plan().steps[0]
+    steps = [dataclasses.replace(step, before=size, worst=size + MB, after=size)] * 24
+    weights = [dataclasses.replace(plan().weights[0], size=size // 20) for _ in range(20)]
+    flat = dataclasses.replace(
+        plan(), steps=steps, weights=weights, before=size, after=size, peak=size + MB
+    )
+    plot_plan(flat, tmp_path / "plan.svg")
+    assert "MB above\nthe weights, enlarged" in words
+    words.clear()
+    steps = [dataclasses.replace(step, before=size, worst=size, after=size)] * 24
+    plot_plan(dataclasses.replace(flat, steps=steps, peak=size), tmp_path / "plan.svg")
+    assert "no step takes more memory than the weights" in words
+    assert not any("enlarged" in one for one in words)
+
+
+def test_computed_lines_are_dashed(tmp_path, monkeypatch):
+    from matplotlib.axes import Axes
+
+    drawn = []
+    draw = Axes.axhline
+
+    def noted(self, y, **how):
+        drawn.append((y, how["linestyle"] != "solid"))
+        return draw(self, y, **how)
+
+    monkeypatch.setattr(Axes, "axhline", noted)
+    report = dataclasses.replace(measured(SAMPLES), predicted_peak=(496 + 40) * MB)
+    plot_report(report, tmp_path / "report.svg")
+    assert drawn == [(1240, True), (744, False), (0, False), (40, True)]
 
 
 def test_report(tmp_path, words):
     plot_report(measured(SAMPLES), tmp_path / "report.svg")
     assert {
-        "out of place 1,240 MB",
+        "out of place 1,240 MB, computed",
         "before 744 MB",
         "peak 776 MB",
         "seconds, inplace_transform_params",
+        "MB above\nbefore, enlarged",
     } <= set(words)
 
 

@@ -78,7 +78,7 @@ def test_what_is_not_rewritten_is_said():
 def test_warnings_are_lines():
     done = run("rewrite", "-", "--lift", text=MODEL)
     assert done.stderr.startswith(
-        "relax-inplace: warning: LiftInplaceTransformParams: the transpositions are lifted of a "
+        "relax-inplace: warning: the transpositions are lifted of a "
         "weight (params[0]) that only matmul reads."
     )
     assert done.stderr.count("\n") == 1
@@ -86,12 +86,12 @@ def test_warnings_are_lines():
 
 def test_refused():
     assert error("rewrite", "-", "--memory-limit", "100", text=TRANSFORM) == (
-        "function `transform_params` does not fit into memory_limit=100 bytes: the least that "
+        "function `transform_params` does not fit into --memory-limit 100 bytes: the least that "
         "would do is 256 bytes, 1.6 times the weights, for step `w1`; raise the limit, or read the "
-        "weights one by one (lazy=True, --lazy)"
+        "weights one by one (--lazy)"
     )
     assert error("rewrite", "-", "--lift", "--tied", "a=b", text=MODEL) == (
-        "the weight transforms of `decode`, `prefill` cannot be lifted: tied=['a', 'b']: there is "
+        "the weight transforms of `decode`, `prefill` cannot be lifted: --tied a=b: there is "
         "no weight 'a'; expected an index below 2, or one of the names ['params[0]', 'params[1]']"
     )
     assert error("rewrite", "-", "--tied", "a=b", text=MODEL, code=2) == (

@@ -123,9 +123,7 @@ def test_what_cannot_fit_is_refused_with_the_figure_that_would(example):
         limited(mod, 1000)
     least = int(error.value.least)
     assert least < plan(mod).peak
-    assert (
-        error.value.remedy == "raise the limit, or read the weights one by one (lazy=True, --lazy)"
-    )
+    assert error.value.remedy == "raise the limit, or read the weights one by one (lazy=True)"
     limited(mod, float(error.value.factor))
     assert run_both(mod, limited(mod, least)).peak <= least
 

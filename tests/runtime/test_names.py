@@ -151,7 +151,7 @@ def test_what_is_not_wanted(lazy, tmp_path):
     transform = transposes(lazy=lazy)
     weights = named(transform, ["w0", "w1", "w2"])
     folder = write(tmp_path, {**weights, "inv_freq": np.ones(9, "float32")})
-    message = r"1 too many \('inv_freq'\).*; load with extra=\"ignore\" \(--ignore-extra\)"
+    message = r"1 too many \('inv_freq'\).*; load with extra=\"ignore\""
     with pytest.raises(MismatchError, match=message):
         convert_params(transform, folder, CPU)
     params = convert_params(transform, folder, CPU, extra="ignore")
@@ -286,7 +286,7 @@ def test_ties_in_metadata(tmp_path):
     mod = "\n".join(f"w{i} = params[{i}]\nt{i} = R.permute_dims(w{i})" for i in range(2))
     two = Transform.of(compiled(tensors((4, 8), (4, 8)), f"{mod}\nreturn (t0, t1)"))
     folder = write(tmp_path, {"w0": weights["w0"]}, w1="w0", format="pt", other="gone")
-    with pytest.raises(MismatchError, match=r"1 missing \('w1'\).*ties=True \(--ties\)"):
+    with pytest.raises(MismatchError, match=r"1 missing \('w1'\).*ties=True if"):
         load_params(folder, CPU, two)
     params = load_params(folder, CPU, two, ties=True)
     assert params.names == ("w0", "w1")
@@ -329,8 +329,8 @@ SIX = [f"layers.{i}.w" for i in range(6)]
         (
             {f"model.{name}": "float32" for name in SIX[1:]},
             [(name.replace(".", "_"), (2, 3), "float32") for name in SIX],
-            "names differ: the file says 'model.layers.1.w', the module 'layers_1_w': give names= "
-            "(--names FILE), which maps the module's names to the file's",
+            "names differ: the file says 'model.layers.1.w', the module 'layers_1_w': give names=, "
+            "which maps the module's names to the file's",
         ),
         (
             {f"x{name}": "float32" for name in SIX},

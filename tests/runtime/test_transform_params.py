@@ -356,8 +356,8 @@ def test_report():
     assert said["converted"] == 432
     assert said["samples"][0]["host"] == report.before
     lines = str(report).splitlines()
-    assert lines[0].startswith("inplace_transform_params: 0.0 MB converted in ")
-    assert "0.0 MB planned" in lines[2]
+    assert lines[0].startswith("inplace_transform_params: 432 bytes converted in ")
+    assert "160 bytes planned" in lines[2]
 
 
 def test_nothing_is_kept():

@@ -299,8 +299,8 @@ def _remedy(
     if example is not None:
         stored, wanted, _ = example
         return (
-            f"names differ: the file says {shown(stored)}, the module {shown(wanted)}: give names= "
-            "(--names FILE), which maps the module's names to the file's"
+            f"names differ: the file says {shown(stored)}, the module {shown(wanted)}: give "
+            "names=, which maps the module's names to the file's"
         )
     of_another_kind = [one for one in mismatched if not one.is_of_dtype]
     if count and 2 * (len(missing) + len(of_another_kind)) > count:
@@ -310,11 +310,11 @@ def _remedy(
     if missing:
         return (
             "download the rest; of a weight that is another one's, say so by tied= when the module "
-            "is made, or by ties=True (--ties) if the file's metadata does"
+            "is made, or by ties=True if the file's metadata does"
         )
     if mismatched:
         return "make the module for the dtype of the file, or convert the file"
-    return 'load with extra="ignore" (--ignore-extra) if the module does not need them'
+    return 'load with extra="ignore" if the module does not need them'
 
 
 def _first(found: Sequence[str]) -> str:
