@@ -203,7 +203,7 @@ def test_each_its_own(session, built, tmp_path):
     assert params.is_converted
     assert [one.converted for one in params.reports] == [nbytes, nbytes]
     assert [one.held for one in params.reports] == [[], []]
-    assert str(params.reports[1]).startswith("inplace_transform_params: 0.0 MB converted")
+    assert str(params.reports[1]).startswith("inplace_transform_params: 768 bytes converted")
     for told in (loaded, seen):
         assert {one.total for one in told} == {2 * nbytes}
         assert told[-1].done == 2 * nbytes

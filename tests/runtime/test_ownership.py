@@ -23,6 +23,7 @@ from relax_inplace.runtime import (
     restore_params,
     transform_params,
 )
+from relax_inplace.runtime.convert.signals import HeldSignals
 
 FOLDER = relax_inplace.__path__[0]
 KINDS = ("list", "dict", "ffi.Array", "Params")
@@ -145,6 +146,38 @@ def test_what_any_handler_raises_is_held():
         assert seen[TransformError]
     finally:
         signal.signal(signal.SIGUSR1, before)
+
+
+def test_an_interrupt_before_the_run_changes_nothing(monkeypatch):
+    module = sys.modules["relax_inplace.runtime.transform_params"]
+    stock = module.find_held
+
+    def find_held(*args):
+        signal.raise_signal(signal.SIGINT)
+        return stock(*args)
+
+    monkeypatch.setattr(module, "find_held", find_held)
+    container = weights(TRANSFORM)
+    with pytest.raises(KeyboardInterrupt) as raised:
+        transform_params(TRANSFORM, container, progress=False)
+    assert type(raised.value) is KeyboardInterrupt
+    assert all(map(np.array_equal, (one.numpy() for one in container), arrays(TRANSFORM)))
+
+
+def test_an_interrupt_when_nothing_is_held_any_more_has_names(monkeypatch):
+    """All is converted and given back; the handler is Python's again, and the call has not ended."""
+    stock = HeldSignals.__exit__
+
+    def interrupted(self, *error):
+        stock(self, *error)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(HeldSignals, "__exit__", interrupted)
+    container = weights(TRANSFORM)
+    with pytest.raises(TransformInterrupted) as raised:
+        transform_params(TRANSFORM, container, progress=False)
+    assert raised.value.converted == [one.name for one in TRANSFORM.weights]
+    assert len(container) == len(TRANSFORM.weights)
 
 
 @pytest.mark.parametrize("kind", KINDS)
