@@ -2863,7 +2863,7 @@ NAMES = [
     ),
     *_mutants(
         "runtime/convert/signals.py",
-        ("runtime/test_ownership.py",),
+        ("runtime/test_owned_weights.py",),
         (
             "what a handler raises is not held",
             "        except BaseException as error:\n            self.hold(error)\n",
@@ -2882,7 +2882,7 @@ NAMES = [
     ),
     *_mutants(
         "runtime/convert/run.py",
-        ("runtime/test_ownership.py", "runtime/test_failures.py"),
+        ("runtime/test_owned_weights.py", "runtime/test_failures.py"),
         (
             "a stop does not wait until each weight is whole",
             'return "lost" not in states and "original" in states',
@@ -2911,7 +2911,7 @@ NAMES = [
     ),
     *_mutants(
         "runtime/convert/own.py",
-        ("runtime/test_ownership.py", "runtime/test_threads.py"),
+        ("runtime/test_owned_weights.py", "runtime/test_threads.py"),
         (
             "a list is not refilled",
             "            self._container.extend(self.params._fields())\n",
@@ -2940,7 +2940,7 @@ NAMES = [
     ),
     *_mutants(
         "runtime/transform_params.py",
-        ("runtime/test_ownership.py",),
+        ("runtime/test_owned_weights.py",),
         (
             "converted tensors are converted again",
             "    if converter is not None:\n",
