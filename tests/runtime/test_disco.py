@@ -574,7 +574,8 @@ def test_a_caller_that_stops(session, built, tmp_path, raises):
         disco.transform_params(transform, params, progress=progress)
     assert caught.value.rank is None
     assert isinstance(caught.value.__cause__, raises)
-    assert [one["converted"] for one in caught.value.workers] == [["w0", "w1"]] * 2
+    for one in caught.value.workers:  # a slow one may be told before its second kernel begins
+        assert one["converted"] in (["w0"], ["w0", "w1"])
     works(session, built, tmp_path)
 
 
