@@ -75,7 +75,7 @@ def _converted(made: mlc.Exported, folder: Path, calls: bool) -> dict[str, Any]:
         reference=True, target=made.target, **options
     )(made.mod)
     if not found["lifted"]:
-        return {**found, "alone": lifted is made.mod}
+        return {**found, "alone": lifted.same_as(made.mod)}
     called = _callable(made) if made.runs and calls else {}
     arrays = [
         _random(param.shape, param.dtype, index) for index, (_, param) in enumerate(made.params)
