@@ -47,7 +47,8 @@ def inplace_update_tuple(tuple: relax.Expr, index: int, value: relax.Expr) -> re
     compile-time error, and the result takes its place. Variables that hold fields of the tuple stay
     valid.
 
-    The call is impure. It is refused in a pure function and in a dataflow block.
+    The call is impure. The function has to be ``@R.function(pure=False)``, and the call may not be
+    in a dataflow block.
 
     Parameters
     ----------
@@ -70,6 +71,9 @@ def inplace_update_tuple(tuple: relax.Expr, index: int, value: relax.Expr) -> re
         ``tuple`` is not a tuple, or ``index`` is not a constant integer.
     IndexError
         ``index`` is out of range.
+    ValueError
+        In TVMScript: the call is in a pure function or in a dataflow block. (TVM's own check would
+        only say that the module is not well-formed.)
 
     Examples
     --------

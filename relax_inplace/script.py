@@ -15,8 +15,8 @@ from typing import Any
 from tvm import error, ir, relax
 from tvm.script.ir_builder import IRBuilder
 
+from . import op
 from .marker import lift_param
-from .op import _make_call
 
 __all__ = ["register"]
 
@@ -33,54 +33,13 @@ _NAMESPACES = (
 def inplace_update_tuple(
     tuple: relax.Expr, index: int, value: relax.Expr, ty_args: Sequence[Any] = ()
 ) -> relax.Call:
-    """Replace a field of a tuple, in place.
-
-    The call replaces the field in the tuple object and returns the same object. The old field is
-    freed if nothing else refers to it. The call consumes the name of the tuple: a later use is a
-    compile-time error, and the result takes its place. Variables that hold fields of the tuple stay
-    valid.
-
-    The call is impure. The function has to be ``@R.function(pure=False)``, and the call may not be
-    in a dataflow block.
-
-    Parameters
-    ----------
-    tuple : relax.Expr
-        An expression of tuple type.
-    index : int
-        The index of the field, a constant: ``-n <= index < n`` for a tuple of ``n`` fields.
-    value : relax.Expr
-        The new field: a tensor, shape, prim value, tuple, or ``R.null_value()``, which empties
-        the slot. It may have another type than the old field.
-    ty_args : sequence of types
-        The type of the result, if inference would give another one. Passes write it.
-
-    Returns
-    -------
-    relax.Call
-        The same tuple. Its type is that of ``tuple``, with the type of the field replaced.
-
-    Raises
-    ------
-    TypeError
-        ``tuple`` is not a tuple, or ``index`` is not a constant integer.
-    IndexError
-        ``index`` is out of range.
-    ValueError
-        The call is in a pure function or in a dataflow block. (TVM's own check would only say that
-        the module is not well-formed.)
-
-    Examples
-    --------
-    Replace the first weight by its transpose, and return the same tuple:
-
-    >>> w0 = R.permute_dims(params[0])
-    >>> p0 = R.inplace_update_tuple(params, 0, w0)
-    >>> return p0  # and no more use of `params`
-    """
+    # ``ty_args`` is the type of the result, where inference would give another: passes write it.
     _print_diagnostics()
     _require_impure()
-    return _make_call(tuple, index, value, [_as_type(ty) for ty in ty_args])
+    return op._make_call(tuple, index, value, [_as_type(ty) for ty in ty_args])
+
+
+inplace_update_tuple.__doc__ = op.inplace_update_tuple.__doc__
 
 
 def _require_impure() -> None:

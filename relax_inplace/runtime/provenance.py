@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterable
+from typing import Any
 
-__all__ = ["MARK", "Provenance"]
+import tvm_ffi
+
+from ..libinfo import load_library
+
+__all__ = ["MARK", "Provenance", "converter_of", "mark_tensors"]
 
 MARK = "relax_inplace.converted"  # its key in a file's metadata
 
@@ -48,3 +54,15 @@ class Provenance:
         if not isinstance(fields, dict) or not isinstance(fields.get("transform"), str):
             return None
         return cls(**{name: str(fields.get(name, "")) for name in names})
+
+
+def mark_tensors(tensors: Iterable[Any], transform: str) -> None:
+    """Mark tensors, as long as they live, as made by a transform; "" takes the mark away."""
+    load_library()
+    tvm_ffi.get_global_func("relax_inplace.MarkConverted")(list(tensors), transform)
+
+
+def converter_of(fields: tvm_ffi.Array) -> str | None:
+    """The name of the transform that made a tensor of a tuple; None if all are originals."""
+    load_library()
+    return tvm_ffi.get_global_func("relax_inplace.ConvertedBy")(fields)

@@ -18,7 +18,7 @@ from .convert.own import Ownership
 from .forget_locals import forget_locals
 from .params import Params
 from .progress import ProgressOption
-from .provenance import Provenance
+from .provenance import Provenance, converter_of
 from .report import Report
 from .slots import leaf_at, leaves_of
 from .tensor_copy import copy_of, digest_of
@@ -244,8 +244,7 @@ def _require_whole(params: Params) -> None:
 
 def _require_originals(params: Params) -> None:
     _require_whole(params)
-    load_library()
-    converter = tvm_ffi.get_global_func("relax_inplace.ConvertedBy")(params._fields())
+    converter = converter_of(params._fields())
     if params.provenance is not None:
         converter = params.provenance.transform
     if converter is not None:

@@ -20,7 +20,9 @@ from relax_inplace.runtime import (
     Transform,
     TransformError,
     TransformInterrupted,
+    load_params,
     restore_params,
+    save_params,
     transform_params,
 )
 from relax_inplace.runtime.convert.signals import HeldSignals
@@ -195,6 +197,21 @@ def test_nothing_is_converted_twice(kind):
     with pytest.raises(ConvertedError):
         transform_params(transform, values_of(kind, container), progress=False)
     np.testing.assert_array_equal(values_of(kind, container)[0].numpy(), original.T)
+
+
+@pytest.mark.parametrize("format", ["tensor-cache", "safetensors"])
+def test_converted_weights_from_files_are_not_converted_again(tmp_path, format):
+    """Not in another container, either; and restored they are originals, those that stayed, too."""
+    body = "w0 = params[0]\nw1 = params[1]\nt = R.permute_dims(w0)\nreturn (t, w1)"
+    vm = compiled(tensors((8, 8), (8, 8)), body, restore=True)
+    transform = Transform.of(vm, "inplace_transform_params")
+    params = transform_params(transform, Params(weights(transform), ["a", "b"]), progress=False)
+    save_params(params, tmp_path, format)
+    loaded = load_params(tmp_path, "cpu", progress=False)
+    with pytest.raises(ConvertedError, match="`inplace_transform_params` has converted"):
+        transform_params(transform, list(loaded), progress=False)
+    restore_params(vm, loaded, progress=False)
+    transform_params(transform, list(loaded), progress=False)
 
 
 def test_a_freed_tensor_leaves_no_mark():

@@ -11,6 +11,7 @@ from ..forget_locals import forget_locals
 from ..memory import available_bytes
 from ..params import Params
 from ..progress import ProgressOption, progress_bar
+from ..provenance import mark_tensors
 from ..shown import shown
 from ..slots import in_slots
 from .checkpoint import Checkpoint
@@ -104,6 +105,8 @@ def load_selected(
             provenance=selection.provenance,
             source=checkpoint.fingerprint,
         )
+        if selection.provenance is not None:
+            mark_tensors(tensors.values(), selection.provenance.transform)
         params.ignored = tuple(selection.ignored)
         params._read_as.update(selection.read_as)
         return params

@@ -79,15 +79,17 @@ class Ownership:
         error: BaseException | None,
         _trace: TracebackType | None,
     ) -> None:
-        if isinstance(self._container, dict):
-            self._container.update(zip(self.params.names, self.params._leaves(), strict=True))
-        elif self._container is not None:
-            self._container.extend(self.params._fields())
-        with _lock:
-            for key in self._keys:
-                del _in_use[key]
-        self.params._converted_by = None
-        self.signals.__exit__()
+        try:
+            if isinstance(self._container, dict):
+                self._container.update(zip(self.params.names, self.params._leaves(), strict=True))
+            elif self._container is not None:
+                self._container.extend(self.params._fields())
+        finally:
+            with _lock:
+                for key in self._keys:
+                    del _in_use[key]
+            self.params._converted_by = None
+            self.signals.__exit__()
         if error is None and self.signals.error is not None:
             raise self.signals.error
 

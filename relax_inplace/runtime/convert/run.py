@@ -25,6 +25,7 @@ from ..device import give_up_if_failed, wait_for_stream
 from ..forget_locals import forget_locals
 from ..memory import available_bytes
 from ..params import Params
+from ..provenance import mark_tensors
 from ..slots import leaves_of
 from ..transform import Transform
 from .failure import failure
@@ -96,14 +97,15 @@ class ObservedRun:
         """
         load_library()
         run = tvm_ffi.get_global_func("relax_inplace.RunTransform")
-        mark = tvm_ffi.get_global_func("relax_inplace.MarkConverted")
         if self._signals.error is not None:  # nothing has changed yet
             raise self._signals.error
         self.params.partial = self.transform.name
+        is_whole = False
         try:
             result = run(self._told, self.transform.function, *inputs, self.params._fields())
             wait_for_stream(self._device)  # for what comes after the last update
             self.params._hold(result)
+            is_whole = True
         except BaseException as error:
             forget_locals(error)
             cause = self._signals.error or error
@@ -112,12 +114,14 @@ class ObservedRun:
                 cause = device_error
             raise self._failure(cause, device_error is not None) from cause
         finally:
-            slots = dict(leaves_of(self.params._fields()))
-            mark([slots[one] for one in slots if self._is_replaced(one)], self._converter())
-
-    def _converter(self) -> str:
-        """The name to mark tensors with; empty if they are originals again."""
-        return self.transform.name if self.transform.restores is None else ""
+            # Restored weights are originals again: all of them, if the run is complete.
+            is_restored = self.transform.restores is not None
+            made = [
+                value
+                for slot, value in self._fields()
+                if (is_whole and is_restored) or self._is_replaced(slot)
+            ]
+            mark_tensors(made, "" if is_restored else self.transform.name)
 
     def _told(self, slot: str | None, bytes_in: int, bytes_out: int, freed: bool | str) -> None:
         if isinstance(freed, str):  # for a new tensor: why it has storage of its own, or ""
