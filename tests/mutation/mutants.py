@@ -2900,13 +2900,31 @@ NAMES = [
         ),
         (
             "converted tensors are not marked",
-            "            mark([slots[one]",
-            "            str([slots[one]",
+            '            mark_tensors(made, "" if',
+            '            str((made, "" if',
         ),
         (
             "a run begins though it was asked to stop",
             "        if self._signals.error is not None:  # nothing has changed yet\n",
             "        if False:\n",
+        ),
+    ),
+    *_mutants(
+        "runtime/checkpoint/loading.py",
+        ("runtime/test_owned_weights.py", "-k", "from_files"),
+        (
+            "converted weights that are loaded have no mark",
+            "        if selection.provenance is not None:\n            mark",
+            "        if False:\n            mark",
+        ),
+    ),
+    *_mutants(
+        "runtime/convert/run.py",
+        ("runtime/test_owned_weights.py", "-k", "from_files"),
+        (
+            "restored weights that stayed keep the mark",
+            "if (is_whole and is_restored) or self",
+            "if self",
         ),
     ),
     *_mutants(
