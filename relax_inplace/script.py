@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+import tvm
 from tvm import error, ir, relax
 from tvm.script.ir_builder import IRBuilder
 
@@ -68,7 +69,7 @@ def _print_diagnostics() -> None:
     others = sys.excepthook
 
     def print_and_go_on(kind: type[BaseException], value: BaseException, trace: Any) -> None:
-        if kind is error.DiagnosticError:
+        if kind is error.DiagnosticError and not tvm._should_print_backtrace():
             print(value, file=sys.stderr)
         others(kind, value, trace)
 
