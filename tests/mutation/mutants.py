@@ -2901,7 +2901,7 @@ NAMES = [
         (
             "converted tensors are not marked",
             '            mark_tensors(made, "" if',
-            '            str((made, "" if',
+            '            mark_tensors([], "" if',
         ),
         (
             "a run begins though it was asked to stop",

@@ -176,8 +176,9 @@ def test_an_interrupt_when_nothing_is_held_any_more_has_names(monkeypatch):
 
     monkeypatch.setattr(HeldSignals, "__exit__", interrupted)
     container = weights(TRANSFORM)
-    with pytest.raises(TransformInterrupted) as raised:
+    with pytest.raises(KeyboardInterrupt) as raised:
         transform_params(TRANSFORM, container, progress=False)
+    assert isinstance(raised.value, TransformInterrupted)
     assert raised.value.converted == [one.name for one in TRANSFORM.weights]
     assert len(container) == len(TRANSFORM.weights)
 
@@ -319,8 +320,9 @@ return (c, t)
         if one.done == one.total:
             raise KeyboardInterrupt
 
-    with pytest.raises(TransformInterrupted) as raised:
+    with pytest.raises(KeyboardInterrupt) as raised:
         transform_params(transform, params, progress=progress)
+    assert isinstance(raised.value, TransformInterrupted)
     assert raised.value.lost == []
     assert len(raised.value.converted) == 3
     assert len(params) == 2
