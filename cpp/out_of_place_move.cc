@@ -445,8 +445,9 @@ void OutOfPlaceMove::Run(const char* source, char* target, int threads) const {
   });
 }
 
-void OutOfPlaceMove::RunInCache(const char* source, char* target) const noexcept {
-  MoveParts(source, target, 0, parts_, false);
+void OutOfPlaceMove::RunInCache(const char* source, char* target, bool streams) const noexcept {
+  MoveParts(source, target, 0, parts_, streams);
+  if (streams) EndStream();
 }
 
 static Piece WhereItWrites(Piece piece) {

@@ -13,26 +13,19 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <utility>
+
+#include "file_range.h"
 
 namespace relax_inplace {
 
-#if defined(MAP_POPULATE)
-constexpr int kAtOnce = MAP_POPULATE;  // one call of the system for all pages
-#else
-constexpr int kAtOnce = 0;
-#endif
-
-static char* Map(int64_t bytes, int flags = 0) {
-  void* pages =
-      mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | flags, -1, 0);
+static char* Map(int64_t bytes) {
+  void* pages = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   return pages == MAP_FAILED ? nullptr : static_cast<char*>(pages);
 }
 
-ScratchPages::ScratchPages(int64_t bytes)
-    : bytes_(std::max<int64_t>(bytes, 1)), data_(Map(bytes_, kAtOnce)) {}
-
 ScratchPages::~ScratchPages() {
-  if (data_ != nullptr) munmap(data_, bytes_);
+  if (data_ != nullptr) munmap(data_, std::max<int64_t>(bytes_, 1));
 }
 
 int64_t PageSize() {
@@ -82,21 +75,33 @@ static char* RoundUp(char* address, int64_t multiple) {
   return address + (RoundUp(number, multiple) - number);
 }
 
-std::unique_ptr<OwnedPages> OwnedPages::Allocate(int64_t bytes) {
-  if (bytes < kLeast) return nullptr;
-  bytes = RoundUp(bytes, PageSize());
-  const int64_t more = bytes >= kHugePage ? kHugePage - PageSize() : 0;
+/*! \brief Whole pages, at an address of huge ones, and of those if the system has them. */
+static char* MapHuge(int64_t bytes) {
+  const int64_t more = kHugePage - PageSize();
   char* begin = Map(bytes + more);
   if (begin == nullptr) return nullptr;
-  char* data = more > 0 ? RoundUp(begin, kHugePage) : begin;
+  char* data = RoundUp(begin, kHugePage);
   char* end = begin + bytes + more;
   if (data > begin) munmap(begin, data - begin);
   if (data + bytes < end) munmap(data + bytes, end - (data + bytes));
-  if (more > 0) madvise(data, bytes, MADV_HUGEPAGE);  // a system without them refuses
+  madvise(data, bytes, MADV_HUGEPAGE);  // a system without them refuses
+  return data;
+}
+
+std::unique_ptr<OwnedPages> OwnedPages::Allocate(int64_t bytes) {
+  if (bytes < kLeast) return nullptr;
+  bytes = RoundUp(bytes, PageSize());
+  char* data = bytes >= kHugePage ? MapHuge(bytes) : Map(bytes);
+  if (data == nullptr) return nullptr;
   std::unique_ptr<OwnedPages> pages(new OwnedPages(data, bytes));
   if (!pages->MayGetAreas(1)) pages.reset();
   return pages;
 }
+
+// Pages are cleared before they are given: of huge ones that takes half of the time.
+ScratchPages::ScratchPages(int64_t bytes)
+    : bytes_(RoundUp(bytes, bytes >= kHugePage / 4 ? kHugePage : PageSize())),
+      data_(bytes_ >= kHugePage ? MapHuge(bytes_) : Map(std::max<int64_t>(bytes_, 1))) {}
 
 OwnedPages::OwnedPages(char* data, int64_t bytes) : data_(data), bytes_(bytes) {
   AllPages& all = AllPages::Get();
@@ -138,6 +143,20 @@ void SetSpent(const void* memory, bool is_spent) {
   if (pages == nullptr) return;
   if (pages->is_spent_ && !is_spent) pages->is_one_area_ = false;  // holes may have been moved out
   pages->is_spent_ = is_spent;
+}
+
+bool HasOwnedPages(const void* memory) {
+  const OwnedPages* pages = OwnedPages::At(memory);
+  return pages != nullptr && pages->data_ == memory;
+}
+
+void SetUnread(const void* memory, Unread unread) {
+  OwnedPages::At(memory)->unread_ = std::move(unread);
+}
+
+Unread TakeUnread(const void* memory) {
+  OwnedPages* pages = OwnedPages::At(memory);
+  return pages != nullptr && pages->data_ == memory ? std::move(pages->unread_) : Unread{};
 }
 
 static bool Remap(char* from, char* to, int64_t bytes) {
@@ -187,6 +206,9 @@ bool MovePages(char* from, char* to, int64_t bytes) {
 
 #else  // macOS frees pages when memory is short, and counts them as resident until then
 
+ScratchPages::ScratchPages(int64_t bytes)
+    : bytes_(std::max<int64_t>(bytes, 1)), data_(Map(bytes_)) {}
+
 bool CanGiveBackPages(DLDevice) { return false; }
 
 void GiveBackPages(char*, char*) {}
@@ -196,6 +218,12 @@ std::unique_ptr<OwnedPages> OwnedPages::Allocate(int64_t) { return nullptr; }
 OwnedPages::~OwnedPages() = default;
 
 void SetSpent(const void*, bool) {}
+
+bool HasOwnedPages(const void*) { return false; }
+
+void SetUnread(const void*, Unread) {}
+
+Unread TakeUnread(const void*) { return {}; }
 
 bool MovePages(char*, char*, int64_t) { return false; }
 

@@ -6,6 +6,9 @@
 
 #include <cstdint>
 #include <memory>
+#include <string>
+
+#include "file_range.h"
 
 namespace relax_inplace {
 
@@ -20,6 +23,12 @@ bool CanGiveBackPages(DLDevice device);
  *        they are written. Nothing if there are none.
  */
 void GiveBackPages(char* begin, char* end);
+
+/*! \brief Where the bytes of a tensor are, if it has not been read. */
+struct Unread {
+  std::unique_ptr<FileRange> file;
+  std::string name;  // of the file and the tensor, for errors
+};
 
 /*!
  * \brief Memory for a short while, of whole pages, which the system has back at once: of a heap
@@ -59,6 +68,9 @@ class OwnedPages {
  private:
   friend void SetSpent(const void* memory, bool is_spent);
   friend bool MovePages(char* from, char* to, int64_t bytes);
+  friend bool HasOwnedPages(const void* memory);
+  friend void SetUnread(const void* memory, Unread unread);
+  friend Unread TakeUnread(const void* memory);
   OwnedPages(char* data, int64_t bytes);
   static OwnedPages* At(const void* memory);
   bool MayGetAreas(int64_t more);
@@ -68,7 +80,21 @@ class OwnedPages {
   bool is_spent_ = false;
   bool is_one_area_ = true;  // to the system: what has been moved into it is another
   int64_t areas_ = 0;        // at most
+  Unread unread_;
 };
+
+/*! \brief Whether memory is that of OwnedPages, from their first byte on. */
+bool HasOwnedPages(const void* memory);
+
+/*! \brief Says that the bytes of OwnedPages are in a file still. \param memory Their first byte. */
+void SetUnread(const void* memory, Unread unread);
+
+/*!
+ * \brief The file that has the bytes of memory, for the kernel that moves them: from now on the
+ *        memory is as any other. No file if it has been read, or was never in one.
+ * \param memory The first byte of a tensor.
+ */
+Unread TakeUnread(const void* memory);
 
 /*!
  * \brief Says whether nobody will read memory again once what is moved from it has been moved: the

@@ -15,6 +15,7 @@
 #include <cstdlib>
 #include <mutex>
 #include <ostream>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -219,6 +220,33 @@ static void MoveInPlace(char* memory, const std::vector<Piece>& pieces, int thre
   InPlaceMove(pieces, threads, kLeastScratch).Run(memory, reserve);
 }
 
+/*! \brief Moves what is in a file still; or reads all of it to where it is moved from. */
+static bool MovesFromFile(const Unread& unread, const CheckedPieces& checked, char* from, char* to,
+                          int threads) {
+  const FileRange& file = *unread.file;
+  const auto require_read = [&](int error) {
+    const std::string problem = file.ProblemAfter(error);
+    if (problem.empty()) return;
+    TVM_FFI_THROW(RuntimeError) << unread.name << ": " << problem << ", expected to read the "
+                                << file.bytes() << " bytes of the weight; download the file again";
+  };
+  const Piece piece = Normalised(checked.pieces.front());
+  const bool reads_all = checked.pieces.size() == 1 && !piece.fills && checked.read.begin == 0 &&
+                         piece.read == 0 && checked.read.end == 8 * file.bytes() &&
+                         checked.bits == checked.read.bits() && IsNested(piece, &Digit::read) &&
+                         IsNested(piece, &Digit::into);
+  if (reads_all) {
+    const auto move = FileMove::Of(piece, threads, kMostScratch);
+    const ScratchPages scratch(move ? move->ScratchBytes() : 0);
+    if (move && scratch.data() != nullptr) {
+      require_read(move->Run(file, to, scratch.data()));
+      return true;
+    }
+  }
+  require_read(file.ReadAll(from, threads));
+  return false;
+}
+
 /*! \brief Moves a run of bytes by its pages, if both memories allow it (pages.h). */
 static bool MovesPages(const Piece& piece, char* from, char* to) {
   const bool is_run = piece.digits.empty() && !piece.fills && piece.pattern == 0;
@@ -244,6 +272,8 @@ static ffi::Any Relayout(ffi::PackedArgs numbers, DLTensor* source, DLTensor* ta
   const int threads = ThreadsToMove(checked.bits / 8);
   char* from = CheckTensor("source", *source, checked.read);
   char* to = CheckTensor("target", *target, checked.into);
+  const Unread unread = TakeUnread(from);
+  if (unread.file && MovesFromFile(unread, checked, from, to, threads)) return nullptr;
   if (checked.read.is_empty() || from + checked.read.end_byte() <= to + checked.into.first_byte() ||
       to + checked.into.end_byte() <= from + checked.read.first_byte()) {
     std::vector<OutOfPlaceMove> moves;

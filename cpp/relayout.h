@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "exchanged_tile.h"
+#include "file_range.h"
 
 namespace relax_inplace {
 
@@ -54,8 +55,11 @@ class OutOfPlaceMove {
   /*! \brief Moves the piece from one memory to another that does not overlap. */
   void Run(const char* source, char* target, int threads) const;
 
-  /*! \brief The same on this thread, for a target that is read again soon. */
-  void RunInCache(const char* source, char* target) const noexcept;
+  /*!
+   * \brief The same on this thread, from a source that is in a cache.
+   * \param streams Whether the target is large, and not read again soon.
+   */
+  void RunInCache(const char* source, char* target, bool streams = false) const noexcept;
 
  private:
   enum class Way { kRuns, kTiles, kBits };
@@ -84,6 +88,38 @@ class OutOfPlaceMove {
   int64_t tile_rows_ = 1;  // so many of a digit are in a tile
   int64_t tile_columns_ = 1;
   bool fills_lines_ = false;
+};
+
+/*! \brief A piece that is read from a file, slab by slab, and moved out of a cache. */
+class FileMove {
+ public:
+  /*!
+   * \param piece Normalised. It reads all bits from 0 on, each once, and none backwards; the steps
+   * of its digits are nested, on both sides. \return None if slabs of whole bytes would be too
+   * large.
+   */
+  static std::optional<FileMove> Of(const Piece& piece, int threads, int64_t most_scratch);
+
+  int64_t ScratchBytes() const { return threads_ * scratch_; }
+
+  /*! \return As FileRange::Read; then the target is overwritten in part. */
+  int Run(const FileRange& file, char* target, char* scratch) const noexcept;
+
+ private:
+  FileMove() = default;
+  int RunSlab(const FileRange& file, char* target, char* scratch, int64_t slab) const noexcept;
+
+  int threads_;
+  int64_t scratch_;  // bytes, of a thread; 0 if it is read to where it belongs
+  int64_t slabs_ = 1;
+  int64_t into_;              // of all of them
+  int64_t bytes_;             // of the output, if they are together; else 0
+  std::vector<Digit> outer_;  // of the first bits of slabs, the one with the longest step first
+  Digit cut_;                 // of slabs along one digit, within those
+  int64_t slab_bytes_;
+  int64_t last_bytes_;  // along cut_
+  std::optional<OutOfPlaceMove> move_;
+  std::optional<OutOfPlaceMove> last_move_;
 };
 
 /*! \brief A pattern, put on what is at the places that a piece writes, whichever it reads. */

@@ -15,6 +15,8 @@ SOURCES = [
     ROOT / "cpp" / f"{name}.cc"
     for name in (
         "exchanged_tile",
+        "file_move",
+        "file_range",
         "in_place_move",
         "out_of_place_move",
         "passes",

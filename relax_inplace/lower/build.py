@@ -32,10 +32,11 @@ from ..ir.updates import REFERENCE, expanded_tuple, functions_that_update
 from ..ir.whole_bytes import require_whole_bytes
 from ..op import is_update
 from .collector import paused_collector
+from .donate_storage import MOVED_WEIGHTS
 from .kernel_libraries import with_kernel_libraries
 from .kill_registers import kill_registers
 from .ownership import check_ownership
-from .param_map import MAP_FUNCTION, keep_param_map
+from .param_map import MAP_FUNCTION, keep_param_map, with_moved_weights
 from .pipeline import NAME, checks_first, lower, target_of
 from .split import beside, merge, renamed, split
 from .tuple_objects import tuples_as_objects
@@ -102,7 +103,13 @@ def _lowered(
     for gvar in rest.get_global_vars():
         if gvar.name_hint in {one.name_hint for one in references}:
             rest[gvar] = kill_registers(checks_first(rest[gvar]))
-    ours = beside(lower(ours, target_of(target), pipeline.fuses), rest, kept)
+    ours = lower(ours, target_of(target), pipeline.fuses)
+    moved = {
+        gvar.name_hint: list(map(int, function.attrs[MOVED_WEIGHTS]))
+        for gvar, function in ours.functions_items()
+        if function.attrs and MOVED_WEIGHTS in function.attrs
+    }
+    ours = beside(with_moved_weights(ours, moved), rest, kept)
     return merge(link(ours), rest)
 
 

@@ -40,6 +40,10 @@ begins with
 and keeps that: what other streams read has been read, and what others refer to is not taken
 (cpp/device.cc). Whatever it then drops is released first, which waits for its stream.
 
+A weight that a streamed function asks for, and that one kernel moves and nothing else reads, may
+stay in its file until then. The attribute ``relax_inplace.moved_weights`` says which those are, and
+the parameter map repeats it.
+
 The builtin decides: a storage that something else refers to, that TVM does not own, or that is on
 another device is never taken, and a fresh one is allocated (cpp/storage.cc).
 """
@@ -61,7 +65,10 @@ from .entry_check import is_entry_check
 from .tensor_trace import ALLOC_STORAGE, ALLOC_TENSOR, KILL, Place, TensorTrace
 from .tuple_objects import PARAM_TYPES
 
-__all__ = ["DonateStorage", "find_donations"]
+__all__ = ["MOVED_WEIGHTS", "DonateStorage", "find_donations"]
+
+#: Of a streamed function: the weights that are moved once, and not used else.
+MOVED_WEIGHTS = "relax_inplace.moved_weights"
 
 _DONATE = "vm.builtin.donate_storage"
 _OFFER = "vm.builtin.offer_pages"
@@ -117,13 +124,20 @@ def _with_donation(function: relax.Function, mod: ir.IRModule) -> relax.Function
     writers: list[_Writer] = []
     here = _Here(mod)
 
+    moved: list[int] = []
+
     def write(sequence: relax.SeqExpr) -> Rewrite:
-        donation = find_donation(_trace(function, sequence, mod), _gives_back())
+        trace = _trace(function, sequence, mod)
+        if sequence.same_as(function.body):
+            moved.extend(trace.moved_weights())
+        donation = find_donation(trace, _gives_back())
         writers.append(_Writer(sequence, donation, here))
         return writers[-1].rewrite
 
     written = here.defined_in(rewrite_bindings(function, write))
     is_streamed = bool(function.attrs) and STREAMED in function.attrs
+    if is_streamed and moved:
+        written = written.with_attr(MOVED_WEIGHTS, moved)
     if _is_on_host() or is_streamed or not any(one.takes for one in writers):
         return written  # a streamed function is given weights that nothing uses any more
     shared = relax.Var("shared", ANY)

@@ -14,9 +14,17 @@ from typing import Any
 import tvm
 from tvm import ir, relax
 
+from ..ir.binding_rewriter import with_body
 from ..ir.table import plain_size
 
-__all__ = ["MAP_FUNCTION", "Entry", "keep_param_map", "param_map_of", "with_param_map"]
+__all__ = [
+    "MAP_FUNCTION",
+    "Entry",
+    "keep_param_map",
+    "param_map_of",
+    "with_moved_weights",
+    "with_param_map",
+]
 
 PARAM_MAP = "relax_inplace.param_map"  # an attribute of the module
 MAP_FUNCTION = "inplace_param_map"
@@ -55,4 +63,19 @@ def keep_param_map(mod: ir.IRModule, target: Any = None) -> ir.IRModule:
         builder.emit_func_output(ir.StringImm(json.dumps(entries)))
     mod = mod.clone()
     mod[MAP_FUNCTION] = builder.get()[MAP_FUNCTION]
+    return mod
+
+
+def with_moved_weights(mod: ir.IRModule, moved: Mapping[str, list[int]]) -> ir.IRModule:
+    """The module, whose map says which weights of streamed functions are moved once."""
+    if not moved or MAP_FUNCTION not in (gvar.name_hint for gvar in mod.get_global_vars()):
+        return mod
+    function = mod[MAP_FUNCTION]
+    entries = json.loads(function.body.body.value)
+    for name, indices in moved.items():
+        if name in entries:
+            entries[name]["moved"] = indices
+    text = ir.StringImm(json.dumps(entries))
+    mod = mod.clone()
+    mod[MAP_FUNCTION] = with_body(function, relax.SeqExpr(function.body.blocks, text))
     return mod

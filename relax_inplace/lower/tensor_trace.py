@@ -25,7 +25,7 @@ from ..ir.effects import EffectTable
 from ..ir.tuple_objects import GET_ITEM, MAKE_TUPLE
 from ..op import BUILTIN, is_statement
 from ..relayout.description_blocks import INPLACE
-from ..relayout.host_move import OF_PAGES
+from ..relayout.host_move import MOVED_ONCE, OF_PAGES
 from .shape_heap import MAKE_SHAPE, MATCH_SHAPE, ShapeHeap
 
 __all__ = ["ALLOC_STORAGE", "ALLOC_TENSOR", "KILL", "Chance", "Place", "Tensor", "TensorTrace"]
@@ -65,6 +65,11 @@ class Tensor:
         Whether the function has allocated it, alone in its storage.
     is_read : bool
         Whether a kernel reads or writes it.
+    index : int or None
+        Of a weight that a streamed function has asked for: by what.
+    moves : list of bool
+        For each call that may read its elements: whether it is a kernel that moves it, by one call
+        of the runtime (``relax_inplace.moved_once``).
     is_hidden : bool
     may_live_on : bool
         Whether it was spent with a nested tuple, which may be in other tuples, too.
@@ -82,6 +87,8 @@ class Tensor:
     slot: str | None = None
     is_allocated: bool = False
     is_read: bool = False
+    index: int | None = None
+    moves: list[bool] = dataclasses.field(default_factory=list)
     is_hidden: bool = False
     may_live_on: bool = False
 
@@ -241,7 +248,9 @@ class TensorTrace:
             self._builtin(var, call, op.global_symbol)
         elif kind is relax.Var:  # a function that is a parameter: it yields a weight
             self._use(call.args[:])
-            self._new(var, _known(var.ty), var.name)
+            tensor = self._new(var, _known(var.ty), var.name)
+            if len(call.args) == 1 and isinstance(call.args[0], tirx.IntImm):
+                tensor.index = int(call.args[0].value)
         else:
             self._unknown(var, call)
 
@@ -266,6 +275,9 @@ class TensorTrace:
             self._unknown(var, call)
             return
         self._use(call.args[:])
+        for arg in () if effects.looks_only else call.args[:]:
+            for tensor in self._held.get(arg, ()):
+                tensor.moves.append(False)
         for operand in effects.aliases:
             self._hold(var, self._held.get(operand, ()))
 
@@ -305,6 +317,17 @@ class TensorTrace:
         self.tensors.append(Tensor("", None, [], sum(sizes, start=0), born=at, spent=at))
         self.tensors.append(Tensor("", None, [], held, born=at + 1))
 
+    def moved_weights(self) -> list[int]:
+        """The weights that were asked for, and that one move reads, and nothing else ever."""
+        return [
+            tensor.index
+            for tensor in self.tensors
+            if tensor.index is not None
+            and tensor.moves == [True]
+            and tensor.spent is not None
+            and not tensor.is_hidden
+        ]
+
     def most_live(self) -> Size | LargestOf:
         """No more is live at any time, but for what was there."""
         change: dict[int, list[Size]] = defaultdict(list)
@@ -341,10 +364,12 @@ class TensorTrace:
         if len(args) == 1 and args[0] not in self._held:
             self._heap.compute(self.mod[call.op])  # the one argument is the shape heap
         self._use(args)
-        for arg in args:
+        attrs = self.mod[call.op].attrs
+        moved = list(map(int, attrs[MOVED_ONCE])) if attrs and MOVED_ONCE in attrs else []
+        for at, arg in enumerate(args):
             for tensor in self._held.get(arg, ()):
                 tensor.is_read = True
-        attrs = self.mod[call.op].attrs
+                tensor.moves.append(at in moved and arg in tensor.registers)
         for given, result in attrs[INPLACE] if attrs and INPLACE in attrs else ():
             results = self._held.get(args[int(result)], ())
             if len(results) == 1 and results[0].is_allocated and results[0].used_first == self._at:

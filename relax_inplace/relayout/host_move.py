@@ -13,10 +13,14 @@ moves within it, by bounded scratch.
 An input that is moved in runs of consecutive bytes, each byte once at most, is one *of pages*:
 where nobody reads it any more, the runtime may move its pages instead of copying them
 (cpp/pages.h).
+
+An input that one call alone reads is *moved once*: its bytes may be in a file until then
+(cpp/file_range.h).
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import tvm
@@ -30,8 +34,9 @@ from .read_description import read_relayouts
 from .size import Size, expression
 from .te_block import buffer_params
 
-__all__ = ["OF_PAGES", "schedule_host_move"]
+__all__ = ["MOVED_ONCE", "OF_PAGES", "schedule_host_move"]
 
+MOVED_ONCE = "relax_inplace.moved_once"  # of a kernel: the inputs that one call alone reads
 OF_PAGES = "relax_inplace.of_pages"  # of a kernel: the inputs whose pages it may move
 
 _MOVER = "relax_inplace.relayout"
@@ -51,7 +56,7 @@ def schedule_host_move(function: tirx.PrimFunc, target: tvm.target.Target) -> ti
     -------
     tvm.tirx.PrimFunc or None
         With the attribute ``relax_inplace.inplace`` if its result may lie in its input's memory;
-        with ``relax_inplace.of_pages`` if it has inputs of pages.
+        with ``relax_inplace.of_pages`` and ``relax_inplace.moved_once`` if it has such inputs.
     """
     if target.kind.name != "llvm":
         return None
@@ -62,12 +67,13 @@ def schedule_host_move(function: tirx.PrimFunc, target: tvm.target.Target) -> ti
     assert kernel is not None
     params = kernel.params[:]
     outputs = {relayout.output for relayout in relayouts}
-    calls, pairs = [], []
+    calls, pairs, read = [], [], list[int]()
     for relayout in relayouts:
         found = calls_of(relayout)
         if found is None:
             return None
         calls += [_call(call, params, relayout.output) for call in found]
+        read += [call.source for call in found if call.source is not None]
         if is_bijection(relayout) and (len(relayout.pieces) == 1 or is_nested(relayout)):
             pairs.append([found[0].source, relayout.output])
     if len(relayouts) > 1:
@@ -80,6 +86,8 @@ def schedule_host_move(function: tirx.PrimFunc, target: tvm.target.Target) -> ti
         kernel.params, SBlockRealize([], True, root), kernel.ret_type, kernel.attrs
     )
     attrs: dict[str, Any] = {"tirx.is_scheduled": True}
+    if moved_once := [one for one, times in sorted(Counter(read).items()) if times == 1]:
+        attrs[MOVED_ONCE] = moved_once
     if pairs:
         attrs |= {INPLACE: pairs, "tirx.noalias": False}
     of_pages = sorted({one for r in relayouts for one in r.inputs if is_of_pages(relayouts, one)})

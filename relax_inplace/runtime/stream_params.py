@@ -43,7 +43,8 @@ def stream_params(
     """Load weights one by one, and convert each as it comes.
 
     While one weight is converted, the next one is read, and no more. So the peak is the converted
-    weights, the tensors of one step, and one weight.
+    weights, the tensors of one step, and one weight. On the host, a weight that is only moved is
+    read on the way to its new place, and passes through memory once.
 
     Parameters
     ----------
@@ -103,7 +104,7 @@ def stream_params(
         with (
             ownership,
             CheckpointReader(source, device, checksum) as reader,
-            Prefetcher(reader, stored, transform.loads) as get_weight,
+            Prefetcher(reader, stored, transform.loads, transform.moved) as get_weight,
         ):
             report = convert(
                 *(transform, ownership, [*inputs, get_weight]),

@@ -78,6 +78,9 @@ class Transform:
         The steps of its plan.
     loads : list of int
         The indices of the weights that a streamed transform asks for, in that order.
+    moved : frozenset of int
+        The indices of those that one kernel moves, and nothing else reads: they may stay in their
+        file until then.
     peak : int, str or None
         The bytes of its plan; text if they are symbolic, None if they are not known.
     layout : str
@@ -106,6 +109,7 @@ class Transform:
     params: list[TensorInfo] | None = None
     steps: list[TransformStep] = dataclasses.field(default_factory=list)
     loads: list[int] = dataclasses.field(default_factory=list)
+    moved: frozenset[int] = frozenset()
     peak: int | str | None = None
     layout: str = ""
     restores: str | None = None
@@ -322,6 +326,7 @@ def _find(
             for one in entry["steps"]
         ],
         entry["loads"],
+        frozenset(entry.get("moved", ())),
         entry["peak"],
         entry["layout"],
         entry["restores"],

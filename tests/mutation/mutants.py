@@ -2473,6 +2473,52 @@ MOVES_IN_PLACE = _mutants(
     ("devices beside the target have other kernels", 'mod.global_infos.get("vdevice")', "False"),
 )
 
+MOVED_WEIGHTS = [
+    *_mutants(
+        "lower/tensor_trace.py",
+        ("lower/test_moved_weights.py",),
+        (
+            "a weight that something else reads, too, is left unread",
+            "            and tensor.moves == [True]\n",
+            "            and True in tensor.moves\n",
+        ),
+        (
+            "a weight that is kept is left unread",
+            "            and tensor.spent is not None\n            and not",
+            "            and not",
+        ),
+        (
+            "a kernel that computes is taken for one that moves",
+            "tensor.moves.append(at in moved and arg in tensor.registers)",
+            "tensor.moves.append(arg in tensor.registers)",
+        ),
+    ),
+    *_mutants(
+        "relayout/host_move.py",
+        ("lower/test_moved_weights.py",),
+        ("an input of several calls is moved once", "if times == 1]", "if times >= 1]"),
+    ),
+    *_mutants(
+        "runtime/checkpoint/reading.py",
+        ("runtime/test_stream_params.py",),
+        (
+            "what is to be checked is left unread",
+            'record.encoding == "raw" and not self._checksum',
+            'record.encoding == "raw"',
+        ),
+        (
+            "what is stored as another type is left unread",
+            'if later and record.encoding == "raw" and',
+            "if later and",
+        ),
+        (
+            "weights that are only moved are read before",
+            "if file.read_later(tensor, record.offset, _where(record)):",
+            "if False:",
+        ),
+    ),
+]
+
 PLANNED_FOR = _mutants(
     "lower/pipeline.py",
     ("inplace/test_moves_in_place.py", "-k", "another_target"),
@@ -3176,6 +3222,7 @@ MUTANTS = [
     *SCHEDULE,
     *UPDATED,
     *MOVES_IN_PLACE,
+    *MOVED_WEIGHTS,
     *PLANNED_FOR,
     *PROCESSOR,
     *JSON_MODULES,

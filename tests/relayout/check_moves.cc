@@ -2,6 +2,8 @@
 // mover's own sources: so it runs where Python and TVM do not, such as under an emulator.
 //
 //   check_moves SEED COUNT
+#include <unistd.h>
+
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>
@@ -9,6 +11,7 @@
 #include <random>
 #include <vector>
 
+#include "file_range.h"
 #include "relayout.h"
 
 using relax_inplace::Digit;
@@ -17,6 +20,7 @@ using relax_inplace::Piece;
 namespace {
 
 std::mt19937_64 random_numbers;
+int64_t from_files = 0;
 
 int64_t Below(int64_t count) { return static_cast<int64_t>(random_numbers() % count); }
 
@@ -104,6 +108,35 @@ void Fail(const char* what, const std::vector<Piece>& pieces) {
   std::exit(1);
 }
 
+/*! \brief From a file, in which as many bytes lie before. */
+void CheckFromFile(const Piece& piece, const std::vector<char>& source,
+                   const std::vector<char>& expected, int threads, int64_t most_scratch) {
+  const relax_inplace::Piece normalised = relax_inplace::Normalised(piece);
+  for (const Digit& digit : normalised.digits) {
+    if (digit.read < 0) return;
+  }
+  const auto move = relax_inplace::FileMove::Of(normalised, threads, most_scratch);
+  if (!move) return;
+  ++from_files;
+  std::FILE* file = std::tmpfile();
+  const std::vector<char> before(1 + Below(5000));
+  std::fwrite(before.data(), 1, before.size(), file);
+  std::fwrite(source.data(), 1, source.size(), file);
+  std::fflush(file);
+  const auto bytes = static_cast<int64_t>(source.size());
+  const relax_inplace::FileRange range(fileno(file), static_cast<int64_t>(before.size()), bytes);
+  if (move->ScratchBytes() > most_scratch) Fail("scratch for a file", {piece});
+  std::vector<char> scratch(move->ScratchBytes() + 64);
+  std::vector<char> target(source.size());
+  const int error = move->Run(range, target.data(), scratch.data());
+  if (!range.ProblemAfter(error).empty() || target != expected) Fail("from a file", {piece});
+  if (ftruncate(fileno(file), static_cast<off_t>(before.size()) + bytes - 1) != 0) std::exit(1);
+  if (range.ProblemAfter(move->Run(range, target.data(), scratch.data())).empty()) {
+    Fail("what is read behind the end", {piece});
+  }
+  std::fclose(file);
+}
+
 /*! \brief Pieces that together permute so many bits. */
 void Check(const std::vector<Piece>& pieces) {
   int64_t bits = 0;
@@ -129,6 +162,9 @@ void Check(const std::vector<Piece>& pieces) {
     target = source;
     move.Run(target.data(), aligned);
     if (target != expected) Fail(most_scratch > 1 << 20 ? "in place" : "by little scratch", pieces);
+    if (pieces.size() == 1) {
+      CheckFromFile(pieces.front(), source, expected, threads, most_scratch);
+    }
   }
 }
 
@@ -159,5 +195,6 @@ int main(int argc, char** argv) {
   Check(Interleaved(3, 8, 5, 16, 128));
   Check(Interleaved(1, 8, 1031, 16, 128));  // more than there is of the least scratch
   Check(Interleaved(1, 7, 9001, 8, 24));
+  if (from_files < count / 4) return 1;
   std::printf("%lld moves\n", static_cast<long long>(count + 3));
 }

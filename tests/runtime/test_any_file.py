@@ -377,7 +377,7 @@ _CHANGES = {name: _KINDS[name] for name in ("gone", "FIFO", "folder", "huge", "e
 )
 def test_a_file_that_changes_at_any_moment(kind, before, checksum):
     """Before, between or while its weights are read: those that were checked, or an error."""
-    files = sys.modules["relax_inplace.runtime.checkpoint.files"]
+    reading = sys.modules["relax_inplace.runtime.checkpoint.reading"]
     with tempfile.TemporaryDirectory() as path:
         folder = Path(path)
         (folder / "tensor-cache.json").write_text(json.dumps(MANIFEST))
@@ -385,7 +385,7 @@ def test_a_file_that_changes_at_any_moment(kind, before, checksum):
         checkpoint = open_checkpoint(folder)
         expected = {name: stored(record) for name, record in checkpoint.records.items()}
         left = before
-        preadv = os.preadv
+        read_into = reading.read_into
 
         def changed():
             nonlocal left
@@ -393,14 +393,16 @@ def test_a_file_that_changes_at_any_moment(kind, before, checksum):
             if left == -1:
                 _CHANGES[kind](folder / "params_shard_0.bin")
 
-        def read(descriptor, parts, offset):
+        def read(descriptor, memory, offset, where):
+            half = memory.nbytes // 2
             changed()
-            moved = preadv(descriptor, [parts[0][: max(1, len(parts[0]) // 2)]], offset)
+            read_into(descriptor, memory[:half], offset, where)
             changed()
-            return moved
+            read_into(descriptor, memory[half:], offset + half, where)
+            changed()
 
         changed()
-        with mock.patch.object(files.os, "preadv", read):
+        with mock.patch.object(reading, "read_into", read):
             try:
                 params = runtime.load_params(checkpoint, CPU, checksum=checksum, progress=False)
             except CheckpointError:

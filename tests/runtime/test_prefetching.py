@@ -23,7 +23,7 @@ class Watched:
         self.may_go = threading.Event()
         self.may_go.set()
 
-    def read(self, name):
+    def read(self, name, *, later=False):
         with self.arrived:
             self.asked.append(name)
             self.arrived.notify_all()

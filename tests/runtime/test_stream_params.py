@@ -2,6 +2,7 @@
 
 import json
 import os
+import threading
 import warnings
 
 import numpy as np
@@ -23,7 +24,7 @@ from relax_inplace.runtime import (
     stream_params,
     transform_params,
 )
-from relax_inplace.runtime.checkpoint import open_checkpoint
+from relax_inplace.runtime.checkpoint import open_checkpoint, reading
 
 CPU = tvm.cpu()
 FORMATS = ["tensor-cache", "safetensors"]
@@ -90,10 +91,10 @@ def test_a_reader_that_fails(tmp_path, step, monkeypatch):
     transform = transposes(3, lazy=True)
     stock = CheckpointReader.read
 
-    def read(self, name):
+    def read(self, name, **options):
         if name == f"w{2 - step}":
             raise OSError("the disk is gone")
-        return stock(self, name)
+        return stock(self, name, **options)
 
     monkeypatch.setattr(CheckpointReader, "read", read)
     with pytest.raises(TransformError, match=r"the disk is gone") as caught:
@@ -103,6 +104,110 @@ def test_a_reader_that_fails(tmp_path, step, monkeypatch):
     assert error.original == [f"w{i}" for i in range(3 - step)]
     assert error.lost == []
     assert [one is not None for one in error.params] == [i >= 3 - step for i in range(3)]
+
+
+def large(**options):
+    """Three weights of 128 KB and more: moved, computed with, and moved as well as read."""
+    types = tensors((256, 128), (256, 130), (256, 132))
+    body = """
+moved = R.permute_dims(params[0])
+computed = R.multiply(params[1], R.const(2, "float32"))
+third = params[2]
+turned = R.permute_dims(third)
+flipped = R.flip(third, 0)
+return (moved, computed, turned, flipped)
+"""
+    return Transform.of(compiled(types, body, **options))
+
+
+def expected_of_large(transform):
+    moved, computed, both = arrays(transform)
+    return [moved.T, computed * 2, both.T, np.flip(both, 0)]
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("checksum", [False, True])
+def test_a_weight_that_is_only_moved_is_read_on_its_way(tmp_path, format, checksum, monkeypatch):
+    transform = large(lazy=True)
+    assert transform.moved == {0}
+    left = []
+    stock = reading._OpenFile.read_later
+    monkeypatch.setattr(
+        reading._OpenFile,
+        "read_later",
+        lambda self, tensor, *where: (
+            left.append(tuple(tensor.shape)) or stock(self, tensor, *where)
+        ),
+    )
+    folder = saved(transform, tmp_path, format)
+    if checksum and format == "safetensors":
+        return  # it has none
+    params = stream_params(transform, folder, CPU, checksum=checksum)
+    assert left == ([] if checksum else [(256, 128)])
+    for found, expected in zip(params, expected_of_large(transform), strict=True):
+        assert np.array_equal(found.numpy(), expected)
+
+
+def test_a_moved_weight_that_is_stored_as_another_type(tmp_path):
+    """float32 that a tensor cache holds as bfloat16 is made float32 before it is moved."""
+    types = tensors((256, 128))
+    transform = Transform.of(compiled(types, "return (R.permute_dims(params[0]),)", lazy=True))
+    weight = np.random.default_rng(0).integers(0, 1 << 16, (256, 128)).astype("uint16")
+    (tmp_path / "params_shard_0.bin").write_bytes(weight.tobytes())
+    record = {
+        "name": "params[0]",
+        "shape": [256, 128],
+        "dtype": "float32",
+        "format": "f32-to-bf16",
+        "nbytes": weight.nbytes,
+        "byteOffset": 0,
+    }
+    shard = {
+        "dataPath": "params_shard_0.bin",
+        "format": "raw-shard",
+        "nbytes": weight.nbytes,
+        "records": [record],
+    }
+    manifest = {"metadata": {"ParamSize": 1}, "records": [shard]}
+    (tmp_path / "tensor-cache.json").write_text(json.dumps(manifest))
+    (found,) = stream_params(transform, tmp_path, CPU)
+    expected = (weight.T.astype("uint32") << 16).copy()
+    assert found.numpy().tobytes() == expected.tobytes()
+
+
+def test_a_file_that_is_cut_while_a_weight_is_in_it(tmp_path, monkeypatch):
+    """What is finished stays, and the error names the weight that is not."""
+    types = tensors((256, 128), (256, 130))
+    body = "a = R.permute_dims(params[0])\nb = R.permute_dims(params[1])\nreturn (a, b)"
+    transform = Transform.of(compiled(types, body, lazy=True))
+    assert transform.moved == {0, 1}
+    folder = saved(transform, tmp_path, "safetensors")
+
+    both = threading.Barrier(2, timeout=60)
+    stock = reading._OpenFile.read_later
+
+    def read_later(self, tensor, *where):
+        is_left = stock(self, tensor, *where)
+        if tensor.shape[1] == 128:  # it comes last
+            both.wait()
+        return is_left
+
+    monkeypatch.setattr(reading._OpenFile, "read_later", read_later)
+
+    def cut(progress):  # when one is finished: the next one is open, and not read
+        both.wait()
+        for path in folder.glob("*.safetensors"):
+            os.truncate(path, 200)
+
+    with pytest.raises(TransformError, match=r"'params\[0\]': the file ends too early") as caught:
+        stream_params(transform, folder, CPU, progress=cut)
+    error = caught.value
+    assert (error.converted, error.original, error.lost) == (
+        ["params[1]"],
+        ["params[0]"],
+        [],
+    )
+    assert np.array_equal(error.params[1].numpy(), arrays(transform)[1].T)
 
 
 def test_a_file_that_shrinks(tmp_path):

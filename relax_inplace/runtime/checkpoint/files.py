@@ -21,13 +21,15 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 import numpy as np
+import tvm_ffi
 
+from ...libinfo import load_library
 from ..shown import shown, system_text
 from .error import refuse
 
 __all__ = ["contained_path", "open_regular", "opened", "read_into", "read_whole"]
 
-_CHUNK = 1 << 26  # bytes a call moves: a signal is answered in between, and Linux moves below 2 GiB
+_CHUNK = 1 << 28  # bytes that a call reads: a signal is answered in between
 
 
 def open_regular(path: Path) -> int:
@@ -62,20 +64,21 @@ def opened(path: Path) -> Iterator[int]:
 
 
 def read_into(descriptor: int, memory: np.ndarray, offset: int, where: str) -> None:
-    """Fill memory with the bytes at an offset."""
-    done = 0
-    while done < memory.nbytes:
-        try:
-            moved = os.preadv(descriptor, [memory[done : done + _CHUNK].data], offset + done)
-        except OSError as error:
-            refuse(where, system_text(error), f"to read {memory.nbytes:,} bytes", because=error)
-        if moved == 0:
+    """Fill memory with the bytes at an offset, by as many threads as there are processors."""
+    load_library()
+    read = tvm_ffi.get_global_func("relax_inplace.ReadFile")
+    for start in range(0, memory.nbytes, _CHUNK):
+        part = memory[start : start + _CHUNK]
+        error = read(tvm_ffi.from_dlpack(part), descriptor, offset + start)
+        if error > 0:
+            refuse(where, os.strerror(error), f"to read {memory.nbytes:,} bytes")
+        if error < 0:
+            missing = offset + memory.nbytes - os.fstat(descriptor).st_size
             refuse(
                 where,
-                f"the file ends {memory.nbytes - done:,} bytes too early",
+                f"the file ends {max(1, missing):,} bytes too early",
                 f"{memory.nbytes:,} bytes from {offset:,} on",
             )
-        done += moved
 
 
 def read_whole(path: Path, limit: int) -> bytes:

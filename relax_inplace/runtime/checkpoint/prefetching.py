@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import tvm_ffi
@@ -28,6 +28,8 @@ class Prefetcher:
         In the checkpoint, of the weights by index.
     order : iterable of int, optional
         In which they will be asked for; by default 0, 1, 2...
+    later : collection of int
+        Those whose bytes may stay in their file until a kernel moves them.
 
     Raises
     ------
@@ -36,10 +38,15 @@ class Prefetcher:
     """
 
     def __init__(
-        self, reader: CheckpointReader, names: Sequence[str], order: Iterable[int] | None = None
+        self,
+        reader: CheckpointReader,
+        names: Sequence[str],
+        order: Iterable[int] | None = None,
+        later: Collection[int] = (),
     ):
         self._reader = reader
         self._names = list(names)
+        self._later = later
         self._order = deque(range(len(self._names)) if order is None else order)
         self._changed = threading.Condition()
         self._ahead: int | None = None  # the index that is being read, or has been
@@ -66,7 +73,7 @@ class Prefetcher:
                 return found
             if index in self._order:
                 self._order.remove(index)
-        return self._reader.read(self._names[index])
+        return self._read_one(index)
 
     def __enter__(self) -> Prefetcher:
         return self
@@ -103,15 +110,18 @@ class Prefetcher:
                 )
                 if self._closed:
                     return
-                name = self._names[self._ahead]  # type: ignore[index]
-            found = self._try(name)
+                index = self._ahead
+            found = self._try(index)  # type: ignore[arg-type]
             with self._changed:
                 self._read.append(found)
                 del found  # before the lock goes: who takes it is its only owner
                 self._changed.notify_all()
 
-    def _try(self, name: str) -> Any:
+    def _read_one(self, index: int) -> Any:
+        return self._reader.read(self._names[index], later=index in self._later)
+
+    def _try(self, index: int) -> Any:
         try:
-            return self._reader.read(name)
+            return self._read_one(index)
         except BaseException as error:
             return error

@@ -84,8 +84,16 @@ class CheckpointReader:
                     self._device.free_raw_stream(self._stream)
                 self._stream = None
 
-    def read(self, name: str) -> Any:
+    def read(self, name: str, *, later: bool = False) -> Any:
         """A weight, as a tensor that nothing else refers to.
+
+        Parameters
+        ----------
+        name : str
+        later : bool
+            Whether its bytes may stay in the file until a kernel moves it, which nothing else
+            reads: see ``cpp/file_range.h``. They stay there if it is on the host, and stored as it
+            is.
 
         Raises
         ------
@@ -96,15 +104,19 @@ class CheckpointReader:
             with self._lock:
                 record = self._checkpoint.records[name]
                 if record.cut is None:
-                    return self._tensor(record)
+                    return self._tensor(record, later)
                 return record.cut(self._tensor(record.whole or record))
         except BaseException as error:
             forget_locals(error)  # one of them is the tensor
             raise
 
-    def _tensor(self, record: StoredTensor) -> Any:
+    def _tensor(self, record: StoredTensor, later: bool = False) -> Any:
         tensor = empty(record.shape, record.dtype, self._device)
         if is_host(self._device):
+            if later and record.encoding == "raw" and not self._checksum:
+                file = self._file(self._files[record.file])
+                if file.read_later(tensor, record.offset, _where(record)):
+                    return tensor
             self._fill(bytes_of(tensor), record)
             return tensor
         staged = empty(record.shape, record.dtype, tvm.cpu())
@@ -137,7 +149,7 @@ class CheckpointReader:
     def _fill(self, memory: np.ndarray, record: StoredTensor, begin: int = 0) -> None:
         """Fill memory with the bytes of a weight from one on."""
         file = self._file(self._files[record.file])
-        where = f"{shown(record.file)}, {shown(record.name)}"
+        where = _where(record)
         if record.encoding == "raw":
             file.read(memory, record.offset + begin, where)
             return
@@ -158,6 +170,10 @@ class CheckpointReader:
         if self._open is not None:
             self._open.close()
             self._open = None
+
+
+def _where(record: StoredTensor) -> str:
+    return f"{shown(record.file)}, {shown(record.name)}"
 
 
 class _OpenFile:
@@ -189,6 +205,14 @@ class _OpenFile:
             self.file.check_unchanged(self._descriptor)  # nor was it while it was read
         else:
             memory[:] = self._content[offset : offset + memory.nbytes]
+
+    def read_later(self, tensor: Any, offset: int, where: str) -> bool:
+        """Leave the bytes of a tensor in the file; False if they have to be read now."""
+        load_library()
+        leave = tvm_ffi.get_global_func("relax_inplace.ReadLater")
+        is_left = bool(leave(tensor, self._descriptor, offset, where))
+        self.file.check_unchanged(self._descriptor)  # from now on the library looks
+        return is_left
 
     def close(self) -> None:
         self._content = None

@@ -1,0 +1,88 @@
+"""Which weights a streamed transform may be given unread: those that one move reads, and nothing else."""
+
+import json
+
+import pytest
+import tvm
+from tvm import relax
+from tvm.script import from_source
+
+from relax_inplace.transform import InplaceTransformParams
+
+
+def moved(body, types="R.Tensor((8, 6), 'float32'), R.Tensor((8, 6), 'float32')", **options):
+    """What the parameter map of a transform of two weights says."""
+    source = f"""
+@I.ir_module
+class Module:
+    @R.function
+    def transform_params(params: R.Tuple({types})):
+        a = params[0]
+        b = params[1]
+""" + "".join(f"        {line}\n" for line in body.strip().splitlines())
+    mod = InplaceTransformParams(lazy=True, **options)(from_source(source))
+    vm = relax.VirtualMachine(tvm.compile(mod, "llvm"), tvm.cpu())
+    return json.loads(vm["inplace_param_map"]())["inplace_transform_params"].get("moved", [])
+
+
+@pytest.mark.parametrize(
+    "body, expected",
+    [
+        ("x = R.permute_dims(a)\ny = R.permute_dims(b)\nreturn (x, y)", [0, 1]),
+        ("x = R.concat((a, b))\nreturn (x,)", [0, 1]),
+        ("x = R.reshape(R.permute_dims(a), (4, 12))\nreturn (x, b)", [0]),
+        # Computed with.
+        ("x = R.add(a, a)\ny = R.permute_dims(b)\nreturn (x, y)", [1]),
+        ("x = R.astype(a, 'float16')\nreturn (x, b)", []),
+        # Left as it is, or in a tuple.
+        ("return (a, b)", []),
+        ("x = R.permute_dims(b)\nreturn ((a, x), a)", [1]),
+        ("x = R.permute_dims(a)\nreturn (a, x)", []),
+        # Read by two kernels, or by two calls.
+        ("x = R.permute_dims(a)\ny = R.flip(a, 0)\nreturn (x, y, b)", []),
+        ("x = R.concat((a, a))\nreturn (x, b)", []),
+        ("x = R.permute_dims(a)\ny = R.sum(a)\nreturn (x, y, b)", []),
+        ("x = R.split(a, 2)\nreturn (x[0], x[1], b)", []),
+        ("x = R.add(R.permute_dims(R.permute_dims(a)), R.flip(a, 0))\nreturn (x, b)", []),
+        # What a move has made may be read by anything.
+        ("x = R.exp(R.permute_dims(a))\nreturn (x, b)", [0]),
+        ("x = R.permute_dims(R.reshape(a, (6, 8)))\nreturn (x, b)", [0]),
+    ],
+)
+def test_moved(body, expected):
+    assert moved(body) == expected
+
+
+def test_symbolic_sizes():
+    types = "R.Tensor(('n', 6), 'float32'), R.Tensor((8, 6), 'float32')"
+    assert moved("x = R.permute_dims(a)\nreturn (x, b)", types) == [0]
+
+
+def test_in_a_branch_it_may_not_be_asked_for():
+    body = """
+c = R.const(True, "bool")
+if c:
+    x = R.permute_dims(a)
+    y = x
+else:
+    x = R.permute_dims(R.add(a, a))
+    y = x
+return (y, b)
+"""
+    assert 0 not in moved(body)
+
+
+def test_without_donation_or_stream_there_are_none():
+    source = """
+@I.ir_module
+class Module:
+    @R.function
+    def transform_params(params: R.Tuple(R.Tensor((8, 6), 'float32'))):
+        x = R.permute_dims(params[0])
+        return (x,)
+"""
+    for lazy, disabled in ((False, []), (True, ["DonateStorage"])):
+        mod = InplaceTransformParams(lazy=lazy)(from_source(source))
+        with tvm.transform.PassContext(opt_level=3, disabled_pass=disabled):
+            vm = relax.VirtualMachine(tvm.compile(mod, "llvm"), tvm.cpu())
+        assert "moved" not in json.loads(vm["inplace_param_map"]())["inplace_transform_params"]
