@@ -100,7 +100,7 @@ std::unique_ptr<OwnedPages> OwnedPages::Allocate(int64_t bytes) {
 
 // Pages are cleared before they are given: of huge ones that takes half of the time.
 ScratchPages::ScratchPages(int64_t bytes)
-    : bytes_(RoundUp(bytes, bytes >= kHugePage / 4 ? kHugePage : PageSize())),
+    : bytes_(RoundUp(bytes, bytes >= kHugePage / 4 * 3 ? kHugePage : PageSize())),
       data_(bytes_ >= kHugePage ? MapHuge(bytes_) : Map(std::max<int64_t>(bytes_, 1))) {}
 
 OwnedPages::OwnedPages(char* data, int64_t bytes) : data_(data), bytes_(bytes) {

@@ -29,8 +29,10 @@ namespace relax_inplace {
 
 namespace ffi = tvm::ffi;
 
-/*! \brief Of all threads together. */
-constexpr int64_t kMostScratch = int64_t{4} << 20;
+/*! \brief Scratch for a move of so many bytes, of all threads together: little for little ones. */
+static int64_t MostScratch(int64_t bytes) {
+  return std::clamp(bytes / 4, kLeastScratch, int64_t{4} << 20);
+}
 /*! \brief No memory has so many bits, and a few numbers below this have a sum. */
 constexpr int64_t kMostBits = int64_t{1} << 60;
 
@@ -205,9 +207,10 @@ static char* CheckTensor(const char* name, const DLTensor& tensor, const Reach& 
   return static_cast<char*>(tensor.data) + tensor.byte_offset;
 }
 
-static void MoveInPlace(char* memory, const std::vector<Piece>& pieces, int threads) {
+static void MoveInPlace(char* memory, const std::vector<Piece>& pieces, int threads,
+                        int64_t most_scratch) {
   // All that is needed is allocated before the first byte changes.
-  const InPlaceMove move(pieces, threads, kMostScratch);
+  const InPlaceMove move(pieces, threads, most_scratch);
   const ScratchPages scratch(move.ScratchBytes());
   if (scratch.data() != nullptr) {
     move.Run(memory, scratch.data());
@@ -236,7 +239,7 @@ static bool MovesFromFile(const Unread& unread, const CheckedPieces& checked, ch
                          checked.bits == checked.read.bits() && IsNested(piece, &Digit::read) &&
                          IsNested(piece, &Digit::into);
   if (reads_all) {
-    const auto move = FileMove::Of(piece, threads, kMostScratch);
+    const auto move = FileMove::Of(piece, threads, MostScratch(file.bytes()));
     const ScratchPages scratch(move ? move->ScratchBytes() : 0);
     if (move && scratch.data() != nullptr) {
       require_read(move->Run(file, to, scratch.data()));
@@ -289,7 +292,7 @@ static ffi::Any Relayout(ffi::PackedArgs numbers, DLTensor* source, DLTensor* ta
       << kName << ": expected memories that do not overlap, or are the same, but the target is "
       << written - read << " bytes behind the source: " << checked.pieces.front()
       << "; nothing has changed. Move to other memory";
-  MoveInPlace(written, CheckPermutation(kName, checked), threads);
+  MoveInPlace(written, CheckPermutation(kName, checked), threads, MostScratch(checked.bits / 8));
   return nullptr;
 }
 
@@ -303,7 +306,8 @@ static ffi::Any RelayoutScratch(ffi::PackedArgs numbers) {
   int64_t bytes = 0;
   if (!checked.pieces.empty()) {
     const std::vector<Piece> pieces = CheckPermutation(kName, checked);
-    bytes = InPlaceMove(pieces, ThreadsToMove(checked.bits / 8), kMostScratch).ScratchBytes();
+    const int64_t moved = checked.bits / 8;
+    bytes = InPlaceMove(pieces, ThreadsToMove(moved), MostScratch(moved)).ScratchBytes();
   }
   return bytes;
 }
