@@ -88,7 +88,8 @@ def plot_rows(rows: list[dict[str, Any]], file: str | os.PathLike[str]) -> None:
         memory.set_xlabel("extra memory, in largest tensors\n(linear to 1, then logarithmic)")
         for axes, below in ((time, [0.01, 0.1, 0.5]), (memory, [0, 0.5])):
             low, high = axes.get_xlim()
-            ticks = below + [digit * 10**power for power in range(5) for digit in (1, 2, 5)]
+            digits = (1, 2, 5) if high < 100 else (1, 5)  # labels of more would touch
+            ticks = below + [digit * 10**power for power in range(5) for digit in digits]
             axes.set_xticks([tick for tick in ticks if low <= tick <= high])
             axes.set_xticks([], minor=True)
             axes.xaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
