@@ -62,11 +62,12 @@ sanitize: .venv/pyvenv.cfg
 	grep --quiet AddressSanitizer build/asan/found
 	cd tests && $(call with,asan,libasan) ../$(BIN)/pytest runtime test_any_arguments.py test_builtin.py \
 	    test_storage_builtins.py test_check_arguments.py test_observer.py test_relayout_builtin.py test_owned_pages.py \
-	    lower/test_offered_pages.py
+	    lower/test_offered_pages.py test_unread_tensors.py
 	! $(call with,tsan,libtsan) $(BIN)/python tests/sanitized/race.py 2> build/tsan/found
 	grep --quiet 'data race' build/tsan/found
 	cd tests && $(call with,tsan,libtsan) ../$(BIN)/pytest runtime/test_threads.py \
 	    test_storage_builtins.py -k thread
+	cd tests && $(call with,tsan,libtsan) ../$(BIN)/pytest test_unread_tensors.py -k transposition
 
 comma := ,
 instrumented = $(BIN)/pip install --quiet --no-deps --upgrade --target build/$(1) . \

@@ -8,6 +8,7 @@ import collections
 import ctypes
 import json
 import math
+import os
 import random
 import sys
 
@@ -20,6 +21,7 @@ from relax_inplace.libinfo import BUILTINS  # noqa: E402  what is new is ours
 
 FUNCTIONS = sorted(set(tvm_ffi.registry.list_global_func_names()) - known)
 
+FILE = os.open(__file__, os.O_RDONLY)
 BIG = [2**63 - 1, -(2**63), 2**62, 2**40, -1]
 DTYPES = [
     "uint8",
@@ -268,6 +270,8 @@ TEXT = lambda rng, _: rng.choice(TEXTS[:7])  # noqa: E731
 DTYPE = lambda rng, _: tvm_ffi.dtype(rng.choice(DTYPES))  # noqa: E731
 SHAPE = lambda rng, _: shape(rng)  # noqa: E731
 INTEGER = lambda rng, _: integer(rng)  # noqa: E731
+DESCRIPTOR = lambda rng, _: rng.choice([FILE, FILE, integer(rng)])  # noqa: E731
+OFFSET = lambda rng, _: rng.choice([0, 5, integer(rng)])  # noqa: E731
 DEVICE = lambda rng, _: device(rng)  # noqa: E731
 TENSOR_OR_NONE = lambda rng, _: rng.choice([None, tensor(rng)])  # noqa: E731
 CALLBACK = lambda rng, pool: rng.choice([None, function(rng, pool)])  # noqa: E731
@@ -279,6 +283,8 @@ RIGHT = {
     "relax_inplace.CopyToDevice": [TENSOR, TENSOR, INTEGER],
     "relax_inplace.ObserveUpdates": [CALLBACK, function, TUPLE],
     "relax_inplace.OutsideReferences": [TUPLE],
+    "relax_inplace.ReadFile": [TENSOR, DESCRIPTOR, OFFSET],
+    "relax_inplace.ReadLater": [TENSOR, DESCRIPTOR, OFFSET, TEXT],
     "relax_inplace.RunTransform": [CALLBACK, function, TUPLE],
     "relax_inplace.WaitForDevice": [DEVICE],
     "relax_inplace.WaitForStream": [DEVICE],
