@@ -6,6 +6,9 @@
 #if defined(__linux__)
 #define _GLIBCXX_EXTERN_TEMPLATE 0  // NOLINT: the constructor below is to be made here
 #include <dlfcn.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <condition_variable>
 #include <mutex>
@@ -26,6 +29,10 @@ void* first_dlopen(const char* name, int mode);
 void* first_dlsym(void* library, const char* name);
 void* dlopen(const char* name, int mode) noexcept { return first_dlopen(name, mode); }
 void* dlsym(void* library, const char* name) noexcept { return first_dlsym(library, name); }
+// glibc 2.33: before, there was __fxstat only. The kernel fills in the same struct here.
+int fstat(int file, struct stat* state) noexcept {
+  return static_cast<int>(syscall(SYS_fstat, file, state));
+}
 // glibc 2.32. That other threads may run is always right (libstdc++'s ext/atomicity.h).
 extern char __libc_single_threaded;
 char __libc_single_threaded = 0;

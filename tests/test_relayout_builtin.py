@@ -528,7 +528,7 @@ WITHOUT_MEMORY = """
 import resource
 import test_relayout_builtin as tests
 
-pieces = [tests.transposition(2, 1536, 2048)], tests.interleaved(1, 8, 30000)
+pieces = [tests.transposition(2, 1536, 2048)], tests.interleaved(1, 8, 60000)
 given = [tests.random_bytes(sum(map(tests.bytes_of, some))) for some in pieces]
 moved = [data.copy() for data in given]
 tests.relayout_scratch(*tests.numbers_of(pieces[0]))
