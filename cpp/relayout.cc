@@ -31,7 +31,8 @@ namespace ffi = tvm::ffi;
 
 /*! \brief Scratch for a move of so many bytes, of all threads together: little for little ones. */
 static int64_t MostScratch(int64_t bytes) {
-  return std::clamp(bytes / 4, kLeastScratch, int64_t{4} << 20);
+  constexpr int64_t kMultiple = 4 * 64;  // a quarter is set aside, and what follows is aligned
+  return std::clamp(bytes / 4 / kMultiple * kMultiple, kLeastScratch, int64_t{4} << 20);
 }
 /*! \brief No memory has so many bits, and a few numbers below this have a sum. */
 constexpr int64_t kMostBits = int64_t{1} << 60;

@@ -238,7 +238,7 @@ class InPlaceMove {
   /*!
    * \param pieces Normalised, together a permutation, from and to bit 0, of whole bytes. The steps
    *        of the digits of each are nested, on both sides.
-   * \param most_scratch kLeastScratch or more.
+   * \param most_scratch kLeastScratch or more, a multiple of 256.
    */
   InPlaceMove(const std::vector<Piece>& pieces, int threads, int64_t most_scratch);
 
