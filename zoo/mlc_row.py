@@ -77,6 +77,9 @@ def _converted(made: mlc.Exported, folder: Path, calls: bool) -> dict[str, Any]:
     if not found["lifted"]:
         return {**found, "alone": lifted.same_as(made.mod)}
     called = _callable(made) if made.runs and calls else {}
+    plain = _plain(made, called)
+    if plain is None:
+        called = {}
     arrays = [
         _random(param.shape, param.dtype, index) for index, (_, param) in enumerate(made.params)
     ]
@@ -92,7 +95,7 @@ def _converted(made: mlc.Exported, folder: Path, calls: bool) -> dict[str, Any]:
     found.update(plan=params.report.predicted_extra, extra=params.report.extra)
     found.update(seconds=params.report.seconds, converted=params.report.converted)
     if called:
-        plain = relax.VirtualMachine(tvm.compile(_only(made.mod, called), made.target), tvm.cpu())
+        assert plain is not None
         weights = tvm_ffi.Array([tvm.runtime.tensor(one) for one in arrays])
         expected, got = {}, {}
         for name, inputs in called.items():
@@ -105,6 +108,15 @@ def _converted(made: mlc.Exported, folder: Path, calls: bool) -> dict[str, Any]:
     return found
 
 
+def _plain(made: mlc.Exported, called: dict[str, Any]) -> relax.VirtualMachine | None:
+    """The functions as they are; None if there are none, or TVM has them for a GPU alone."""
+    try:
+        executable = tvm.compile(_only(made.mod, called), made.target) if called else None
+    except Exception:
+        return None
+    return None if executable is None else relax.VirtualMachine(executable, tvm.cpu())
+
+
 def _only(mod: tvm.IRModule, names: Any) -> tvm.IRModule:
     """Some functions of a module, and what they call."""
     there = {gvar.name_hint for gvar in mod.get_global_vars()}
@@ -113,8 +125,11 @@ def _only(mod: tvm.IRModule, names: Any) -> tvm.IRModule:
 
 
 def _without_others(mod: tvm.IRModule, entries: list[str]) -> tvm.IRModule:
+    """Kernels that are public stay only if they are called: some are for a GPU alone."""
     kept = {
         gvar: function
+        if isinstance(function, relax.Function) or not function.attrs
+        else function.without_attr("global_symbol")
         for gvar, function in mod.functions_items()
         if not isinstance(function, relax.Function)
         or gvar.name_hint in entries
