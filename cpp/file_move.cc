@@ -1,9 +1,9 @@
 // From a file to where the bytes belong, in one pass over memory.
 //
-// The digits of what is read are a number's, the one with the longest step first: so the values of
-// the first few, and a range of the next one, are a slab, bytes that are together in the file. A
-// slab is read into scratch that stays in a cache, and moved from there. Long runs are read to
-// where they belong.
+// Digits are sorted by their steps in the file, the longest first. A slab has one value of each of
+// the first digits, a range of the next one, and all values of the others: its bytes are together
+// in the file. A slab is read into scratch that stays in a cache, and moved from there. Long runs
+// are read to where they belong.
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
@@ -23,7 +23,7 @@ constexpr int64_t kSmallSlab = int64_t{512} << 10;
 constexpr int64_t kLargeSlab = int64_t{1} << 20;
 constexpr int64_t kMostSlab = int64_t{2} << 20;
 constexpr int64_t kLongRun = int64_t{256} << 10;
-constexpr int64_t kLineBits = 8 * 64;
+constexpr int64_t kLine = 64;
 
 std::optional<FileMove> FileMove::Of(const Piece& given, int threads, int64_t most_scratch) {
   Piece piece = given;
@@ -38,8 +38,9 @@ std::optional<FileMove> FileMove::Of(const Piece& given, int threads, int64_t mo
   }
   found.bytes_ = reach == bits ? bits / 8 : 0;
   found.threads_ = threads;
-  const int64_t most = 8 * std::min(kMostSlab, most_scratch / threads);
-  const bool is_of_runs = piece.element >= 8 * kLongRun && piece.pattern == 0;
+  const int64_t most = 8 * std::min(kMostSlab, most_scratch / threads / kLine * kLine);
+  const bool is_of_runs =
+      piece.element >= 8 * kLongRun && piece.element % 8 == 0 && piece.pattern == 0;
   if (is_of_runs) piece.digits.push_back({piece.element / 8, 8, 8});
   size_t at = 0;
   while (at < piece.digits.size() && piece.digits[at].read > most) ++at;
@@ -48,17 +49,20 @@ std::optional<FileMove> FileMove::Of(const Piece& given, int threads, int64_t mo
   found.cut_ = piece.digits[at];
   const int64_t step = found.cut_.into;
   // Whole lines, if so many fit; else at least whole bytes.
-  const int64_t line = kLineBits / std::gcd(kLineBits, step);
+  const int64_t line = 8 * kLine / std::gcd(8 * kLine, step);
   const int64_t byte = 8 / std::gcd(int64_t{8}, step);
   const int64_t lines = line * found.cut_.read;
   const int64_t wanted = std::max(lines, std::clamp(2 * lines, 8 * kSmallSlab, 8 * kLargeSlab));
   const int64_t slab = std::min(most, wanted);
   int64_t rows = std::min(std::max<int64_t>(1, slab / found.cut_.read), found.cut_.extent);
   if (rows < found.cut_.extent) rows -= rows % (rows >= line ? line : byte);
-  bool is_apart = rows > 0 && piece.into % 8 == 0;  // no two slabs write to one byte
-  for (const Digit& digit : found.outer_) {
-    is_apart = is_apart && digit.into % 8 == 0;
-    found.slabs_ *= digit.extent;
+  // No two slabs write to one byte: what is from one slab to the next, or to what lies between them
+  // in the output, is whole bytes.
+  bool is_apart = rows > 0 && piece.into % 8 == 0;
+  for (size_t i = 0; i < piece.digits.size(); ++i) {
+    const Digit& digit = piece.digits[i];
+    if (i < at) found.slabs_ *= digit.extent;
+    is_apart = is_apart && ((i >= at && digit.into <= step) || digit.into % 8 == 0);
   }
   if (!is_apart) return std::nullopt;
   const auto move_of = [&](int64_t extent) -> std::optional<OutOfPlaceMove> {
@@ -77,7 +81,7 @@ std::optional<FileMove> FileMove::Of(const Piece& given, int threads, int64_t mo
   found.cut_ = {(found.cut_.extent + rows - 1) / rows, rows * step, rows * found.cut_.read};
   found.slabs_ *= found.cut_.extent;
   found.into_ = piece.into;
-  found.scratch_ = is_of_runs ? 0 : (found.slab_bytes_ + 63) / 64 * 64;
+  found.scratch_ = is_of_runs ? 0 : (found.slab_bytes_ + kLine - 1) / kLine * kLine;
   return found;
 }
 

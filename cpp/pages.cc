@@ -98,7 +98,7 @@ std::unique_ptr<OwnedPages> OwnedPages::Allocate(int64_t bytes) {
   return pages;
 }
 
-// Pages are cleared before they are given: of huge ones that takes half of the time.
+// The system clears pages before it gives them, huge ones faster.
 ScratchPages::ScratchPages(int64_t bytes)
     : bytes_(RoundUp(bytes, bytes >= kHugePage / 4 * 3 ? kHugePage : PageSize())),
       data_(bytes_ >= kHugePage ? MapHuge(bytes_) : Map(std::max<int64_t>(bytes_, 1))) {}
@@ -145,13 +145,11 @@ void SetSpent(const void* memory, bool is_spent) {
   pages->is_spent_ = is_spent;
 }
 
-bool HasOwnedPages(const void* memory) {
-  const OwnedPages* pages = OwnedPages::At(memory);
-  return pages != nullptr && pages->data_ == memory;
-}
-
-void SetUnread(const void* memory, Unread unread) {
-  OwnedPages::At(memory)->unread_ = std::move(unread);
+bool SetUnread(const void* memory, Unread unread) {
+  OwnedPages* pages = OwnedPages::At(memory);
+  if (pages == nullptr || pages->data_ != memory) return false;
+  pages->unread_ = std::move(unread);
+  return true;
 }
 
 Unread TakeUnread(const void* memory) {
@@ -219,9 +217,7 @@ OwnedPages::~OwnedPages() = default;
 
 void SetSpent(const void*, bool) {}
 
-bool HasOwnedPages(const void*) { return false; }
-
-void SetUnread(const void*, Unread) {}
+bool SetUnread(const void*, Unread) { return false; }
 
 Unread TakeUnread(const void*) { return {}; }
 

@@ -68,8 +68,7 @@ class OwnedPages {
  private:
   friend void SetSpent(const void* memory, bool is_spent);
   friend bool MovePages(char* from, char* to, int64_t bytes);
-  friend bool HasOwnedPages(const void* memory);
-  friend void SetUnread(const void* memory, Unread unread);
+  friend bool SetUnread(const void* memory, Unread unread);
   friend Unread TakeUnread(const void* memory);
   OwnedPages(char* data, int64_t bytes);
   static OwnedPages* At(const void* memory);
@@ -83,11 +82,12 @@ class OwnedPages {
   Unread unread_;
 };
 
-/*! \brief Whether memory is that of OwnedPages, from their first byte on. */
-bool HasOwnedPages(const void* memory);
-
-/*! \brief Says that the bytes of OwnedPages are in a file still. \param memory Their first byte. */
-void SetUnread(const void* memory, Unread unread);
+/*!
+ * \brief Says that the bytes of memory are in a file still.
+ * \param memory The first byte of a tensor.
+ * \return Whether it is so; if not, it is not that of OwnedPages.
+ */
+bool SetUnread(const void* memory, Unread unread);
 
 /*!
  * \brief The file that has the bytes of memory, for the kernel that moves them: from now on the

@@ -67,9 +67,7 @@ static int64_t ReadFile(const ffi::TensorObj* tensor, int64_t descriptor, int64_
 static bool ReadLater(const ffi::TensorObj* tensor, int64_t descriptor, int64_t offset,
                       const ffi::String& name) {
   const char* memory = MemoryToFill("relax_inplace.ReadLater", *tensor);
-  if (!HasOwnedPages(memory)) return false;
-  SetUnread(memory, {RangeOf("relax_inplace.ReadLater", *tensor, descriptor, offset), name});
-  return true;
+  return SetUnread(memory, {RangeOf("relax_inplace.ReadLater", *tensor, descriptor, offset), name});
 }
 
 TVM_FFI_STATIC_INIT_BLOCK() {

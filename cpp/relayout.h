@@ -95,8 +95,8 @@ class FileMove {
  public:
   /*!
    * \param piece Normalised. It reads all bits from 0 on, each once, and none backwards; the steps
-   * of its digits are nested, on both sides. \return None if slabs of whole bytes would be too
-   * large.
+   *        of its digits are nested, on both sides.
+   * \return None if there are no slabs of whole bytes that fit into scratch.
    */
   static std::optional<FileMove> Of(const Piece& piece, int threads, int64_t most_scratch);
 

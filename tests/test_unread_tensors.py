@@ -57,6 +57,7 @@ def transposed(data, rows, columns, bits):
         (64, 30_000, 16),  # a few rows are a slab
         (30_000, 64, 8),
         (600, 802, 4),
+        (1001, 40_000, 4),  # rows of the output begin within bytes: read at once
         (3, 700_001, 8),  # a row is longer than a line's slab
         (2, 4_000_000, 8),  # a row is longer than any slab: read at once
         (333, 1001, 8),
@@ -104,22 +105,46 @@ def test_columns_between_others(unread):
     assert np.all(bytes_of(target)[1::2] == 7)
 
 
-@pytest.mark.parametrize("what", ["flipped", "in two pieces", "read in part"])
+UNIT = 20_000  # bytes
+
+# What is moved of nine units: pieces, and the unit of the input for each of the output.
+READ_FIRST = {
+    "flipped": (
+        [(8, 8 * (9 * UNIT - 1), 0, 0, 0, 1, 9 * UNIT, 8, -8)],
+        None,
+    ),
+    "in two pieces": (
+        [(8 * 4 * UNIT, 0, 8 * 5 * UNIT, 0, 0, 0), (8 * 5 * UNIT, 8 * 4 * UNIT, 0, 0, 0, 0)],
+        [4, 5, 6, 7, 8, 0, 1, 2, 3],
+    ),
+    "its middle": ([(8 * 3 * UNIT, 8 * 3 * UNIT, 0, 0, 0, 0)], [3, 4, 5]),
+    "its beginning": ([(8 * 3 * UNIT, 0, 0, 0, 0, 0)], [0, 1, 2]),
+    "every second": ([(8 * UNIT, 0, 0, 0, 0, 1, 5, 8 * UNIT, 16 * UNIT)], [0, 2, 4, 6, 8]),
+    "some more than once": (
+        [(8 * UNIT, 0, 0, 0, 0, 2, 3, 24 * UNIT, 16 * UNIT, 3, 8 * UNIT, 16 * UNIT)],
+        [0, 2, 4, 2, 4, 6, 4, 6, 8],
+    ),
+}
+
+
+@pytest.mark.parametrize("what", READ_FIRST)
 def test_what_no_slabs_do_is_read_first(unread, what):
-    source, data, _ = unread(200_000)
-    target = empty((200_000,), "uint8", CPU)
-    bytes_of(target)[:] = 0
-    expected = np.zeros_like(data)
-    if what == "flipped":
-        relayout(source, target, 1, 8, 8 * 199_999, 0, 0, 0, 1, 200_000, 8, -8)
-        expected = data[::-1]
-    elif what == "in two pieces":
-        relayout(source, target, 2, 800_000, 0, 800_000, 0, 0, 0, 800_000, 800_000, 0, 0, 0, 0)
-        expected = np.roll(data, 100_000)
-    else:
-        relayout(source, target, 1, 800_000, 400_000, 0, 0, 0, 0)
-        expected[:100_000] = data[50_000:150_000]
-    assert np.array_equal(bytes_of(target), expected)
+    pieces, units = READ_FIRST[what]
+    source, data, _ = unread(9 * UNIT)
+    target = empty((9 * UNIT,), "uint8", CPU)
+    relayout(source, target, len(pieces), *(number for piece in pieces for number in piece))
+    expected = data[::-1] if units is None else data.reshape(9, UNIT)[units].reshape(-1)
+    assert np.array_equal(bytes_of(target)[: expected.size], expected)
+
+
+def test_a_view_of_an_unread_tensor_is_another_memory(unread):
+    source, data, _ = unread(512 * 512)
+    view = source._create_view((256 * 512,), "uint8", 512)
+    other = empty(view.shape, "uint8", CPU)
+    relayout(view, other, 1, 8 * 256 * 512, 0, 0, 0, 0, 0)  # no module does so
+    assert not read_later(view, 0, 0, "a view")
+    relayout(source, source, *transposition(512, 512, 8))
+    assert np.array_equal(bytes_of(source), transposed(data, 512, 512, 8))
 
 
 # -- files that are not what they were ------------------------------------------------------------
@@ -148,6 +173,16 @@ def test_a_file_that_was_written(unread):
     source, data, path = unread(512 * 512)
     path.write_bytes(bytes(OFFSET) + data.tobytes())
     os.utime(path, ns=(0, 0))
+    with pytest.raises(RuntimeError, match="the weight: the file has changed while it was read"):
+        relayout(source, source, *transposition(512, 512, 8))
+
+
+def test_a_file_that_has_grown(unread):
+    source, _, path = unread(512 * 512)
+    times = os.stat(path)
+    with open(path, "ab") as file:
+        file.write(b"more")
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
     with pytest.raises(RuntimeError, match="the weight: the file has changed while it was read"):
         relayout(source, source, *transposition(512, 512, 8))
 
@@ -192,6 +227,13 @@ def test_no_file(descriptor, offset):
         lambda: read_later(tensor, descriptor, offset, "the weight"),
     ):
         with pytest.raises(ValueError, match="expected the descriptor of an open file"):
+            call()
+
+
+def test_memory_with_gaps():
+    tensor = tvm_ffi.from_dlpack(np.zeros((400, 400), "uint8")[:, ::2])
+    for call in (lambda: read_file(tensor, 0, 0), lambda: read_later(tensor, 0, 0, "the weight")):
+        with pytest.raises(ValueError, match="expected a contiguous tensor on the host"):
             call()
 
 

@@ -67,7 +67,7 @@ from .tuple_objects import PARAM_TYPES
 
 __all__ = ["MOVED_WEIGHTS", "DonateStorage", "find_donations"]
 
-#: Of a streamed function: the weights that are moved once, and not used else.
+#: Of a streamed function: the weights that one kernel moves, and nothing else reads.
 MOVED_WEIGHTS = "relax_inplace.moved_weights"
 
 _DONATE = "vm.builtin.donate_storage"

@@ -162,6 +162,7 @@ class TensorTrace:
         self._places: dict[relax.Var, Place] = {param: (param, ()) for param in params}
         self._storages: Counter[relax.Var] = Counter()  # how many tensors are in each
         self._scopes: dict[relax.Var, str] = {}
+        self._asks_unseen = False  # whether weights may be asked for that are not seen
         self._shapes: dict[relax.Var, list[ir.PrimExpr] | None] = {}
         self._heap = ShapeHeap(sequence)
         self._effects = EffectTable(mod)
@@ -251,6 +252,8 @@ class TensorTrace:
             tensor = self._new(var, _known(var.ty), var.name)
             if len(call.args) == 1 and isinstance(call.args[0], tirx.IntImm):
                 tensor.index = int(call.args[0].value)
+            else:
+                self._asks_unseen = True
         else:
             self._unknown(var, call)
 
@@ -282,6 +285,7 @@ class TensorTrace:
             self._hold(var, self._held.get(operand, ()))
 
     def _made(self, var: relax.Var, fields: Sequence[relax.Expr]) -> None:
+        self._asks_unseen |= any(map(_is_function, fields))
         self._fields[var] = [list(self._held.get(field, ())) for field in fields]
         for held in self._fields[var]:
             self._hold(var, held)
@@ -290,6 +294,7 @@ class TensorTrace:
         """What may keep what it is given, and may hold what it returns."""
         self.reads_unseen.append(self._at)
         for used in relax.analysis.free_vars(value)[:]:
+            self._asks_unseen |= _is_function(used)
             for tensor in self._held.get(used, ()):
                 self._used(tensor)
                 tensor.is_hidden = True
@@ -318,11 +323,15 @@ class TensorTrace:
         self.tensors.append(Tensor("", None, [], held, born=at + 1))
 
     def moved_weights(self) -> list[int]:
-        """The weights that were asked for, and that one move reads, and nothing else ever."""
+        """The weights that are asked for once, and that one move reads, and nothing else ever."""
+        times = Counter(tensor.index for tensor in self.tensors)
+        if self._asks_unseen:
+            return []
         return [
             tensor.index
             for tensor in self.tensors
             if tensor.index is not None
+            and times[tensor.index] == 1
             and tensor.moves == [True]
             and tensor.spent is not None
             and not tensor.is_hidden
@@ -496,6 +505,10 @@ def _known(ty: ir.Type) -> Size | None:
     if not isinstance(ty, relax.TensorType) or ty.dtype is None:
         return None
     return size_of(ty) if isinstance(ty.shape, relax.ShapeExpr) else None
+
+
+def _is_function(value: relax.Expr) -> bool:
+    return type(value) is relax.Var and type(value.ty) is relax.FuncType
 
 
 def _text(place: Place) -> str:

@@ -7,11 +7,14 @@ import tvm
 from tvm import relax
 from tvm.script import from_source
 
+from relax_inplace.ir.binding_rewriter import rewrite_bindings
 from relax_inplace.transform import InplaceTransformParams
 
 
-def moved(body, types="R.Tensor((8, 6), 'float32'), R.Tensor((8, 6), 'float32')", **options):
-    """What the parameter map of a transform of two weights says."""
+def moved(
+    body, types="R.Tensor((8, 6), 'float32'), R.Tensor((8, 6), 'float32')", after_asking=None
+):
+    """What the parameter map of a transform of two weights says; bindings are added to it by hand."""
     source = f"""
 @I.ir_module
 class Module:
@@ -20,7 +23,16 @@ class Module:
         a = params[0]
         b = params[1]
 """ + "".join(f"        {line}\n" for line in body.strip().splitlines())
-    mod = InplaceTransformParams(lazy=True, **options)(from_source(source))
+    mod = InplaceTransformParams(lazy=True)(from_source(source))
+    if after_asking is not None:
+        function = mod["inplace_transform_params"]
+        get_weight = function.params[0]
+
+        def rewrite(binding):
+            asks = isinstance(binding.value, relax.Call) and binding.value.op.same_as(get_weight)
+            return [binding, *(after_asking(get_weight) if asks else [])]
+
+        mod["inplace_transform_params"] = rewrite_bindings(function, lambda _: rewrite)
     vm = relax.VirtualMachine(tvm.compile(mod, "llvm"), tvm.cpu())
     return json.loads(vm["inplace_param_map"]())["inplace_transform_params"].get("moved", [])
 
@@ -70,6 +82,45 @@ else:
 return (y, b)
 """
     assert 0 not in moved(body)
+
+
+def asked(get_weight, index=0):
+    """A weight, asked for once more."""
+    call = relax.Call(get_weight, [relax.prim_value(index)], ret_ty=relax.AnyType())
+    return relax.VarBinding(relax.Var("again", call.ty), call)
+
+
+def through_another_name(get_weight):
+    also = relax.VarBinding(relax.Var("also", get_weight.ty), get_weight)
+    return [also, asked(also.var)]
+
+
+def in_a_branch(get_weight):
+    branches = []
+    for index in (0, 1):
+        again = asked(get_weight, index)
+        branches.append(relax.SeqExpr([relax.BindingBlock([again])], again.var))
+    chosen = relax.If(relax.const(True, "bool"), *branches)
+    return [relax.VarBinding(relax.Var("chosen", relax.AnyType()), chosen)]
+
+
+def in_a_tuple(get_weight):
+    held = relax.Tuple([get_weight])
+    return [relax.VarBinding(relax.Var("held", held.ty), held)]
+
+
+BOTH = "x = R.permute_dims(a)\ny = R.permute_dims(b)\nreturn (x, y)"
+
+
+@pytest.mark.parametrize("how", [lambda get_weight: [asked(get_weight)], through_another_name])
+def test_a_weight_that_is_asked_for_more_than_once(how):
+    """It may be read where it is moved, and computed with elsewhere."""
+    assert moved(BOTH, after_asking=how) == [1]
+
+
+@pytest.mark.parametrize("how", [in_a_branch, in_a_tuple])
+def test_what_is_asked_for_out_of_sight(how):
+    assert moved(BOTH, after_asking=how) == []
 
 
 def test_without_donation_or_stream_there_are_none():

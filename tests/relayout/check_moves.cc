@@ -163,9 +163,34 @@ void Check(const std::vector<Piece>& pieces) {
     move.Run(target.data(), aligned);
     if (target != expected) Fail(most_scratch > 1 << 20 ? "in place" : "by little scratch", pieces);
     if (pieces.size() == 1) {
+      const int64_t little = 1 + Below(4 << 10);  // so that there are several slabs
       CheckFromFile(pieces.front(), source, expected, threads, most_scratch);
+      CheckFromFile(pieces.front(), source, expected, threads, little);
     }
   }
+}
+
+/*! \brief Nibbles, of which two threads would write two into one byte; or not. */
+void CheckSlabsAreApart() {
+  const auto transposition = [](int64_t rows, int64_t columns) {
+    return Piece{4, {{columns, rows * 4, 4}, {rows, 4, columns * 4}}};
+  };
+  const auto is_moved = [](const Piece& piece) {
+    const int64_t scratch = int64_t{4} << 20;
+    return relax_inplace::FileMove::Of(relax_inplace::Normalised(piece), 2, scratch).has_value();
+  };
+  if (!is_moved(transposition(1000, 4000))) Fail("an even number of rows", {});
+  if (is_moved(transposition(1001, 4000))) Fail("an odd number of rows", {});
+  for (const int64_t nibbles : {int64_t{1} << 20, (int64_t{1} << 20) + 1}) {  // longer than a slab
+    const Piece piece{4 * nibbles, {{2, 8 * nibbles, 4 * nibbles}, {2, 4 * nibbles, 8 * nibbles}}};
+    if (is_moved(piece) != (nibbles % 2 == 0)) Fail("long runs of nibbles", {piece});
+  }
+  // A piece of a larger output, which begins, or goes on, within a byte.
+  Piece moved = transposition(1000, 4000);
+  moved.into = 4;
+  if (is_moved(moved)) Fail("what begins within a byte", {moved});
+  const Piece apart{4, {{4000, 4 * 1002 - 4, 4}, {1000, 4, 16000}}};
+  if (is_moved(apart)) Fail("rows that begin within bytes", {apart});
 }
 
 /*! \brief A head and a body of so many bits, in rows that are taken together, n times. */
@@ -192,6 +217,7 @@ int main(int argc, char** argv) {
   random_numbers.seed(std::strtoull(argv[1], nullptr, 10));
   const int64_t count = std::strtoll(argv[2], nullptr, 10);
   for (int64_t i = 0; i < count; ++i) Check({AnyPermutation(int64_t{1} << (i % 8 == 0 ? 22 : 15))});
+  CheckSlabsAreApart();
   Check(Interleaved(3, 8, 5, 16, 128));
   Check(Interleaved(1, 8, 1031, 16, 128));  // more than there is of the least scratch
   Check(Interleaved(1, 7, 9001, 8, 24));

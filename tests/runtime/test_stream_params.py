@@ -210,6 +210,32 @@ def test_a_file_that_is_cut_while_a_weight_is_in_it(tmp_path, monkeypatch):
     assert np.array_equal(error.params[1].numpy(), arrays(transform)[1].T)
 
 
+def test_a_file_that_is_written_before_a_weight_is_left_in_it(tmp_path, monkeypatch):
+    """The library compares the file with what it was then: before, it is for the reader to look."""
+    types = tensors((256, 128), (256, 130))
+    body = "a = R.permute_dims(params[0])\nb = R.permute_dims(params[1])\nreturn (a, b)"
+    transform = Transform.of(compiled(types, body, lazy=True))
+    named = list(zip((one.name for one in transform.weights), arrays(transform), strict=True))
+    params = Params([tvm.runtime.tensor(array) for _, array in named], [name for name, _ in named])
+    save_params(params, tmp_path, "safetensors")  # in one file
+    (path,) = tmp_path.glob("*.safetensors")
+    is_converted = threading.Event()
+    stock = reading._OpenFile.read_later
+
+    def read_later(self, tensor, *where):
+        if tensor.shape[1] == 128:  # it comes last
+            assert is_converted.wait(60)
+            content = path.read_bytes()
+            path.write_bytes(content[:-9] + bytes(9))
+            os.utime(path, ns=(0, 0))
+        return stock(self, tensor, *where)
+
+    monkeypatch.setattr(reading._OpenFile, "read_later", read_later)
+    with pytest.raises(TransformError, match="has changed since it was opened") as caught:
+        stream_params(transform, tmp_path, CPU, progress=lambda _: is_converted.set())
+    assert caught.value.converted == ["params[1]"]
+
+
 def test_a_file_that_shrinks(tmp_path):
     transform = transposes(3, lazy=True)
     saved(transform, tmp_path)
