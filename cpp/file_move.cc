@@ -38,11 +38,13 @@ std::optional<FileMove> FileMove::Of(const Piece& given, int threads, int64_t mo
   }
   found.bytes_ = reach == bits ? bits / 8 : 0;
   found.threads_ = threads;
-  const int64_t most = 8 * std::min(kMostSlab, most_scratch / threads / kLine * kLine);
-  const bool is_of_runs =
-      piece.element >= 8 * kLongRun && piece.element % 8 == 0 && piece.pattern == 0;
+  const int64_t scratch = 8 * std::min(kMostSlab, most_scratch / threads / kLine * kLine);
+  const bool is_of_runs = piece.element >= std::min(8 * kLongRun, scratch) &&
+                          piece.element % 8 == 0 && piece.pattern == 0;
+  const int64_t most = is_of_runs ? 8 * kMostSlab : scratch;
+  // A slab of runs is of one of them, or of a part of it.
+  size_t at = is_of_runs ? piece.digits.size() : 0;
   if (is_of_runs) piece.digits.push_back({piece.element / 8, 8, 8});
-  size_t at = 0;
   while (at < piece.digits.size() && piece.digits[at].read > most) ++at;
   if (at == piece.digits.size() || piece.digits[at].read % 8 != 0) return std::nullopt;
   found.outer_.assign(piece.digits.begin(), piece.digits.begin() + at);

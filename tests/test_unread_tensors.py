@@ -43,7 +43,7 @@ def transposition(rows, columns, bits, pattern=0):
 
 def transposed(data, rows, columns, bits):
     if bits >= 8:
-        return data.view(f"uint{bits}").reshape(rows, columns).T.copy().view("uint8").reshape(-1)
+        return data.reshape(rows, columns, bits // 8).transpose(1, 0, 2).reshape(-1)
     nibbles = np.stack([data & 15, data >> 4], 1).reshape(rows, columns).T.reshape(-1)
     return nibbles[0::2] | nibbles[1::2] << 4
 
@@ -61,6 +61,8 @@ def transposed(data, rows, columns, bits):
         (3, 700_001, 8),  # a row is longer than a line's slab
         (2, 4_000_000, 8),  # a row is longer than any slab: read at once
         (333, 1001, 8),
+        (12, 2, 8 * (256 << 10)),  # runs that are read to where they belong
+        (2, 3, 8 * 300_001),
     ],
 )
 def test_a_transposition_from_a_file(unread, rows, columns, bits, in_place):

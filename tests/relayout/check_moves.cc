@@ -58,6 +58,7 @@ Piece AnyPermutation(int64_t most_bits) {
   constexpr int64_t kExtents[] = {1, 2, 3, 4, 5, 7, 8, 13, 16, 17, 32, 64, 65, 100, 128};
   Piece piece;
   piece.element = kElements[Below(std::size(kElements))];
+  if (most_bits > 1 << 20 && Below(2) == 0) piece.element = 8 * (1 + Below(4000));
   std::vector<int64_t> extents;
   int64_t bits = piece.element;
   for (int64_t count = Below(6); count > 0; --count) {
@@ -163,7 +164,8 @@ void Check(const std::vector<Piece>& pieces) {
     move.Run(target.data(), aligned);
     if (target != expected) Fail(most_scratch > 1 << 20 ? "in place" : "by little scratch", pieces);
     if (pieces.size() == 1) {
-      const int64_t little = 1 + Below(4 << 10);  // so that there are several slabs
+      // So that there are several slabs, and runs that are longer than one.
+      const int64_t little = (threads * 64 << Below(7)) + Below(64);
       CheckFromFile(pieces.front(), source, expected, threads, most_scratch);
       CheckFromFile(pieces.front(), source, expected, threads, little);
     }
@@ -191,6 +193,9 @@ void CheckSlabsAreApart() {
   if (is_moved(moved)) Fail("what begins within a byte", {moved});
   const Piece apart{4, {{4000, 4 * 1002 - 4, 4}, {1000, 4, 16000}}};
   if (is_moved(apart)) Fail("rows that begin within bytes", {apart});
+  constexpr int64_t kRun = (int64_t{8} << 18) + 4;
+  const Piece runs{kRun, {{2, kRun + 4, kRun}}};
+  if (is_moved(runs)) Fail("runs that are read from within a byte", {runs});
 }
 
 /*! \brief A head and a body of so many bits, in rows that are taken together, n times. */
@@ -221,6 +226,8 @@ int main(int argc, char** argv) {
   Check(Interleaved(3, 8, 5, 16, 128));
   Check(Interleaved(1, 8, 1031, 16, 128));  // more than there is of the least scratch
   Check(Interleaved(1, 7, 9001, 8, 24));
+  constexpr int64_t kRun = int64_t{8} << 18;  // bits; runs that are read to where they belong
+  Check({Piece{kRun, {{2, 7 * kRun, kRun}, {7, kRun, 2 * kRun}}}});
   if (from_files < count / 4) return 1;
-  std::printf("%lld moves\n", static_cast<long long>(count + 3));
+  std::printf("%lld moves\n", static_cast<long long>(count + 4));
 }
