@@ -5,6 +5,9 @@ import os
 import numpy as np
 import pytest
 import tvm_ffi
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from profiles import examples
 
 from relax_inplace.libinfo import load_library
 from relax_inplace.runtime.empty_tensor import empty
@@ -19,6 +22,15 @@ CPU = tvm_ffi.device("cpu", 0)
 OFFSET = 77  # of the weight in its file
 
 
+def unread_tensor(data, path):
+    path.write_bytes(bytes(OFFSET) + data.tobytes())
+    tensor = empty((data.size,), "uint8", CPU)
+    descriptor = os.open(path, os.O_RDONLY)
+    assert read_later(tensor, descriptor, OFFSET, "the weight")
+    os.close(descriptor)
+    return tensor
+
+
 @pytest.fixture
 def unread(tmp_path):
     """Makes an unread tensor of random bytes, and says which."""
@@ -26,12 +38,7 @@ def unread(tmp_path):
     def make(nbytes, seed=0):
         data = np.random.default_rng(seed).integers(0, 256, nbytes, "uint8")
         path = tmp_path / f"weight{seed}"
-        path.write_bytes(bytes(OFFSET) + data.tobytes())
-        tensor = empty((nbytes,), "uint8", CPU)
-        descriptor = os.open(path, os.O_RDONLY)
-        assert read_later(tensor, descriptor, OFFSET, "the weight")
-        os.close(descriptor)
-        return tensor, data, path
+        return unread_tensor(data, path), data, path
 
     return make
 
@@ -73,6 +80,38 @@ def test_a_transposition_from_a_file(unread, rows, columns, bits, in_place):
     # It is read once: from now on it is any memory.
     relayout(target, target, *transposition(columns, rows, bits))
     assert np.array_equal(bytes_of(target), data)
+
+
+# Sizes of axes: of models, next to them, primes.
+SIZES = [2, 3, 8, 16, 31, 32, 64, 127, 128, 257, 512, 1000, 1001, 1024, 4096]
+
+
+@examples(60)
+@given(
+    st.lists(st.sampled_from(SIZES), min_size=1, max_size=4),
+    st.sampled_from([4, 8, 16, 24, 32, 64, 4096, 8 * 2560, 8 * 262_143, 8 << 18, 8 << 19]),
+    st.randoms(use_true_random=False),
+)
+def test_any_permutation_from_a_file(tmp_path_factory, sizes, bits, random):
+    nbytes = int(np.prod(sizes, dtype="int64")) * bits // 8
+    assume(65_536 <= nbytes <= 48 << 20 and (bits != 4 or np.prod(sizes) % 2 == 0))
+    order = random.sample(range(len(sizes)), len(sizes))
+    data = np.random.default_rng(random.randrange(1 << 32)).integers(0, 256, nbytes, "uint8")
+    units = np.stack([data & 15, data >> 4], 1) if bits == 4 else data
+    units = units.reshape(*sizes, max(bits // 8, 1))
+    expected = units.transpose(*order, len(sizes)).reshape(-1)
+    if bits == 4:
+        expected = expected[0::2] | expected[1::2] << 4
+    digits, into = [], bits
+    for axis in reversed(order):
+        digits = [sizes[axis], into, bits * int(np.prod(sizes[axis + 1 :], dtype="int64")), *digits]
+        into *= sizes[axis]
+    path = tmp_path_factory.mktemp("any") / "weight"
+    source = unread_tensor(data, path)
+    path.unlink()  # of many
+    target = source if random.random() < 0.5 else empty(source.shape, "uint8", CPU)
+    relayout(source, target, 1, bits, 0, 0, 0, 0, len(sizes), *digits)
+    assert np.array_equal(bytes_of(target), expected)
 
 
 def test_signs_are_flipped_on_the_way(unread):
