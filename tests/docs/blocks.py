@@ -1,9 +1,8 @@
 """A page's blocks: what stands between fences, with the language that the fence says.
 
-A page has a hidden part, ``hidden/docs/runtime.py`` of ``docs/runtime.md``: cells, each with a line that says which block it
-belongs to, by words that no other block of the page has:
+A page may have a hidden part, ``hidden/docs/transforms.py`` of ``docs/transforms.md``: cells, each with a
+line that says which block it belongs to, by words that no other block of the page has:
 
-    # %% before: vm["prefill"](x, params)     is run before that block: what the page does not show
     # %% after: class Requantised:            is run after it: what is done with it
     # %% prints: OwnershipError: in function  is run before it, and prints it
 """
@@ -33,7 +32,7 @@ class Block(NamedTuple):
 
 
 FENCE = re.compile(r"^(?P<indent> *)```(?P<kind>\S*)[^\n]*\n(?P<text>.*?)^ *```$", re.M | re.S)
-CELL = re.compile(r"^# %% (before|after|prints): (.*)\n", re.M)
+CELL = re.compile(r"^# %% (after|prints): (.*)\n", re.M)
 
 
 def blocks(page):
