@@ -146,7 +146,7 @@ def test_columns_between_others(unread):
     assert np.all(bytes_of(target)[1::2] == 7)
 
 
-UNIT = 20_000  # bytes
+UNIT = 200_000  # bytes: runs that would go where they belong
 
 # What is moved of nine units: pieces, and the unit of the input for each of the output.
 READ_FIRST = {
@@ -176,6 +176,7 @@ def test_what_no_slabs_do_is_read_first(unread, what):
     relayout(source, target, len(pieces), *(number for piece in pieces for number in piece))
     expected = data[::-1] if units is None else data.reshape(9, UNIT)[units].reshape(-1)
     assert np.array_equal(bytes_of(target)[: expected.size], expected)
+    assert np.array_equal(bytes_of(source), data)
 
 
 def test_a_view_of_an_unread_tensor_is_another_memory(unread):
