@@ -1,6 +1,6 @@
 """Random transforms: the same bits in place as out of place, and the plan is what happens."""
 
-from hypothesis import given, note
+from hypothesis import event, given, note
 from hypothesis import strategies as st
 from lowered_machine import LoweredMachine, lowered
 from pipelines import IS_FUSED, PIPELINES
@@ -87,3 +87,18 @@ def test_any_transform(transform, pipeline, streamed, is_measured):
             assert run.peak == plan.peak
         elif isinstance(plan.peak, int):
             assert run.peak <= plan.peak
+
+
+MOVES = ["permute", "permute", "reshape", "concat", "split", "alias", "tuple", "unary"]
+
+
+@examples(60)
+@given(transforms(kinds=MOVES), st.sampled_from(sorted(PIPELINES)))
+def test_weights_that_are_moved_from_their_files(transform, pipeline):
+    before = from_source(transform.source)
+    with without_what_is_refused():
+        after = InplaceTransformParams(lazy=True)(before)
+    note(f"{pipeline}\n{after}")
+    with without_what_fuse_tir_fails_at():
+        run = run_both(before, after, pipeline, streamed=True)
+    event(f"{min(len(run.left), 3)} weights or more")
