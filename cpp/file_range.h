@@ -20,6 +20,9 @@ class FileRange {
 
   int64_t bytes() const { return bytes_; }
 
+  /*! \brief Whether the descriptor could be duplicated: a process may have so many only. */
+  bool is_open() const { return error_ == 0; }
+
   /*!
    * \brief Reads bytes of it, and asks the system for those that come next.
    * \return 0; -1 if the file ends before; else what `errno` says.

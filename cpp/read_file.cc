@@ -62,12 +62,14 @@ static int64_t ReadFile(const ffi::TensorObj* tensor, int64_t descriptor, int64_
  * \param descriptor Of the open file. It may be closed then.
  * \param offset Of the first byte in it.
  * \param name Of the file and the tensor, for errors.
- * \return Whether it is so; if not, the tensor has no pages of its own: read it now.
+ * \return Whether it is so; if not, the tensor has no pages of its own, or no more files may be
+ *         open: read it now.
  */
 static bool ReadLater(const ffi::TensorObj* tensor, int64_t descriptor, int64_t offset,
                       const ffi::String& name) {
   const char* memory = MemoryToFill("relax_inplace.ReadLater", *tensor);
-  return SetUnread(memory, {RangeOf("relax_inplace.ReadLater", *tensor, descriptor, offset), name});
+  auto file = RangeOf("relax_inplace.ReadLater", *tensor, descriptor, offset);
+  return file->is_open() && SetUnread(memory, {std::move(file), name});
 }
 
 TVM_FFI_STATIC_INIT_BLOCK() {

@@ -235,7 +235,7 @@ static bool MovesFromFile(const Unread& unread, const CheckedPieces& checked, ch
                                 << file.bytes() << " bytes of the weight; download the file again";
   };
   const Piece piece = Normalised(checked.pieces.front());
-  const bool reads_all = checked.pieces.size() == 1 && checked.read.begin == 0 && piece.read == 0 &&
+  const bool reads_all = checked.pieces.size() == 1 && piece.read == 0 &&
                          checked.read.end == 8 * file.bytes() &&
                          checked.bits == checked.read.bits() && IsNested(piece, &Digit::read) &&
                          IsNested(piece, &Digit::into);

@@ -1,6 +1,8 @@
 """Tensors whose bytes stay in their file until the runtime moves them: read once, right, or an error."""
 
+import errno
 import os
+import resource
 
 import numpy as np
 import pytest
@@ -281,7 +283,19 @@ def test_memory_with_gaps():
 
 def test_a_descriptor_that_is_closed():
     tensor = empty((100_000,), "uint8", CPU)
-    assert read_file(tensor, 9_999, 0) > 0  # the system's error number
-    assert read_later(tensor, 9_999, 0, "the weight")
-    with pytest.raises(RuntimeError, match="the weight: Bad file descriptor"):
-        relayout(tensor, tensor, *transposition(500, 200, 8))
+    assert read_file(tensor, 9_999, 0) == errno.EBADF
+    assert not read_later(tensor, 9_999, 0, "the weight")
+
+
+def test_no_more_files_may_be_open(tmp_path):
+    """A descriptor is duplicated for as long as a weight is in its file."""
+    (tmp_path / "weight").write_bytes(bytes(100_000))
+    tensor = empty((100_000,), "uint8", CPU)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with open(tmp_path / "weight", "rb") as file:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (1, limits[1]))
+        try:
+            assert not read_later(tensor, file.fileno(), 0, "the weight")
+            assert read_file(tensor, file.fileno(), 0) == errno.EMFILE
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
