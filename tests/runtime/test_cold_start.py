@@ -1,6 +1,6 @@
 """From a folder of 4-bit weights to converted ones, each way in a process of its own.
 
-192 MB here; 2,048 MB in `make bench` (COLD_START_MB), which prints the table.
+192 MB here, once; 2,048 MB in `make bench` (COLD_START_MB), three times in turn, which prints the table.
 """
 
 import json
@@ -14,6 +14,7 @@ from cold_start import COUNT, LARGEST, MB, SHARD
 from memory import needs_clear_refs
 
 SLACK = 8e6
+ROUNDS = 3 if MB > 1000 else 1
 
 
 def in_fresh_process(way, library, folder, target):
@@ -54,16 +55,26 @@ def test_from_a_folder_to_converted_weights(tmp_path, libraries, format):
     convert = in_fresh_process("convert", resident_lib, folder, tmp_path / "saved")
     assert convert["extra"] <= convert["weights"] + LARGEST + SHARD + SLACK
 
-    stream = in_fresh_process("stream", streamed_lib, folder, tmp_path)
-    assert stream["digest"] == convert["digest"]
-    assert stream["extra"] <= stream["weights"] + 2 * LARGEST + SLACK
-
     cache = tmp_path / "cache"
     first = in_fresh_process("cache", resident_lib, folder, cache)
     second = in_fresh_process("cache", resident_lib, folder, cache)
     assert (first["converted"], second["converted"]) == (first["weights"], 0)
     assert second["digest"] == first["digest"] == convert["digest"]
-    load = in_fresh_process("load", resident_lib, folder, tmp_path)
-    print(f"second start, in plain loads: {second['seconds'] / load['seconds']:.2f}")
-    assert load["extra"] <= load["weights"] + SLACK
-    assert load["digest"] != convert["digest"]
+
+    least = {"second": second["seconds"]}
+    for _ in range(ROUNDS):
+        load = in_fresh_process("load", resident_lib, folder, tmp_path)
+        assert load["extra"] <= load["weights"] + SLACK
+        assert load["digest"] != convert["digest"]
+        stream = in_fresh_process("stream", streamed_lib, folder, tmp_path)
+        assert stream["digest"] == convert["digest"]
+        assert stream["extra"] <= stream["weights"] + 2 * LARGEST + SLACK
+        both = in_fresh_process("both", resident_lib, folder, tmp_path)
+        assert both["digest"] == convert["digest"]
+        for way, run in (("load", load), ("stream", stream), ("both", both)):
+            least[way] = min(least.get(way, run["seconds"]), run["seconds"])
+    ratios = {way: f"{seconds / least['load']:.2f}" for way, seconds in least.items()}
+    print(
+        f"in plain loads, of the least: streamed {ratios['stream']}, loaded and then converted "
+        f"{ratios['both']}, a second start from a cache {ratios['second']}"
+    )
