@@ -46,14 +46,25 @@ def _require_known_kind(text: str, given: Any) -> None:
     from tvm.target import Target, list_tags
 
     name = given.get("kind", "") if isinstance(given, dict) else given
-    if name is given and (" " in name or "tag" in given):
-        return  # TVM says that it reads no options there
+    if name is given and " " in name:
+        raise RefusedError(f"--target {text}: TVM reads options as JSON: '{_as_json(text)}'")
+    if name is not given and "tag" in given:
+        return  # TVM says which there are
     kinds, tags = [one for one in Target.list_kinds() if one not in _NO_KINDS], list(list_tags())
     if name in kinds or (name is given and name in tags):
         return
     near = get_close_matches(name, [*kinds, *tags] if "/" in name else kinds, 3, 0.4)
     rest = sorted(one for one in kinds if one not in near)
     raise RefusedError(f"--target {text}: no such kind; there are {', '.join([*near, *rest])}")
+
+
+def _as_json(text: str) -> str:
+    """Options as TVM took them before it took JSON: ``llvm -mcpu=znver4 -mattr=+avx2,+fma``."""
+    kind, *options = text.split()
+    pairs = (one.lstrip("-").partition("=")[::2] for one in options)
+    lists = ("keys", "libs", "mattr")
+    values = {key: value.split(",") if key in lists else value for key, value in pairs}
+    return json.dumps({"kind": kind, **values})
 
 
 def _require_known_processor(text: str, target: tvm.target.Target) -> None:

@@ -155,6 +155,7 @@ def test_product_and_sum_are_rounded_each(tmp_path):
 
 
 def test_other_targets_are_as_they_are_named():
+    assert target_of('{"tag": "nvidia/nvidia-a100"}').kind.name == "cuda"
     assert target_of('{"kind": "llvm", "mcpu": "x86-64"}').attrs["mcpu"] == "x86-64"
     assert "mattr" not in target_of('{"kind": "llvm", "mcpu": "x86-64-v3"}').attrs
     assert "mcpu" not in target_of('{"kind": "llvm", "mtriple": "x86_64-linux-gnu"}').attrs
@@ -227,8 +228,9 @@ def test_refused(tmp_path):
         *("--target", '{"kind": "llvm", "mtriple": "nope-linux-gnu", "mcpu": "znver4"}'),
         *("-o", tmp_path / "lib.so"),
     )
-    assert 'Please use JSON dict form (e.g. {"kind": "llvm"' in build(
-        "--target", "llvm -mcpu=znver4", "-o", tmp_path / "lib.so"
+    assert build("--target", "llvm -mcpu=znver4 -mattr=+avx2", "-o", tmp_path / "lib.so") == (
+        "--target llvm -mcpu=znver4 -mattr=+avx2: TVM reads options as JSON: "
+        '\'{"kind": "llvm", "mcpu": "znver4", "mattr": ["+avx2"]}\''
     )
     assert build("--target", "{", "-o", tmp_path / "lib.so").startswith("--target {: no JSON: ")
     assert build("-o", tmp_path / "no" / "lib.so") == f"{tmp_path}/no/lib.so: no such folder"
