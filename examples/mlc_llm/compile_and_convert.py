@@ -140,12 +140,12 @@ def main() -> int:
         expected, seconds = generate(plain, load_params(metadata, folder))
         params = load_params(metadata, folder)
         size = sum(one.numpy().nbytes for one in params)
-        plan = json.loads(lifted["inplace_param_map"]()).get("inplace_transform_params")
-        if plan is None:
-            print("nothing to convert")
-        else:
+        if lifted.module.implements_function("inplace_param_map"):
+            plan = json.loads(lifted["inplace_param_map"]())["inplace_transform_params"]
             # In the vocabulary's size, where MLC-LLM leaves that open: text.
             print(f"weights {size / 1e6:.1f} MB, planned peak {plan['peak']} bytes")
+        else:
+            print("nothing to convert")
         start = time.perf_counter()
         convert = tvm_ffi.get_global_func("relax_inplace.ConvertLoaded")
         params = convert(lifted.module, folder, params)
