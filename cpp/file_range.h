@@ -20,7 +20,7 @@ class FileRange {
 
   int64_t bytes() const { return bytes_; }
 
-  /*! \brief Whether the descriptor could be duplicated: a process may have so many only. */
+  /*! \brief Whether the descriptor could be duplicated: a process may have only so many. */
   bool is_open() const { return error_ == 0; }
 
   /*!

@@ -62,7 +62,7 @@ static int64_t ReadFile(const ffi::TensorObj* tensor, int64_t descriptor, int64_
  * \param descriptor Of the open file. It may be closed then.
  * \param offset Of the first byte in it.
  * \param name Of the file and the tensor, for errors.
- * \return Whether it is so; if not, the tensor has no pages of its own, or no more files may be
+ * \return Whether it is so; if not, the tensor has no pages of its own, or the file cannot be kept
  *         open: read it now.
  */
 static bool ReadLater(const ffi::TensorObj* tensor, int64_t descriptor, int64_t offset,

@@ -61,10 +61,12 @@ def _require_known_kind(text: str, given: Any) -> None:
 def _as_json(text: str) -> str:
     """Options as TVM took them before it took JSON: ``llvm -mcpu=znver4 -mattr=+avx2,+fma``."""
     kind, *options = text.split()
-    pairs = (one.lstrip("-").partition("=")[::2] for one in options)
-    lists = ("keys", "libs", "mattr")
-    values = {key: value.split(",") if key in lists else value for key, value in pairs}
-    return json.dumps({"kind": kind, **values})
+    values: dict[str, Any] = {"kind": kind}
+    for option in options:
+        key, _, value = option.lstrip("-").partition("=")
+        is_list = key in ("keys", "libs", "mattr")
+        values[key] = value.split(",") if is_list else int(value) if value.isdigit() else value or 1
+    return json.dumps(values)
 
 
 def _require_known_processor(text: str, target: tvm.target.Target) -> None:

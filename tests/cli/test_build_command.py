@@ -232,6 +232,9 @@ def test_refused(tmp_path):
         "--target llvm -mcpu=znver4 -mattr=+avx2: TVM reads options as JSON: "
         '\'{"kind": "llvm", "mcpu": "znver4", "mattr": ["+avx2"]}\''
     )
+    old = "cuda -arch=sm_80 -max_num_threads=512"
+    shown = build("--target", old, "-o", tmp_path / "lib.so").split("'")[1]
+    assert target_of(shown).attrs["max_num_threads"] == 512
     assert build("--target", "{", "-o", tmp_path / "lib.so").startswith("--target {: no JSON: ")
     assert build("-o", tmp_path / "no" / "lib.so") == f"{tmp_path}/no/lib.so: no such folder"
     assert build(code=2) == "Missing option '-o' / '--output'; see relax-inplace build --help"

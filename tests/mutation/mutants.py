@@ -2483,6 +2483,31 @@ MOVED_WEIGHTS = [
             "            and True in tensor.moves\n",
         ),
         (
+            "a weight that is asked for twice is left unread",
+            "            and times[tensor.index] == 1\n",
+            "",
+        ),
+        (
+            "weights are left unread where others are asked for out of sight",
+            "if self._asks_unseen:",
+            "if False:",
+        ),
+        (
+            "nobody asks by what a tuple holds",
+            "self._asks_unseen |= any(map(_is_function, fields))",
+            "pass",
+        ),
+        (
+            "nobody asks by what an unknown call is given",
+            "self._asks_unseen |= _is_function(used)",
+            "pass",
+        ),
+        (
+            "an index that is no constant is no other weight's",
+            "                self._asks_unseen = True\n",
+            "                pass\n",
+        ),
+        (
             "a weight that is kept is left unread",
             "            and tensor.spent is not None\n            and not",
             "            and not",
