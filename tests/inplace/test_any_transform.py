@@ -1,6 +1,6 @@
 """Random transforms: the same bits in place as out of place, and the plan is what happens."""
 
-from hypothesis import assume, given, note
+from hypothesis import given, note
 from hypothesis import strategies as st
 from lowered_machine import LoweredMachine, lowered
 from pipelines import IS_FUSED, PIPELINES
@@ -92,7 +92,7 @@ def test_any_transform(transform, pipeline, streamed, is_measured):
 MOVES = ["permute", "permute", "reshape", "concat", "split", "alias", "tuple", "unary"]
 
 
-@examples(20)
+@examples(60)
 @given(transforms(kinds=MOVES), st.sampled_from(sorted(PIPELINES)))
 def test_weights_that_are_moved_from_their_files(transform, pipeline):
     before = from_source(transform.source)
@@ -100,5 +100,4 @@ def test_weights_that_are_moved_from_their_files(transform, pipeline):
         after = InplaceTransformParams(lazy=True)(before)
     note(f"{pipeline}\n{after}")
     with without_what_fuse_tir_fails_at():
-        run = run_both(before, after, pipeline, streamed=True)
-    assume(run.left)
+        run_both(before, after, pipeline, streamed=True)

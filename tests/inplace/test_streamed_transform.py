@@ -271,6 +271,11 @@ def test_each_weight_once_and_none_that_nothing_needs():
     assert plan(Nested).weights[0].slot == "0.0"
 
 
+def test_weights_that_are_only_moved_may_be_in_their_files():
+    run = run_both(OneToOne, streamed(OneToOne), streamed=True)
+    assert run.left == [0, 1]
+
+
 def test_a_shape_may_need_a_weight_that_nothing_reads():
     (weight,) = [weight for weight in plan(Symbolic).weights if weight.name == "params[2]"]
     assert weight.because == "its shape is needed"
