@@ -4,7 +4,7 @@ import json
 
 import pytest
 import tvm
-from tvm import relax
+from tvm import ir, relax
 from tvm.script import from_source
 
 from relax_inplace.ir.binding_rewriter import rewrite_bindings
@@ -109,6 +109,12 @@ def in_a_tuple(get_weight):
     return [relax.VarBinding(relax.Var("held", held.ty), held)]
 
 
+def by_a_variable(get_weight):
+    number = relax.VarBinding(relax.Var("number", ir.PrimType("int64")), relax.prim_value(0))
+    call = relax.Call(get_weight, [number.var], ret_ty=relax.AnyType())
+    return [number, relax.VarBinding(relax.Var("again", call.ty), call)]
+
+
 BOTH = "x = R.permute_dims(a)\ny = R.permute_dims(b)\nreturn (x, y)"
 
 
@@ -118,7 +124,7 @@ def test_a_weight_that_is_asked_for_more_than_once(how):
     assert moved(BOTH, after_asking=how) == [1]
 
 
-@pytest.mark.parametrize("how", [in_a_branch, in_a_tuple])
+@pytest.mark.parametrize("how", [in_a_branch, in_a_tuple, by_a_variable])
 def test_what_is_asked_for_out_of_sight(how):
     assert moved(BOTH, after_asking=how) == []
 
