@@ -65,7 +65,7 @@ def _as_json(text: str) -> str:
     for option in options:
         key, _, value = option.lstrip("-").partition("=")
         is_list = key in ("keys", "libs", "mattr")
-        values[key] = value.split(",") if is_list else int(value) if value.isdigit() else value or 1
+        values[key] = value.split(",") if is_list else int(value) if value.isdigit() else value
     return json.dumps(values)
 
 
