@@ -121,6 +121,7 @@ static void TouchPages(char* memory, int64_t bytes, int threads) {
 }
 
 int FileMove::Run(const FileRange& file, char* target, char* scratch) const noexcept {
+  file.Prefetch();
   if (scratch_ != 0) TouchPages(target + into_ / 8, bytes_, threads_);
   std::atomic<int> error{0};
   ShareOut(threads_, slabs_, 1, [&](int thread, int64_t begin, int64_t end) {

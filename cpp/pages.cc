@@ -13,7 +13,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
-#include <utility>
+#include <string>
 
 #include "file_range.h"
 
@@ -22,6 +22,13 @@ namespace relax_inplace {
 static char* Map(int64_t bytes) {
   void* pages = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   return pages == MAP_FAILED ? nullptr : static_cast<char*>(pages);
+}
+
+void Unread::RequireRead(int error) const {
+  const std::string problem = file->ProblemAfter(error);
+  if (problem.empty()) return;
+  TVM_FFI_THROW(RuntimeError) << name << ": " << problem << ", expected to read the "
+                              << file->bytes() << " bytes of the weight; download the file again";
 }
 
 ScratchPages::~ScratchPages() {
@@ -145,16 +152,9 @@ void SetSpent(const void* memory, bool is_spent) {
   pages->is_spent_ = is_spent;
 }
 
-bool SetUnread(const void* memory, Unread unread) {
+Unread* UnreadAt(const void* memory) {
   OwnedPages* pages = OwnedPages::At(memory);
-  if (pages == nullptr || pages->data_ != memory) return false;
-  pages->unread_ = std::move(unread);
-  return true;
-}
-
-Unread TakeUnread(const void* memory) {
-  OwnedPages* pages = OwnedPages::At(memory);
-  return pages != nullptr && pages->data_ == memory ? std::move(pages->unread_) : Unread{};
+  return pages != nullptr && pages->data_ == memory ? &pages->unread_ : nullptr;
 }
 
 static bool Remap(char* from, char* to, int64_t bytes) {
@@ -217,9 +217,7 @@ OwnedPages::~OwnedPages() = default;
 
 void SetSpent(const void*, bool) {}
 
-bool SetUnread(const void*, Unread) { return false; }
-
-Unread TakeUnread(const void*) { return {}; }
+Unread* UnreadAt(const void*) { return nullptr; }
 
 bool MovePages(char*, char*, int64_t) { return false; }
 

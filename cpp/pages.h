@@ -28,6 +28,9 @@ void GiveBackPages(char* begin, char* end);
 struct Unread {
   std::unique_ptr<FileRange> file;
   std::string name;  // of the file and the tensor, for errors
+
+  /*! \throws RuntimeError if they could not be read. \param error What the file has returned. */
+  void RequireRead(int error) const;
 };
 
 /*!
@@ -68,8 +71,7 @@ class OwnedPages {
  private:
   friend void SetSpent(const void* memory, bool is_spent);
   friend bool MovePages(char* from, char* to, int64_t bytes);
-  friend bool SetUnread(const void* memory, Unread unread);
-  friend Unread TakeUnread(const void* memory);
+  friend Unread* UnreadAt(const void* memory);
   OwnedPages(char* data, int64_t bytes);
   static OwnedPages* At(const void* memory);
   bool MayGetAreas(int64_t more);
@@ -83,18 +85,12 @@ class OwnedPages {
 };
 
 /*!
- * \brief Says that the bytes of memory are in a file still.
- * \param memory The first byte of a tensor.
- * \return Whether it is so; if not, it is not that of OwnedPages.
+ * \brief Of a tensor with pages of its own, the file that has its bytes still; there is none if it
+ *        has been read, or was never in one. Whoever reads it takes the file away.
+ * \param memory The first byte of the tensor.
+ * \return Null if it has no such pages.
  */
-bool SetUnread(const void* memory, Unread unread);
-
-/*!
- * \brief The file that has the bytes of memory, for the kernel that moves them: from now on the
- *        memory is as any other. No file if it has been read, or was never in one.
- * \param memory The first byte of a tensor.
- */
-Unread TakeUnread(const void* memory);
+Unread* UnreadAt(const void* memory);
 
 /*!
  * \brief Says whether nobody will read memory again once what is moved from it has been moved: the

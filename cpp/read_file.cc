@@ -1,5 +1,6 @@
 // relax_inplace.ReadFile: bytes of a file into a tensor, by several threads.
-// relax_inplace.ReadLater: a tensor whose bytes stay in their file until a kernel moves them.
+// relax_inplace.ReadLater: a tensor whose bytes stay in their file until a kernel moves them;
+// relax_inplace.ReadNow: or until they are read into it; relax_inplace.Prefetch: soon.
 #include <tvm/ffi/tvm_ffi.h>
 
 #include <climits>
@@ -55,8 +56,8 @@ static int64_t ReadFile(const ffi::TensorObj* tensor, int64_t descriptor, int64_
 /*!
  * \brief Says that the bytes of a tensor are in a file still: the kernel that moves it reads them.
  *
- * Nothing else may read or write the tensor before: only weights that a module names are for this
- * (relax_inplace/lower/tensor_trace.py, moved_weights).
+ * Nothing else may read or write the tensor before ReadNow: only weights that a module names are
+ * for this (relax_inplace/lower/tensor_trace.py, moved_weights).
  *
  * \param tensor What AllocateTensor has made, not filled.
  * \param descriptor Of the open file. It may be closed then.
@@ -69,12 +70,41 @@ static bool ReadLater(const ffi::TensorObj* tensor, int64_t descriptor, int64_t 
                       const ffi::String& name) {
   const char* memory = MemoryToFill("relax_inplace.ReadLater", *tensor);
   auto file = RangeOf("relax_inplace.ReadLater", *tensor, descriptor, offset);
-  return file->is_open() && SetUnread(memory, {std::move(file), name});
+  Unread* const unread = UnreadAt(memory);
+  if (unread == nullptr || !file->is_open()) return false;
+  *unread = {std::move(file), name};
+  return true;
+}
+
+/*! \brief What ReadLater has said of a tensor; null if nothing, or if it has been read. */
+static Unread* UnreadOf(const char* where, const ffi::TensorObj& tensor) {
+  Unread* const unread = UnreadAt(MemoryToFill(where, tensor));
+  return unread != nullptr && unread->file != nullptr ? unread : nullptr;
+}
+
+/*!
+ * \brief Reads a tensor that ReadLater has left in its file: from now on it is any tensor.
+ * \throws RuntimeError The file cannot be read, or has changed. The tensor is still to be read.
+ */
+static void ReadNow(const ffi::TensorObj* tensor) {
+  Unread* const unread = UnreadOf("relax_inplace.ReadNow", *tensor);
+  if (unread == nullptr) return;
+  char* memory = MemoryToFill("relax_inplace.ReadNow", *tensor);
+  unread->RequireRead(unread->file->ReadAll(memory, ThreadsToMove(unread->file->bytes())));
+  *unread = {};
+}
+
+/*! \brief Asks the system for the first bytes of such a tensor, which will be needed soon. */
+static void Prefetch(const ffi::TensorObj* tensor) {
+  const Unread* unread = UnreadOf("relax_inplace.Prefetch", *tensor);
+  if (unread != nullptr) unread->file->Prefetch();
 }
 
 TVM_FFI_STATIC_INIT_BLOCK() {
   Register("relax_inplace.ReadFile", ReadFile);
   Register("relax_inplace.ReadLater", ReadLater);
+  Register("relax_inplace.ReadNow", ReadNow);
+  Register("relax_inplace.Prefetch", Prefetch);
 }
 
 }  // namespace relax_inplace

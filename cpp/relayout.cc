@@ -228,12 +228,6 @@ static void MoveInPlace(char* memory, const std::vector<Piece>& pieces, int thre
 static bool MovesFromFile(const Unread& unread, const CheckedPieces& checked, char* from, char* to,
                           int threads) {
   const FileRange& file = *unread.file;
-  const auto require_read = [&](int error) {
-    const std::string problem = file.ProblemAfter(error);
-    if (problem.empty()) return;
-    TVM_FFI_THROW(RuntimeError) << unread.name << ": " << problem << ", expected to read the "
-                                << file.bytes() << " bytes of the weight; download the file again";
-  };
   const Piece piece = Normalised(checked.pieces.front());
   const bool reads_all = checked.pieces.size() == 1 && piece.read == 0 &&
                          checked.read.end == 8 * file.bytes() &&
@@ -243,11 +237,11 @@ static bool MovesFromFile(const Unread& unread, const CheckedPieces& checked, ch
     const auto move = FileMove::Of(piece, threads, MostScratch(file.bytes()));
     const ScratchPages scratch(move ? move->ScratchBytes() : 0);
     if (move && scratch.data() != nullptr) {
-      require_read(move->Run(file, to, scratch.data()));
+      unread.RequireRead(move->Run(file, to, scratch.data()));
       return true;
     }
   }
-  require_read(file.ReadAll(from, threads));
+  unread.RequireRead(file.ReadAll(from, threads));
   return false;
 }
 
@@ -276,7 +270,8 @@ static ffi::Any Relayout(ffi::PackedArgs numbers, DLTensor* source, DLTensor* ta
   const int threads = ThreadsToMove(checked.bits / 8);
   char* from = CheckTensor("source", *source, checked.read);
   char* to = CheckTensor("target", *target, checked.into);
-  const Unread unread = TakeUnread(from);
+  Unread* const known = UnreadAt(from);
+  const Unread unread = known == nullptr ? Unread{} : std::move(*known);
   if (unread.file && MovesFromFile(unread, checked, from, to, threads)) return nullptr;
   if (checked.read.is_empty() || from + checked.read.end_byte() <= to + checked.into.first_byte() ||
       to + checked.into.end_byte() <= from + checked.read.first_byte()) {

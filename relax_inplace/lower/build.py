@@ -105,7 +105,7 @@ def _lowered(
             rest[gvar] = kill_registers(checks_first(rest[gvar]))
     ours = lower(ours, target_of(target), pipeline.fuses)
     moved = {
-        gvar.name_hint: list(map(int, function.attrs[MOVED_WEIGHTS]))
+        gvar.name_hint: list(map(str, function.attrs[MOVED_WEIGHTS]))
         for gvar, function in ours.functions_items()
         if function.attrs and MOVED_WEIGHTS in function.attrs
     }

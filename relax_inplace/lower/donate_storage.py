@@ -40,9 +40,8 @@ begins with
 and keeps that: what other streams read has been read, and what others refer to is not taken
 (cpp/device.cc). Whatever it then drops is released first, which waits for its stream.
 
-A weight that a streamed function asks for, and that one kernel moves and nothing else reads, may
-stay in its file until then. The attribute ``relax_inplace.moved_weights`` says which those are, and
-the parameter map repeats it.
+A weight that one kernel moves, and nothing else reads, may stay in its file until then. The
+attribute ``relax_inplace.moved_weights`` says which those are, and the parameter map repeats it.
 
 The builtin decides: a storage that something else refers to, that TVM does not own, or that is on
 another device is never taken, and a fresh one is allocated (cpp/storage.cc).
@@ -67,7 +66,7 @@ from .tuple_objects import PARAM_TYPES
 
 __all__ = ["MOVED_WEIGHTS", "DonateStorage", "find_donations"]
 
-#: Of a streamed function: the weights that one kernel moves, and nothing else reads.
+#: The weights that one kernel moves, and nothing else reads: TensorTrace.moved_weights.
 MOVED_WEIGHTS = "relax_inplace.moved_weights"
 
 _DONATE = "vm.builtin.donate_storage"
@@ -124,7 +123,7 @@ def _with_donation(function: relax.Function, mod: ir.IRModule) -> relax.Function
     writers: list[_Writer] = []
     here = _Here(mod)
 
-    moved: list[int] = []
+    moved: list[str] = []
 
     def write(sequence: relax.SeqExpr) -> Rewrite:
         trace = _trace(function, sequence, mod)
@@ -136,7 +135,7 @@ def _with_donation(function: relax.Function, mod: ir.IRModule) -> relax.Function
 
     written = here.defined_in(rewrite_bindings(function, write))
     is_streamed = bool(function.attrs) and STREAMED in function.attrs
-    if is_streamed and moved:
+    if moved:
         written = written.with_attr(MOVED_WEIGHTS, moved)
     if _is_on_host() or is_streamed or not any(one.takes for one in writers):
         return written  # a streamed function is given weights that nothing uses any more

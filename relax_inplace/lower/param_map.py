@@ -66,15 +66,19 @@ def keep_param_map(mod: ir.IRModule, target: Any = None) -> ir.IRModule:
     return mod
 
 
-def with_moved_weights(mod: ir.IRModule, moved: Mapping[str, list[int]]) -> ir.IRModule:
-    """The module, whose map says which weights of streamed functions are moved once."""
+def with_moved_weights(mod: ir.IRModule, moved: Mapping[str, list[str]]) -> ir.IRModule:
+    """The module, whose map says which weights are moved once: `TensorTrace.moved_weights`."""
     if not moved or MAP_FUNCTION not in (gvar.name_hint for gvar in mod.get_global_vars()):
         return mod
     function = mod[MAP_FUNCTION]
     entries = json.loads(function.body.body.value)
-    for name, indices in moved.items():
+    for name, weights in moved.items():
         if name in entries:
-            entries[name]["moved"] = indices
+            entry = entries[name]
+            asked_by = [one["slot"] for one in entry["weights"]]
+            if entry["streamed"]:
+                asked_by = [str(index) for index in range(len(asked_by))]
+            entry["moved"] = [index for index, one in enumerate(asked_by) if one in weights]
     text = ir.StringImm(json.dumps(entries))
     mod = mod.clone()
     mod[MAP_FUNCTION] = with_body(function, relax.SeqExpr(function.body.blocks, text))

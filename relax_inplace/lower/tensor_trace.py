@@ -65,8 +65,8 @@ class Tensor:
         Whether the function has allocated it, alone in its storage.
     is_read : bool
         Whether a kernel reads or writes it.
-    index : int or None
-        Of a weight that a streamed function has asked for: by what.
+    weight : str or None
+        Of a weight: its slot in the last parameter, or by what a streamed function asks for it.
     moves : list of bool
         For each call that may read its elements: whether it is a kernel that moves it, by one call
         of the runtime (``relax_inplace.moved_once``).
@@ -87,7 +87,7 @@ class Tensor:
     slot: str | None = None
     is_allocated: bool = False
     is_read: bool = False
-    index: int | None = None
+    weight: str | None = None
     moves: list[bool] = dataclasses.field(default_factory=list)
     is_hidden: bool = False
     may_live_on: bool = False
@@ -166,6 +166,7 @@ class TensorTrace:
         self._shapes: dict[relax.Var, list[ir.PrimExpr] | None] = {}
         self._heap = ShapeHeap(sequence)
         self._effects = EffectTable(mod)
+        self._weights = params[-1] if params else None
         self._at = -1
         self._on_op = {  # no bound methods: that would be a cycle, with all tensors in it
             ir.Op.get(ALLOC_STORAGE): TensorTrace._alloc_storage,
@@ -186,10 +187,16 @@ class TensorTrace:
             for index, field in enumerate(ty.fields[:]):
                 self._found((place[0], (*place[1], index)), field)
         elif isinstance(ty, relax.TensorType):
-            tensor = Tensor(f"slot {_text(place)}", _known(ty), [])
-            tensor.holders[place] += 1
-            self.tensors.append(tensor)
-            self._fill(place, [tensor])
+            self._first(place, ty)
+
+    def _first(self, place: Place, ty: ir.Type) -> None:
+        """A slot holds a tensor of its own at the start."""
+        tensor = Tensor(f"slot {_text(place)}", _known(ty), [])
+        tensor.holders[place] += 1
+        if place[0].same_as(self._weights):
+            tensor.weight = _text(place)
+        self.tensors.append(tensor)
+        self._fill(place, [tensor])
 
     def _run(self, sequence: relax.SeqExpr) -> None:
         alloc_tensor = ir.Op.get(ALLOC_TENSOR)
@@ -251,7 +258,7 @@ class TensorTrace:
             self._use(call.args[:])
             tensor = self._new(var, _known(var.ty), var.name)
             if len(call.args) == 1 and isinstance(call.args[0], tirx.IntImm):
-                tensor.index = int(call.args[0].value)
+                tensor.weight = str(int(call.args[0].value))
             else:
                 self._asks_unseen = True
         else:
@@ -322,19 +329,21 @@ class TensorTrace:
         self.tensors.append(Tensor("", None, [], sum(sizes, start=0), born=at, spent=at))
         self.tensors.append(Tensor("", None, [], held, born=at + 1))
 
-    def moved_weights(self) -> list[int]:
-        """The weights that are asked for once, and that one move reads, and nothing else ever."""
-        times = Counter(tensor.index for tensor in self.tensors)
-        if self._asks_unseen:
-            return []
+    def moved_weights(self) -> list[str]:
+        """The weights that one move reads, and nothing else ever: of a streamed function those that
+        it asks for once.
+        """
+        times = Counter(tensor.weight for tensor in self.tensors)
         return [
-            tensor.index
+            tensor.weight
             for tensor in self.tensors
-            if tensor.index is not None
-            and times[tensor.index] == 1
+            if tensor.weight is not None
+            and not (self.reads_unseen if tensor.born < 0 else self._asks_unseen)
+            and times[tensor.weight] == 1
             and tensor.moves == [True]
             and tensor.spent is not None
             and not tensor.is_hidden
+            and not tensor.may_live_on
         ]
 
     def most_live(self) -> Size | LargestOf:
@@ -435,10 +444,7 @@ class TensorTrace:
         if isinstance(var.ty, relax.AnyType) and place not in self._slots:
             return
         if place not in self._slots:
-            tensor = Tensor(f"slot {_text(place)}", _known(var.ty), [])
-            tensor.holders[place] += 1
-            self.tensors.append(tensor)
-            self._fill(place, [tensor])
+            self._first(place, var.ty)
         tensors = self._slots[place]
         self._hold(var, tensors)
         self._name(var, tensors)

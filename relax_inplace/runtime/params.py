@@ -14,6 +14,7 @@ from .slots import leaf_at, leaves_of
 from .tensor_info import TensorInfo
 
 if TYPE_CHECKING:
+    from .checkpoint.reading import UnreadWeights
     from .report import Report
 
 __all__ = ["Params"]
@@ -25,6 +26,8 @@ class Params(Sequence):
     A compiled function takes it as a tuple. It is a sequence of its tensors, counted through nested
     tuples: those of ``((a, b), c)`` are 0, 1 and 2. It is also a mapping by name: ``params["w"]``,
     ``"w" in params``, ``get``, ``keys``, ``values``, ``items``, ``dict(params)``, ``**params``.
+
+    Weights that :func:`load_params` has left in their files are read when one of them is asked for.
 
     Parameters
     ----------
@@ -69,6 +72,7 @@ class Params(Sequence):
         source: str = "",
     ):
         self._converted_by: str | None = None  # a thread
+        self._unread: UnreadWeights | None = None
         self._tuple = tensors if isinstance(tensors, tvm_ffi.Array) else _array(tensors)
         self.provenance = provenance
         self.source = source
@@ -98,13 +102,20 @@ class Params(Sequence):
         ------
         RuntimeError
             The weights are being converted, by another thread.
+        CheckpointError
+            A file of a weight that was not read yet has changed, or cannot be read.
         """
+        self._require_rest()
+        if self._unread is not None:
+            self._unread.read(self._tuple, check=self._require_rest)
+        return self._tuple
+
+    def _require_rest(self) -> None:
         if self._converted_by is not None:
             raise RuntimeError(
                 f"these weights are being converted by thread `{self._converted_by}`; "
                 "wait for transform_params to return"
             )
-        return self._tuple
 
     def __tvm_ffi_object__(self) -> tvm_ffi.Array:
         """The argument of a compiled function, by tvm-ffi's protocol."""
@@ -167,8 +178,9 @@ class Params(Sequence):
         return [unused_name(made_from(one.name, self._read_as), taken) for one in types]
 
     def _hold(self, fields: tvm_ffi.Array) -> None:
-        """Hold another tuple, without names."""
+        """Hold another tuple, which is complete, without names."""
         self._tuple = fields
+        self._unread = None
         self._name(None)
 
     def _become(self, names: Iterable[str] | None, provenance: Provenance | None) -> None:
@@ -180,7 +192,8 @@ class Params(Sequence):
     @property
     def types(self) -> list[TensorInfo]:
         """The types of the tensors, without those that are lost."""
-        return _types(self.names, self)
+        self._require_rest()
+        return self._types()
 
     @property
     def nbytes(self) -> int:

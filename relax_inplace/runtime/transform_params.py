@@ -126,6 +126,7 @@ def transform_params(
             _require_originals(owned)
             if verify:
                 _checked(transform, owned.names, owned._types())
+                _read_now(owned)
             expected = _digests(transform, ownership, inputs) if verify else None
             names = _new_names(transform, owned)
             report = _run(transform, ownership, inputs, strict, progress, "convert")
@@ -218,6 +219,7 @@ def _run(
             remedy="call stream_params, or compile it without lazy=True",
         )
     params = ownership.params
+    _read_now(params, but=transform)
     transform = _checked(transform, params.names, params._types())
     _require_tied(transform, params)
     tied = {one.slot for one in transform.weights or () if transform.is_tied(one.name)}
@@ -231,6 +233,14 @@ def _run(
     return convert(
         transform, ownership, inputs, device=device, progress=progress, doing=doing, held=held
     )
+
+
+def _read_now(params: Params, but: Transform | None = None) -> None:
+    """Read the weights that are unread, but for those that a transform only moves."""
+    if params._unread is not None:
+        weights = [] if but is None or but.weights is None else but.weights
+        moved = {weights[index].slot for index in but.moved} if but is not None and weights else ()
+        params._unread.read(params._fields(), moved)
 
 
 def _require_whole(params: Params) -> None:

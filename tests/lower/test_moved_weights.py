@@ -1,18 +1,22 @@
-"""Which weights a streamed transform may be given unread: those that one move reads, and nothing else."""
+"""Which weights a transform may be given unread: those that one move reads, and nothing else."""
 
 import json
 
 import pytest
 import tvm
+import tvm_ffi
 from tvm import ir, relax
 from tvm.script import from_source
 
-from relax_inplace.ir.binding_rewriter import rewrite_bindings
+from relax_inplace.ir.binding_rewriter import rewrite_bindings, with_body
 from relax_inplace.transform import InplaceTransformParams
 
 
 def moved(
-    body, types="R.Tensor((8, 6), 'float32'), R.Tensor((8, 6), 'float32')", after_asking=None
+    body,
+    types="R.Tensor((8, 6), 'float32'), R.Tensor((8, 6), 'float32')",
+    after_asking=None,
+    lazy=True,
 ):
     """What the parameter map of a transform of two weights says; bindings are added to it by hand."""
     source = f"""
@@ -23,7 +27,7 @@ class Module:
         a = params[0]
         b = params[1]
 """ + "".join(f"        {line}\n" for line in body.strip().splitlines())
-    mod = InplaceTransformParams(lazy=True)(from_source(source))
+    mod = InplaceTransformParams(lazy=lazy)(from_source(source))
     if after_asking is not None:
         function = mod["inplace_transform_params"]
         get_weight = function.params[0]
@@ -37,6 +41,7 @@ class Module:
     return json.loads(vm["inplace_param_map"]())["inplace_transform_params"].get("moved", [])
 
 
+@pytest.mark.parametrize("lazy", [True, False])
 @pytest.mark.parametrize(
     "body, expected",
     [
@@ -61,16 +66,26 @@ class Module:
         ("x = R.permute_dims(R.reshape(a, (6, 8)))\nreturn (x, b)", [0]),
     ],
 )
-def test_moved(body, expected):
-    assert moved(body) == expected
+def test_moved(body, expected, lazy):
+    assert moved(body, lazy=lazy) == expected
 
 
-def test_symbolic_sizes():
+@pytest.mark.parametrize("lazy", [True, False])
+def test_symbolic_sizes(lazy):
     types = "R.Tensor(('n', 6), 'float32'), R.Tensor((8, 6), 'float32')"
-    assert moved("x = R.permute_dims(a)\nreturn (x, b)", types) == [0]
+    assert moved("x = R.permute_dims(a)\nreturn (x, b)", types, lazy=lazy) == [0]
 
 
-def test_in_a_branch_it_may_not_be_asked_for():
+@pytest.mark.parametrize("lazy", [True, False])
+def test_weights_in_a_nested_tuple(lazy):
+    """They are counted through nested tuples."""
+    types = "R.Tuple(R.Tensor((8, 6), 'float32'), R.Tensor((8, 6), 'float32')), R.Tensor((8, 6), 'float32')"
+    body = "x = R.permute_dims(a[1])\ny = R.permute_dims(b)\nreturn (x, y, a[0])"
+    assert moved(body, types, lazy=lazy) == [1, 2]
+
+
+@pytest.mark.parametrize("lazy", [True, False])
+def test_in_a_branch_it_may_not_be_asked_for(lazy):
     body = """
 c = R.const(True, "bool")
 if c:
@@ -81,7 +96,7 @@ else:
     y = x
 return (y, b)
 """
-    assert 0 not in moved(body)
+    assert 0 not in moved(body, lazy=lazy)
 
 
 def asked(get_weight, index=0):
@@ -129,17 +144,40 @@ def test_what_is_asked_for_out_of_sight(how):
     assert moved(BOTH, after_asking=how) == []
 
 
-def test_without_donation_or_stream_there_are_none():
-    source = """
+@pytest.mark.parametrize("lazy", [True, False])
+def test_without_donation_there_are_none(lazy):
+    with tvm.transform.PassContext(opt_level=3, disabled_pass=["DonateStorage"]):
+        assert moved(BOTH, lazy=lazy) == []
+
+
+@tvm_ffi.register_global_func("tests.look", override=True)
+def _look(_tuple):
+    pass
+
+
+def test_what_an_unknown_call_may_have_read():
+    """It is given the tuple: any slot may be read."""
+    mod = InplaceTransformParams()(
+        from_source("""
 @I.ir_module
 class Module:
     @R.function
     def transform_params(params: R.Tuple(R.Tensor((8, 6), 'float32'))):
         x = R.permute_dims(params[0])
         return (x,)
-"""
-    for lazy, disabled in ((False, []), (True, ["DonateStorage"])):
-        mod = InplaceTransformParams(lazy=lazy)(from_source(source))
-        with tvm.transform.PassContext(opt_level=3, disabled_pass=disabled):
-            vm = relax.VirtualMachine(tvm.compile(mod, "llvm"), tvm.cpu())
-        assert "moved" not in json.loads(vm["inplace_param_map"]())["inplace_transform_params"]
+""")
+    )
+    function = mod["inplace_transform_params"]
+    params = function.params[0]
+    look = relax.Call(relax.ExternFunc("tests.look"), [params], ret_ty=relax.AnyType())
+    first = relax.VarBinding(relax.Var("seen", look.ty), look)
+    blocks = [relax.BindingBlock([first]), *function.body.blocks]
+    for extra, expected in (([], [0]), (blocks, [])):
+        changed = mod.clone()
+        if extra:
+            changed["inplace_transform_params"] = with_body(
+                function, relax.SeqExpr(extra, function.body.body)
+            )
+        vm = relax.VirtualMachine(tvm.compile(changed, "llvm"), tvm.cpu())
+        entry = json.loads(vm["inplace_param_map"]())["inplace_transform_params"]
+        assert entry.get("moved", []) == expected

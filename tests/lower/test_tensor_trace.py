@@ -29,15 +29,21 @@ SHORT = {
 }
 FOUR = relax.TensorType((4,), "float32")
 PARAMS = relax.TupleType([FOUR, relax.TupleType([FOUR, FOUR]), FOUR])
+TYPES = PARAMS, FOUR, relax.TensorType((), "bool")
 
 
-def trace(body, replaced=(), in_branch=False):
+def trace(body, replaced=(), in_branch=False, types=None):
     """Of a body in short, every register killed. `move` may not write over its input, `scale` may."""
     text = f"""
 @I.ir_module
 class Module:
     @T.prim_func(private=True, s_tir=True)
     def move(a: T.handle, b: T.handle):
+        T.evaluate(0)
+
+    @T.prim_func(private=True, s_tir=True)
+    def move_once(a: T.handle, b: T.handle):
+        T.func_attr({{"relax_inplace.moved_once": [0]}})
         T.evaluate(0)
 
     @T.prim_func(private=True, s_tir=True)
@@ -64,8 +70,7 @@ class Module:
         text = text.replace(short, long)
     mod = from_source(text)
     function = kill_registers(mod["main"])
-    types = [] if in_branch else [PARAMS, FOUR, relax.TensorType((), "bool")]
-    return TensorTrace(function.body, function.params, types, mod)
+    return TensorTrace(function.body, function.params, [] if in_branch else types or TYPES, mod)
 
 
 def tensor(found, name):
@@ -533,3 +538,55 @@ class Module:
     before = np.from_dlpack(params[0]).ctypes.data
     main(params)
     assert np.from_dlpack(params[0]).ctypes.data == before and seen(params) == [2]
+
+
+# -- weights that one move reads, and nothing else -------------------------------------------------
+
+MOVED = """
+    w = READ params, 0, ty_args=FOUR)
+    inner = READ params, 1, ty_args=R.Any)
+    v = READ inner, 0, ty_args=FOUR)
+    s = STORAGE
+    a = TENSOR
+    t = STORAGE
+    b = TENSOR
+    cls.move_once(w, a)
+    UPDATE params, 0, a, VOID)
+    cls.move_once(v, b)
+    UPDATE inner, 0, b, VOID)
+    return params
+"""
+
+NOT_MOVED = {
+    "a packed function may read the slot": (
+        "UPDATE params, 0",
+        'CALL"f", x, VOID)\n    UPDATE params, 0',
+        [],
+    ),
+    "it stays in its slot": ("UPDATE params, 0", "UPDATE params, 2", ["1.0"]),
+    "another kernel reads it": ("cls.move_once(w, a)", "cls.move(w, a)", ["1.0"]),
+    "it is read again": ("s = STORAGE", "s = STORAGE\n    cls.move(w, x)", ["1.0"]),
+    "its tuple may live on": ("UPDATE inner, 0", "UPDATE params, 1", ["0"]),
+    "it lies in another parameter": ("READ params, 0", "READ other, 0", ["1.0"]),
+}
+
+
+def moved(body):
+    """Of a function whose last parameter is the tuple of weights."""
+    four = SHORT["FOUR"]
+    order = (
+        f'params: R.Any, x: {four}, c: R.Tensor((), "bool")',
+        f"x: {four}, other: R.Any, params: R.Any",
+    )
+    return trace(body, [order], types=[FOUR, relax.TupleType([FOUR]), PARAMS]).moved_weights()
+
+
+def test_moved_weights():
+    assert moved(MOVED) == ["0", "1.0"]
+
+
+@pytest.mark.parametrize("name", NOT_MOVED)
+def test_not_only_moved(name):
+    old, new, expected = NOT_MOVED[name]
+    assert old in MOVED
+    assert moved(MOVED.replace(old, new)) == expected

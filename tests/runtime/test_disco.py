@@ -35,7 +35,7 @@ from relax_inplace.transform import InplaceTransformParams, LiftInplaceTransform
 
 pytestmark = pytest.mark.skipif(SANITIZED, reason="worker processes have no sanitizer")
 
-COUNT, ROWS, COLUMNS = 4, 8, 6
+COUNT, ROWS, COLUMNS = 4, 128, 132  # large enough to be left in their files
 FOLDER = str(Path(__file__).parent)
 
 
@@ -203,7 +203,7 @@ def test_each_its_own(session, built, tmp_path):
     assert params.is_converted
     assert [one.converted for one in params.reports] == [nbytes, nbytes]
     assert [one.held for one in params.reports] == [[], []]
-    assert str(params.reports[1]).startswith("inplace_transform_params: 768 bytes converted")
+    assert str(params.reports[1]).startswith("inplace_transform_params: 270 kB converted")
     for told in (loaded, seen):
         assert {one.total for one in told} == {2 * nbytes}
         assert told[-1].done == 2 * nbytes

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import resource
+from collections import Counter
+from collections.abc import Collection
 from typing import Any
 
 from ...weight_names import GivenNames
@@ -17,7 +20,7 @@ from ..slots import in_slots
 from .checkpoint import Checkpoint
 from .error import refuse
 from .open import open_checkpoint
-from .reading import CheckpointReader
+from .reading import CheckpointReader, UnreadWeights
 from .selection import Selection, select
 from .tied_weights import require_equal
 
@@ -39,6 +42,10 @@ def load_params(
 
     Everything is checked before memory is taken for the first of them. Each is read into the memory
     of its tensor, in the order of the files; TVM's own cache of weights is not used.
+
+    On the host, a weight that the transform only moves stays in its file: it is read on the way to
+    its new place, or when somebody asks for a weight. The files are kept open until then. They may
+    be removed, but not written to: that is an error.
 
     Parameters
     ----------
@@ -82,11 +89,28 @@ def load_params(
     selection = select(checkpoint, transform, names, extra)
     require_room(checkpoint, selection, device, checksum)
     reader = CheckpointReader(checkpoint, device, checksum)
-    return load_selected(checkpoint, selection, reader, progress)
+    return load_selected(checkpoint, selection, reader, progress, _later(selection, transform))
+
+
+def _later(selection: Selection, transform: Any) -> set[str]:
+    """The weights that may be unread, by their names in the files: each is in one slot."""
+    if not hasattr(transform, "moved") or selection.provenance is not None:
+        return set()
+    times = Counter(record.name for record in selection.records)
+    moved = [selection.records[index].name for index in transform.moved]
+    names = {name for name in moved if times[name] == 1}
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4  # of open files
+    files = dict.fromkeys(one.file for one in selection.records if one.name in names)
+    kept = set(files if most < 0 else list(files)[:most])
+    return {one.name for one in selection.records if one.name in names and one.file in kept}
 
 
 def load_selected(
-    checkpoint: Checkpoint, selection: Selection, reader: CheckpointReader, progress: ProgressOption
+    checkpoint: Checkpoint,
+    selection: Selection,
+    reader: CheckpointReader,
+    progress: ProgressOption,
+    later: Collection[str] = (),
 ) -> Params:
     """Read what is selected, as the only owner of it: see :func:`load_params`."""
     tensors: dict[str, Any] = {}
@@ -97,7 +121,7 @@ def load_selected(
         with reader, progress_bar(progress, total, "load") as bar:
             for name, record in checkpoint.records.items():  # as they lie in the files
                 if name in wanted:
-                    tensors[name] = reader.read(name)
+                    tensors[name] = reader.read(name, later=name in later)
                     bar.update(record.stored_nbytes, name)
         params = Params(
             in_slots((tensors[one.name] for one in selection.records), selection.slots),
@@ -107,6 +131,10 @@ def load_selected(
         )
         if selection.provenance is not None:
             mark_tensors(tensors.values(), selection.provenance.transform)
+        if reader.unread:
+            records = zip(selection.slots, selection.records, strict=True)
+            slots = [slot for slot, one in records if one.name in reader.unread]
+            params._unread = UnreadWeights(slots)
         params.ignored = tuple(selection.ignored)
         params._read_as.update(selection.read_as)
         return params

@@ -10,7 +10,7 @@ from typing import Any
 import tvm_ffi
 
 from ..device import give_up_if_failed
-from .reading import CheckpointReader
+from .reading import CheckpointReader, prefetch
 
 __all__ = ["Prefetcher"]
 
@@ -29,7 +29,7 @@ class Prefetcher:
     order : iterable of int, optional
         In which they will be asked for; by default 0, 1, 2...
     later : collection of int
-        Those whose bytes may stay in their file until a kernel moves them.
+        Those whose tensors may be unread: of these the first bytes are read ahead.
 
     Raises
     ------
@@ -118,7 +118,9 @@ class Prefetcher:
                 self._changed.notify_all()
 
     def _read_one(self, index: int) -> Any:
-        return self._reader.read(self._names[index], later=index in self._later)
+        tensor = self._reader.read(self._names[index], later=index in self._later)
+        prefetch(tensor)
+        return tensor
 
     def _try(self, index: int) -> Any:
         try:

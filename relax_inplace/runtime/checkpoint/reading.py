@@ -1,4 +1,8 @@
-"""Reads weights from their files into tensors: each once, and no second copy of it."""
+"""Reads weights from their files into tensors: each once, and no second copy of it.
+
+On the host a weight may stay in its file until a kernel moves it to its new place: its tensor is
+*unread* (``cpp/read_file.cc``). Nothing else may look at the tensor before it is read.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import contextlib
 import hashlib
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -18,13 +22,14 @@ from ..device import give_up_if_failed, is_host
 from ..empty_tensor import empty
 from ..forget_locals import forget_locals
 from ..shown import shown
+from ..slots import leaf_at
 from ..tensor_bytes import bytes_of
 from .checkpoint import Checkpoint
 from .error import refuse
 from .files import open_regular, read_into
 from .stored_tensor import CheckpointFile, StoredTensor
 
-__all__ = ["CheckpointReader"]
+__all__ = ["CheckpointReader", "UnreadWeights", "prefetch"]
 
 _PART = 1 << 20  # bytes that are decoded, or compared, at once
 
@@ -50,6 +55,11 @@ class CheckpointReader:
     ------
     CheckpointError
         Checksums are asked for, and the checkpoint has none.
+
+    Attributes
+    ----------
+    unread : set of str
+        The names of the weights that it has returned unread.
     """
 
     def __init__(self, checkpoint: Checkpoint, device: Any, checksum: bool = False):
@@ -60,6 +70,7 @@ class CheckpointReader:
         self._lock = threading.Lock()
         self._open: _OpenFile | None = None
         self._stream: Any = None
+        self.unread: set[str] = set()
         without = [file.name for file in checkpoint.files if file.md5 is None]
         if checksum and without:
             refuse(
@@ -91,9 +102,7 @@ class CheckpointReader:
         ----------
         name : str
         later : bool
-            Whether its bytes may stay in the file until a kernel moves it, which nothing else
-            reads: see ``cpp/file_range.h``. They stay there if it is on the host, and stored as it
-            is.
+            Whether the tensor may be unread. It is if it is on the host, and stored as it is.
 
         Raises
         ------
@@ -116,6 +125,7 @@ class CheckpointReader:
             if later and record.encoding == "raw" and not self._checksum:
                 file = self._file(self._files[record.file])
                 if file.read_later(tensor, record.offset, _where(record)):
+                    self.unread.add(record.name)
                     return tensor
             self._fill(bytes_of(tensor), record)
             return tensor
@@ -170,6 +180,63 @@ class CheckpointReader:
         if self._open is not None:
             self._open.close()
             self._open = None
+
+
+class UnreadWeights:
+    """Those slots of a tuple whose tensors are unread.
+
+    Attributes
+    ----------
+    slots : frozenset of str
+    """
+
+    def __init__(self, slots: Iterable[str]):
+        self.slots = frozenset(slots)
+        self._lock = threading.Lock()  # who waits for it finds them read
+
+    def read(
+        self,
+        fields: tvm_ffi.Array,
+        but: Collection[str] = (),
+        check: Callable[[], object] = lambda: None,
+    ) -> None:
+        """Read them, but for those in some slots.
+
+        Parameters
+        ----------
+        fields : tvm_ffi.Array
+            The tuple.
+        but : collection of str
+        check : callable
+            Called before; it may raise.
+
+        Raises
+        ------
+        CheckpointError
+            A file has changed, or cannot be read. What is not read is still unread.
+        """
+        load_library()
+        read = tvm_ffi.get_global_func("relax_inplace.ReadNow")
+        with self._lock:
+            check()
+            for slot in sorted(self.slots.difference(but)):
+                tensor = leaf_at(fields, slot)
+                if tensor is None:
+                    continue
+                try:
+                    read(tensor)
+                except RuntimeError as error:
+                    where, _, given = str(error).partition(": ")
+                    given, _, expected = given.partition(", expected ")
+                    refuse(where, given, expected.partition(";")[0], because=error)
+                self.slots -= {slot}
+
+
+def prefetch(tensor: Any) -> None:
+    """Ask the system for the first bytes of a tensor, if it is unread: it is needed soon."""
+    if isinstance(tensor, tvm_ffi.Tensor) and is_host(tensor.device):
+        load_library()
+        tvm_ffi.get_global_func("relax_inplace.Prefetch")(tensor)
 
 
 def _where(record: StoredTensor) -> str:

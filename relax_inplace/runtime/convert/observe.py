@@ -13,6 +13,7 @@ from ..memory_sampler import MemorySampler
 from ..params import Params
 from ..progress import ProgressOption, progress_bar
 from ..report import Report
+from ..slots import leaves_of
 from ..tensor_info import TensorInfo
 from ..transform import Transform
 from .held import HeldWeight
@@ -41,10 +42,12 @@ def convert(
     params = ownership.params
     types = params._types()
     before = resident_bytes(params)
+    unread = resident_bytes(params, is_unread=True)
     is_filled = not transform.is_streamed
     total = _sum(types if is_filled else transform.params)
     names = _names_of_slots(transform, params)
-    done = converted = grown = emptied = 0
+    done = converted = emptied = 0
+    grown = unread  # the others make room for what is made of them
     ahead = _read_ahead(transform)
     trim_heap()
     with MemorySampler(device) as memory, progress_bar(progress, total, doing) as bar:
@@ -89,7 +92,7 @@ def convert(
         transform.name,
         seconds,
         converted,
-        before if is_filled else _sum(transform.weights),
+        before + unread if is_filled else _sum(transform.weights),
         before,
         resident_bytes(params),
         transform.peak + ahead if isinstance(transform.peak, int) else None,
@@ -101,13 +104,20 @@ def convert(
     )
 
 
-def resident_bytes(params: Params) -> int:
-    """The bytes of some weights; a tensor in two slots (tied weights) counts once."""
-    tensors = [one for one in params._leaves() if isinstance(one, tvm_ffi.Tensor)]
+def resident_bytes(params: Params, *, is_unread: bool = False) -> int:
+    """The bytes of the weights that have been read, or of those that have not.
+
+    A tensor in two slots (tied weights) counts once.
+    """
+    unread = () if params._unread is None else params._unread.slots
+    found = [
+        (slot, one) for slot, one in leaves_of(params._fields()) if isinstance(one, tvm_ffi.Tensor)
+    ]
     sizes: dict[int, int] = {}
-    for tensor, one in zip(tensors, params._types(), strict=True):
-        place = tensor.data_ptr()
-        sizes[place] = max(sizes.get(place, 0), one.nbytes or 0)
+    for (slot, tensor), one in zip(found, params._types(), strict=True):
+        if (slot in unread) == is_unread:
+            place = tensor.data_ptr()
+            sizes[place] = max(sizes.get(place, 0), one.nbytes or 0)
     return sum(sizes.values())
 
 

@@ -194,7 +194,7 @@ def _stop(task: Task) -> None:
 
 def _value(task: Task) -> Any:
     made = task.result
-    return made._fields() if isinstance(made, Params) else made.vm.module
+    return made.fields if isinstance(made, Params) else made.vm.module
 
 
 def _join() -> None:
