@@ -6,6 +6,8 @@ becomes float32), and no file outside the folder is opened. `make fuzz` tries 5,
 
 import contextlib
 import copy
+import functools
+import itertools
 import json
 import os
 import socket
@@ -17,7 +19,7 @@ from unittest import mock
 
 import numpy as np
 import tvm
-from compiled_transforms import arrays, transposes
+from compiled_transforms import arrays, compiled, tensors, transposes
 from hypothesis import event, example, given
 from hypothesis import strategies as st
 from profiles import examples
@@ -410,6 +412,86 @@ def test_a_file_that_changes_at_any_moment(kind, before, checksum):
                 return
         event("loaded")
         assert {name: content_of(tensor) for name, tensor in params.items()} == expected
+
+
+# --- weights that stay in their files until they are moved
+
+UNREAD = 256, 128
+
+
+@functools.cache
+def unread_transform():
+    """Three weights of 128 KB, the first and the last of which are only moved."""
+    body = """
+first = R.permute_dims(params[0])
+second = R.negative(params[1])
+third = R.permute_dims(params[2])
+return (first, second, third)
+"""
+    transform = runtime.Transform.of(compiled(tensors(*[UNREAD] * 3), body))
+    assert transform.moved == {0, 2}
+    return transform
+
+
+@functools.cache
+def unread_files():
+    """A file for each of them."""
+    transform = unread_transform()
+    with tempfile.TemporaryDirectory() as path:
+        params = runtime.Params([tvm.runtime.tensor(one) for one in arrays(transform)])
+        params._name([one.name for one in transform.weights])
+        runtime.save_params(params, path, shard_bytes=1)
+        return {one.name: one.read_bytes() for one in Path(path).iterdir()}
+
+
+@examples(100)
+@given(
+    kinds=st.lists(st.sampled_from(["as it is", *sorted(_CHANGES)]), min_size=3, max_size=3),
+    moment=st.integers(-1, 3),
+    is_converted=st.booleans(),
+)
+def test_a_file_that_changes_before_its_weight_is_moved(kinds, moment, is_converted):
+    """At any moment: each weight is the original or the converted one, or named in an error."""
+    transform = unread_transform()
+    originals = arrays(transform)
+    converted = [originals[0].T, -originals[1], originals[2].T]
+    with tempfile.TemporaryDirectory() as path:
+        folder = Path(path)
+        for name, content in unread_files().items():
+            (folder / name).write_bytes(content)
+            os.utime(folder / name, ns=(0, 0))  # so that a write at once is seen
+        files = sorted(folder.glob("params_shard_*"))
+        params = runtime.load_params(folder, CPU, transform, progress=False)
+        calls = itertools.count()
+
+        def changed(_progress=None):
+            if next(calls) == moment + 1:
+                for kind, file in zip(kinds, files, strict=True):
+                    _CHANGES.get(kind, lambda _: None)(file)
+
+        changed()
+        lost, error = (), None
+        if is_converted:
+            try:
+                runtime.transform_params(transform, params, progress=changed)
+            except runtime.TransformError as caught:
+                error, lost = caught, caught.lost
+        done = params.names if error is None and is_converted else getattr(error, "converted", ())
+        for index, name in enumerate(params.names):
+            try:
+                found = params[name]
+            except CheckpointError as refused:
+                event("not read")
+                assert "has changed" in str(refused) or "too early" in str(refused)
+                break
+            expected = converted[index] if name in done else originals[index]
+            if name in lost:
+                event("lost")
+                assert found is None
+            else:
+                assert found.numpy().tobytes() == np.ascontiguousarray(expected).tobytes()
+        else:
+            event("whole" if not lost else "lost")
 
 
 # --- what lies where a conversion is kept
