@@ -201,6 +201,7 @@ def run_both(
     span = 100 if IS_FUSED[pipeline] is not None else 3
     args = arguments([param.ty for param in function.params], sizes, span)
     leading = int(function.attrs["num_input"]) if "num_input" in function.attrs else 0
+    begin = len(NOTES)
     expected = load(before, pipeline)[name](*map(passed, args))
     weights = args[leading:]
     if len(weights) > 1 or not isinstance(weights[0], list):  # the new function takes a tuple
@@ -244,7 +245,10 @@ def run_both(
             else:
                 slots = {entry["weights"][index]["slot"] for index in left}
                 taken[leading:] = [with_unread(weights[0], slots)]
+            told = len(NOTES)
             assert_bitwise(vm[new_name](*taken), expected)
+            assert NOTES[told:] == NOTES[begin:told]
+            del NOTES[told:]
         return left
 
     has_map = vm.module.implements_function("inplace_param_map")

@@ -93,11 +93,11 @@ MOVES = ["permute", "permute", "reshape", "concat", "split", "alias", "tuple", "
 
 
 @examples(60)
-@given(transforms(kinds=MOVES), st.sampled_from(sorted(PIPELINES)))
-def test_weights_that_are_moved_from_their_files(transform, pipeline):
+@given(transforms(kinds=MOVES), st.sampled_from(sorted(PIPELINES)), st.booleans())
+def test_weights_that_are_moved_from_their_files(transform, pipeline, streamed):
     before = from_source(transform.source)
     with without_what_is_refused():
-        after = InplaceTransformParams(lazy=True)(before)
+        after = InplaceTransformParams(lazy=streamed)(before)
     note(f"{pipeline}\n{after}")
     with without_what_fuse_tir_fails_at():
-        run_both(before, after, pipeline, streamed=True)
+        run_both(before, after, pipeline, streamed=streamed)

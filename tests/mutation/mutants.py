@@ -2484,13 +2484,13 @@ MOVED_WEIGHTS = [
         ),
         (
             "a weight that is asked for twice is left unread",
-            "            and times[tensor.index] == 1\n",
+            "            and times[tensor.weight] == 1\n",
             "",
         ),
         (
             "weights are left unread where others are asked for out of sight",
-            "if self._asks_unseen:",
-            "if False:",
+            "else self._asks_unseen)",
+            "else False)",
         ),
         (
             "nobody asks by what a tuple holds",
@@ -2541,6 +2541,53 @@ MOVED_WEIGHTS = [
             "if file.read_later(tensor, record.offset, _where(record)):",
             "if False:",
         ),
+    ),
+    *_mutants(
+        "lower/tensor_trace.py",
+        ("lower/test_tensor_trace.py", "-k", "moved"),
+        (
+            "slots that may be read out of sight are left unread",
+            "(self.reads_unseen if tensor.born < 0",
+            "(False if tensor.born < 0",
+        ),
+        ("a tuple that lives on is looked at", "            and not tensor.may_live_on\n", ""),
+        ("another parameter holds weights", "if place[0].same_as(self._weights):", "if True:"),
+    ),
+    *_mutants(
+        "runtime/checkpoint/loading.py",
+        ("runtime/test_unread_weights.py",),
+        (
+            "a weight in two slots is unread",
+            "{name for name in moved if times[name] == 1}",
+            "set(moved)",
+        ),
+        ("converted weights are moved once more", " or selection.provenance is not None", ""),
+        ("all files are kept open", "list(files)[:most]", "list(files)"),
+    ),
+    *_mutants(
+        "runtime/checkpoint/reading.py",
+        ("runtime/test_unread_weights.py",),
+        ("what is read stays unread", "                self.slots -= {slot}\n", ""),
+    ),
+    *_mutants(
+        "runtime/params.py",
+        ("runtime/test_unread_weights.py",),
+        ("who waits for the lock reads what is converted", ", check=self._require_rest)", ")"),
+    ),
+    *_mutants(
+        "runtime/transform_params.py",
+        ("runtime/test_unread_weights.py",),
+        (
+            "what another transform computes with is read",
+            "_read_now(params, but=transform)",
+            "pass",
+        ),
+        ("what is compared is read", "                _read_now(owned)\n", ""),
+    ),
+    *_mutants(
+        "runtime/convert/observe.py",
+        ("runtime/test_unread_weights.py",),
+        ("what is unread is resident", "if (slot in unread) == is_unread:", "if True:"),
     ),
 ]
 

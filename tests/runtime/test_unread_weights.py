@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -397,8 +398,6 @@ def test_those_of_more_files_than_may_be_open(transform, tmp_path):
 import json, resource, sys
 import tvm
 from relax_inplace import runtime
-class transform:
-    pass
 from compiled_transforms import compiled, tensors
 from test_unread_weights import BODY, SHAPES, arrays, assert_equal, expected_of, unread
 transform = runtime.Transform.of(compiled(tensors(*SHAPES), BODY))
@@ -410,13 +409,10 @@ for limit, expected in ((7, {"0"}), (3, set()), (8, {"0", "2"})):
     assert unread(params) == expected, (limit, unread(params))
     assert_equal(runtime.transform_params(transform, params), expected_of(transform))
 """
-    folder_of_tests = os.path.dirname(__file__)
-    subprocess.run(
-        [sys.executable, "-c", script, str(folder)],
-        check=True,
-        cwd=folder_of_tests,
-        env={**os.environ, "PYTHONPATH": f"{folder_of_tests}:{os.path.dirname(folder_of_tests)}"},
-    )
+    here = Path(__file__).parent
+    path = os.pathsep.join(map(str, [here, here.parent, os.environ.get("PYTHONPATH", "")]))
+    command = [sys.executable, "-c", script, str(folder)]
+    subprocess.run(command, check=True, cwd=here, env={**os.environ, "PYTHONPATH": path})
 
 
 def test_files_are_closed_when_they_are_converted(transform, tmp_path):
