@@ -72,6 +72,7 @@ RELAX_INPLACE_TARGET inline void Exchange(Register* one, Register* other) {
 struct Place {
   char* memory;
   const int64_t* offsets;  // bytes, of each register
+  bool streams = false;    // past the caches: registers are lines
 
   RELAX_INPLACE_TARGET Register Load(int64_t i) const {
     Register loaded;
@@ -79,7 +80,11 @@ struct Place {
     return loaded;
   }
   RELAX_INPLACE_TARGET void Store(int64_t i, Register stored) const {
-    std::memcpy(memory + offsets[i], &stored, sizeof(Register));
+    if (streams) {
+      StreamRegister(memory + offsets[i], reinterpret_cast<const char*>(&stored));
+    } else {
+      std::memcpy(memory + offsets[i], &stored, sizeof(Register));
+    }
   }
 };
 
@@ -168,13 +173,14 @@ RELAX_INPLACE_TARGET inline void Store(const ExchangedTile& how, const char* til
   }
 
 RELAX_INPLACE_TARGET void Move(const ExchangedTile& how, const char* source, const char* later,
-                               char* target, bool streams) {
+                               char* target, CacheUse use) {
   constexpr int64_t kMostRegisters = (int64_t{1} << ExchangedTile::kMostBits) / (64 * kWords);
   alignas(64) Register tile[kMostRegisters];
   char* bytes = reinterpret_cast<char*>(tile);
   // Of a line that is far, all is read at once.
-  const bool loads_whole = !how.in_source.empty() && !streams;
-  const bool stores_whole = !how.in_target.empty() && !streams;
+  const bool loads_whole = !how.in_source.empty() && (!use.streams || use.is_near);
+  const bool is_of_lines = sizeof(Register) == kLine;
+  const bool stores_whole = !how.in_target.empty() && (!use.streams || is_of_lines);
   if (loads_whole) {
     for (const ExchangedTile::Run& run : how.loads) Prefetch(later + run.offset);
   } else {
@@ -189,7 +195,8 @@ RELAX_INPLACE_TARGET void Move(const ExchangedTile& how, const char* source, con
   for (size_t i = 0; i < how.steps.size(); ++i) {
     const ExchangedTile::Step& step = how.steps[i];
     const bool is_last = i + 1 == how.steps.size();
-    const Place to = is_last && stores_whole ? Place{target, how.in_target.data()} : in_tile;
+    const Place to =
+        is_last && stores_whole ? Place{target, how.in_target.data(), use.streams} : in_tile;
     const Register pattern = Register{} + (is_last ? how.pattern : 0);
     StepOf(step.one, step.two,
            std::make_index_sequence<ExchangedTile::kKinds * ExchangedTile::kKinds>())(
@@ -197,7 +204,7 @@ RELAX_INPLACE_TARGET void Move(const ExchangedTile& how, const char* source, con
     from = in_tile;
   }
   if (stores_whole) return;
-  if (streams && how.store_bytes == sizeof(Register)) {
+  if (use.streams && how.store_bytes == sizeof(Register)) {
     for (const ExchangedTile::Run& run : how.stores) {
       StreamRegister(target + run.offset, bytes + run.place);
     }

@@ -272,12 +272,12 @@ void ExchangedTile::Pair(const std::vector<Exchange>& exchanges) {
   if (steps.empty()) steps.push_back({kNothing, kNothing, 1, 2});
 }
 
-void ExchangedTile::Move(const char* source, const char* later, char* target, bool streams) const {
+void ExchangedTile::Move(const char* source, const char* later, char* target, CacheUse use) const {
 #if defined(__x86_64__) && defined(__GNUC__)
-  if (WidestRegister() == 64) return avx512::Move(*this, source, later, target, streams);
-  if (WidestRegister() == 32) return avx2::Move(*this, source, later, target, streams);
+  if (WidestRegister() == 64) return avx512::Move(*this, source, later, target, use);
+  if (WidestRegister() == 32) return avx2::Move(*this, source, later, target, use);
 #endif
-  base::Move(*this, source, later, target, streams);
+  base::Move(*this, source, later, target, use);
 }
 
 }  // namespace relax_inplace

@@ -24,6 +24,12 @@ struct TileBit {
   int64_t read;
 };
 
+/*! \brief How a move uses the caches of a processor. */
+struct CacheUse {
+  bool streams = false;  // it stores past them: the target is large, and not read again soon
+  bool is_near = false;  // the source is in one
+};
+
 /*! \brief How to move a tile. */
 class ExchangedTile {
  public:
@@ -47,9 +53,9 @@ class ExchangedTile {
   /*!
    * \brief Moves a tile whose first bits are in these bytes: `first` from where digits are 0.
    * \param later The source of a tile that is moved later.
-   * \param streams Whether to store whole lines past the caches: runs at addresses of 64 bytes.
+   * \param use If it streams, whole lines are stored: runs at addresses of 64 bytes.
    */
-  void Move(const char* source, const char* later, char* target, bool streams) const;
+  void Move(const char* source, const char* later, char* target, CacheUse use) const;
 
   /*! \brief A run: its first byte in the tile, and in the memory. */
   struct Run {

@@ -366,7 +366,7 @@ static void MoveRuns(const char* source, char* target, const Digit& rows, const 
 }
 
 void OutOfPlaceMove::MoveTiles(const char* source, char* target, const Digit& rows,
-                               const Digit& columns, bool streams) const {
+                               const Digit& columns, CacheUse use) const {
   int64_t row = 0;
   int64_t column = 0;
   for (;;) {
@@ -380,13 +380,13 @@ void OutOfPlaceMove::MoveTiles(const char* source, char* target, const Digit& ro
       column = std::min(column + tile_columns_, columns.extent - tile_columns_);
     }
     const char* later = source + Whole(column * columns.read + row * rows.read);
-    tile_->Move(from, later, to, streams && fills_lines_ && IsOnLine(to));
+    tile_->Move(from, later, to, {use.streams && fills_lines_ && IsOnLine(to), use.is_near});
     if (is_last) return;
   }
 }
 
 void OutOfPlaceMove::MovePart(const char* source, int64_t read, char* target, int64_t into,
-                              const int64_t* index, bool streams) const {
+                              const int64_t* index, CacheUse use) const {
   // The last part of a digit is longer.
   const auto of_part = [&](int64_t extent, int64_t part, int i) {
     return index[i] + 1 == grid_[grid_.size() - 3 + i].extent ? extent - index[i] * part : part;
@@ -397,23 +397,23 @@ void OutOfPlaceMove::MovePart(const char* source, int64_t read, char* target, in
   if (way_ == Way::kBits) return MovePieceByBits(piece_, source, read, target, into, bits);
   source += Whole(read);
   target += Whole(into);
-  if (way_ == Way::kTiles) return MoveTiles(source, target, rows, columns, streams);
+  if (way_ == Way::kTiles) return MoveTiles(source, target, rows, columns, use);
   switch (piece_.element / 8) {
     case 3:
-      return MoveRuns<3>(source, target, rows, columns, 3, streams);
+      return MoveRuns<3>(source, target, rows, columns, 3, use.streams);
     case 6:
-      return MoveRuns<6>(source, target, rows, columns, 6, streams);
+      return MoveRuns<6>(source, target, rows, columns, 6, use.streams);
     case 12:
-      return MoveRuns<12>(source, target, rows, columns, 12, streams);
+      return MoveRuns<12>(source, target, rows, columns, 12, use.streams);
     case 32:
-      return MoveRuns<32>(source, target, rows, columns, 32, streams);
+      return MoveRuns<32>(source, target, rows, columns, 32, use.streams);
     default:
-      return MoveRuns<0>(source, target, rows, columns, bits / 8, streams);
+      return MoveRuns<0>(source, target, rows, columns, bits / 8, use.streams);
   }
 }
 
 void OutOfPlaceMove::MoveParts(const char* source, char* target, int64_t begin, int64_t end,
-                               bool streams) const {
+                               CacheUse use) const {
   std::array<int64_t, kMostDigits> index;
   int64_t read = piece_.read;
   int64_t into = piece_.into;
@@ -424,7 +424,7 @@ void OutOfPlaceMove::MoveParts(const char* source, char* target, int64_t begin, 
     into += index[i] * grid_[i].into;
   }
   for (int64_t part = begin; part < end; ++part) {
-    MovePart(source, read, target, into, &index[grid_.size() - 3], streams);
+    MovePart(source, read, target, into, &index[grid_.size() - 3], use);
     for (size_t i = grid_.size(); i-- > 0;) {  // the next part
       read += grid_[i].read;
       into += grid_[i].into;
@@ -440,13 +440,13 @@ void OutOfPlaceMove::Run(const char* source, char* target, int threads) const {
   const bool streams = bytes_ >= kStreamFrom;
   const int64_t grain = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, bytes_ / parts_));
   ShareOut(threads, parts_, grain, [&](int, int64_t begin, int64_t end) {
-    MoveParts(source, target, begin, end, streams);
+    MoveParts(source, target, begin, end, {streams});
     if (streams) EndStream();
   });
 }
 
 void OutOfPlaceMove::RunInCache(const char* source, char* target, bool streams) const noexcept {
-  MoveParts(source, target, 0, parts_, streams);
+  MoveParts(source, target, 0, parts_, {streams, true});
   if (streams) EndStream();
 }
 

@@ -68,11 +68,11 @@ class OutOfPlaceMove {
   bool PlanTiles();
   void PlanBits();
   void Cut(int64_t part_rows, int64_t part_columns, int64_t part_bits);
-  void MoveParts(const char* source, char* target, int64_t begin, int64_t end, bool streams) const;
+  void MoveParts(const char* source, char* target, int64_t begin, int64_t end, CacheUse use) const;
   void MovePart(const char* source, int64_t read, char* target, int64_t into, const int64_t* index,
-                bool streams) const;
+                CacheUse use) const;
   void MoveTiles(const char* source, char* target, const Digit& rows, const Digit& columns,
-                 bool streams) const;
+                 CacheUse use) const;
 
   Piece piece_;  // of kBits: of a part
   Way way_;
