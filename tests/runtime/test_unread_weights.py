@@ -12,7 +12,7 @@ import pytest
 import tvm
 import tvm_ffi
 from compiled_transforms import arrays, compiled, module, tensors
-from memory import needs_clear_refs
+from memory import extra_mb, in_fresh_process, needs_clear_refs
 from tvm import relax
 from tvm.script import from_source
 
@@ -23,6 +23,7 @@ from relax_inplace.runtime import (
     TransformError,
     TransformInterrupted,
     load_params,
+    load_transform,
     save_params,
     transform_params,
 )
@@ -151,31 +152,26 @@ def test_a_stop_leaves_the_others_in_their_files(transform, folder):
         assert_equal([found], [expected[index]])
 
 
+def _extra_of_both(folder):
+    """In a fresh process: of loading, and of converting, in MB above what was resident before."""
+    large = load_transform(f"{folder}/lib.so", CPU)
+    loaded = []
+    load = extra_mb(lambda: loaded.append(load_params(folder, CPU, large)))
+    return load, extra_mb(lambda: transform_params(large, loaded[0]))
+
+
 @needs_clear_refs
-def test_they_pass_through_memory_once(transform, tmp_path):
-    """In a fresh process: 64 MB, which are resident when they are converted, and not before."""
+def test_they_pass_through_memory_once(tmp_path):
+    """64 MB, which are resident when they are converted, and not before."""
     types = tensors(*[(2048, 2048)] * 4)
     body = "".join(f"t{i} = R.permute_dims(params[{i}])\n" for i in range(4))
     mod = InplaceTransformParams()(module(types, body + "return (t0, t1, t2, t3)"))
     executable = tvm.compile(mod, "llvm")
     executable.export_library(str(tmp_path / "lib.so"))
     saved(Transform.of(relax.VirtualMachine(executable, CPU)), tmp_path)
-    script = """
-import sys
-import psutil, tvm
-from relax_inplace import runtime
-transform = runtime.load_transform(sys.argv[1] + "/lib.so", "cpu")
-resident = lambda: psutil.Process().memory_info().rss
-def highest():
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) * 1024
-before = resident()
-params = runtime.load_params(sys.argv[1], "cpu", transform)
-assert resident() - before < 4 << 20, "loaded"
-runtime.transform_params(transform, params)
-assert highest() - before < (64 + 8) << 20, "converted"
-"""
-    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True)
+    load, convert = in_fresh_process(_extra_of_both, tmp_path)
+    assert load < 4
+    assert 64 <= convert < 64 + 8
 
 
 # -- read when one is asked for --------------------------------------------------------------------
